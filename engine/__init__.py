@@ -1,0 +1,1 @@
+"""The background process that loads models, samples and trains. No Qt, no database."""

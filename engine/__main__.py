@@ -1,0 +1,60 @@
+"""``python -m engine RUN_DIR`` trains; ``python -m engine serve SOCKET`` samples and scores for the window."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def prepare_environment() -> None:
+    """Set what libraries read when they load; what the user set stays. Must run before torch is imported."""
+    wanted = {
+        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads would starve the window
+        "OMP_NUM_THREADS": str(physical_cores()),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    }
+    if Path("/dev/nvidia0").exists():
+        wanted["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+
+
+def physical_cores() -> int:
+    """Return the physical cores that this process may use."""
+    import psutil
+
+    physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
+    return max(1, min(physical, allowed))
+
+
+def main(arguments: list[str]) -> int:
+    """Train or serve; return the exit code."""
+    prepare_environment()
+    os.umask(0o077)
+    if len(arguments) == 2 and arguments[0] == "serve":
+        import faulthandler
+
+        faulthandler.enable()
+        from engine.serve import serve
+
+        serve(Path(arguments[1]))
+        return 0
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print("usage: python -m engine RUN_DIR | python -m engine serve SOCKET", file=sys.stderr)
+        return 2
+    from engine.job import train
+
+    return train(Path(arguments[0]))
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # everything is on disk; tearing torch down takes seconds

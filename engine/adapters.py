@@ -1,0 +1,328 @@
+"""Many named LoRA adapters on one frozen base: policy, reference, reward and value from the same weights.
+
+peft makes the layers and is the file format; what is ours is the switch. peft's ``set_adapter`` turns
+``requires_grad`` on and off as it switches, so switching between a forward and its backward pass loses gradients
+without a word (peft issues 2832 and 2807). Here one object says which adapter is active, every LoRA layer reads it in
+its forward pass, and no parameter's ``requires_grad`` ever changes after it was made. A gradient-checkpointed
+forward remembers its adapter and recomputes with that one. A backward pass therefore always reaches the adapter that
+made the forward pass, whatever was switched in between.
+
+LoRA weights are fp32 masters, cast to the base's dtype as they are used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.base_model import LoadedBase
+from engine.heads import HEAD_KEY
+from engine.lora_linear import lora_linear
+from workbench.errors import UserError
+
+_PREFIX = "base_model.model."
+_UNSUPPORTED = ("use_dora", "lora_bias", "use_qalora", "alora_invocation_tokens", "trainable_token_indices")
+
+
+@dataclass
+class _Switch:
+    """What every LoRA layer reads. ``active`` is an adapter's name, or None for the bare base."""
+
+    active: str | None = None
+
+
+class _Recompute:
+    """Runs a checkpointed recomputation under the adapter of its forward pass; may be entered again."""
+
+    def __init__(self, switch: _Switch, name: str | None) -> None:
+        self._switch, self._name, self._before = switch, name, switch.active
+
+    def __enter__(self) -> None:
+        self._before, self._switch.active = self._switch.active, self._name
+
+    def __exit__(self, *_: object) -> None:
+        self._switch.active = self._before
+
+
+class Adapters:
+    """The adapters of one base. Names are ours (``policy``, ``reference``, ``reward``, ``value``, ...)."""
+
+    def __init__(self, base: LoadedBase) -> None:
+        self.base = base
+        self.configs: dict[str, Any] = {}
+        self._trainable: dict[str, bool] = {}
+        self._switch = _Switch()
+        self._checkpointing = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The adapters that exist."""
+        return tuple(self.configs)
+
+    @property
+    def active(self) -> str | None:
+        """The adapter in use, None for the bare base."""
+        return self._switch.active
+
+    def add(self, name: str, *, rank: int, alpha: int, trainable: bool, seed: int = 0) -> None:
+        """Make a new adapter on all linear layers but the LM head. It starts as no change (B = 0)."""
+        from peft import LoraConfig
+
+        config = LoraConfig(
+            r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        self._inject(name, config)
+        source = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for _, layer in self._layers(name):
+                first, second = layer.lora_A[name].weight, layer.lora_B[name].weight
+                bound = 1 / math.sqrt(first.shape[1])  # kaiming_uniform(a=sqrt(5)), as peft and LoRA do
+                first.copy_(torch.empty(first.shape).uniform_(-bound, bound, generator=source))
+                second.zero_()
+        self._set_trainable(name, trainable)
+
+    def load(self, name: str, folder: str | Path, *, trainable: bool) -> None:
+        """Load a plain peft LoRA adapter. Raises UserError when it does not fit this base or uses what we do not."""
+        folder = Path(folder)
+        config, tensors = _read(folder)
+        config.target_modules = self._target_modules(tensors)
+        self._inject(name, config)
+        try:
+            self._fill(name, tensors, folder.name)
+        except UserError:
+            self.remove(name)
+            raise
+        self._set_trainable(name, trainable)
+
+    def copy(self, source: str, name: str, *, trainable: bool) -> None:
+        """Make ``name`` an adapter with the same weights as ``source``."""
+        self._inject(name, copy.deepcopy(self.configs[source]))
+        with torch.no_grad():
+            for _, layer in self._layers(name):
+                layer.lora_A[name].weight.copy_(layer.lora_A[source].weight)
+                layer.lora_B[name].weight.copy_(layer.lora_B[source].weight)
+        self._set_trainable(name, trainable)
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter and give its memory back."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft says which adapter it activates instead; ours is the switch
+            for _, layer in list(self._layers(name)):
+                layer.delete_adapter(name)
+        self.base.model.peft_config.pop(name, None)
+        self.configs.pop(name, None)
+        self._trainable.pop(name, None)
+        self._apply_trainable()
+        if self._switch.active == name:
+            self._switch.active = None
+
+    @contextlib.contextmanager
+    def use(self, name: str | None) -> Iterator[None]:
+        """Run forward passes under an adapter (None: the bare base); the one before is restored afterwards."""
+        if name is not None and name not in self.configs:
+            raise KeyError(f"there is no adapter {name!r}")
+        before = self._switch.active
+        self._switch.active = name
+        try:
+            yield
+        finally:
+            self._switch.active = before
+
+    def parameters(self, name: str) -> list[nn.Parameter]:
+        """The fp32 masters of an adapter, in a fixed order. Optimisers and clipping take this list, nothing else."""
+        return [
+            one for _, layer in self._layers(name) for one in (layer.lora_A[name].weight, layer.lora_B[name].weight)
+        ]
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        """The weights by their names in a peft file (not copies)."""
+        found: dict[str, Tensor] = {}
+        for path, layer in self._layers(name):
+            found[f"{_PREFIX}{path}.lora_A.weight"] = layer.lora_A[name].weight.detach()
+            found[f"{_PREFIX}{path}.lora_B.weight"] = layer.lora_B[name].weight.detach()
+        return found
+
+    def restore(self, name: str, folder: str | Path) -> None:
+        """Put the weights of a checkpoint back into an existing adapter of the same shape."""
+        _, tensors = _read(Path(folder))
+        self._fill(name, tensors, Path(folder).name)
+
+    def save(self, name: str, folder: str | Path, head: Tensor | None = None) -> None:
+        """Write an adapter as a plain peft folder; with ``head`` [1, D] as a sequence-classification adapter.
+
+        Such a folder loads with ``AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)`` and
+        ``PeftModel.from_pretrained``.
+        """
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {key: value.float().cpu().contiguous() for key, value in self.state(name).items()}
+        config = copy.deepcopy(self.configs[name])
+        config.target_modules = self._target_modules(tensors)
+        config.inference_mode = True
+        config.base_model_name_or_path = self.base.path or None
+        config.task_type, config.modules_to_save = "CAUSAL_LM", None
+        if head is not None:
+            tensors[HEAD_KEY] = head.detach().float().cpu().reshape(1, -1).contiguous()
+            config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
+        save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
+        config.save_pretrained(str(folder))
+
+    def hidden(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, **more: Any
+    ) -> Tensor:
+        """Final hidden states [B, T, D] under the active adapter; the LM head is not run.
+
+        input_ids [B, T]; attention_mask [B, T], True (or 1) at real tokens. Right padding needs no mask in a causal
+        model, since no real token looks to its right: such a mask is dropped and attention stays on its fast path.
+        Outputs at padding are meaningless.
+        """
+        if attention_mask is not None and (attention_mask[:, 1:] <= attention_mask[:, :-1]).all():
+            attention_mask = None
+        if attention_mask is not None:
+            attention_mask = attention_mask.long()
+            if position_ids is None:
+                position_ids = (attention_mask.cumsum(1) - 1).clamp_(min=0)
+        output = self.base.decoder(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=more.pop("use_cache", False),
+            **more,
+        )
+        return output.last_hidden_state
+
+    def checkpointing(self, on: bool) -> None:
+        """Recompute activations in the backward pass, from now on. Sampling must switch it off: it has no KV cache."""
+        if on == self._checkpointing:
+            return
+        self._checkpointing = on
+        model = self.base.model
+        if on:
+            model.gradient_checkpointing_enable(
+                {"use_reentrant": False, "preserve_rng_state": False, "context_fn": self._recompute_contexts}
+            )
+            model.train()  # transformers checkpoints in train mode only; every dropout is 0
+        else:
+            model.gradient_checkpointing_disable()
+            model.eval()
+
+    def _recompute_contexts(self) -> tuple[Any, Any]:
+        return contextlib.nullcontext(), _Recompute(self._switch, self._switch.active)
+
+    def _layers(self, name: str) -> Iterator[tuple[str, Any]]:
+        for path, module in self.base.model.named_modules():
+            if hasattr(module, "lora_A") and name in module.lora_A:
+                yield path, module
+
+    def _inject(self, name: str, config: Any) -> None:
+        from peft import inject_adapter_in_model
+
+        if name in self.configs:
+            raise ValueError(f"adapter {name!r} exists")
+        config.inference_mode = False
+        config.modules_to_save = None
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft warns of every second adapter, which is what we are for
+            try:
+                inject_adapter_in_model(config, self.base.model, name)
+            except ValueError as error:
+                raise UserError(
+                    "The adapter does not fit this base model", str(error), "choose the base that it was trained on"
+                ) from error
+        self.configs[name] = config
+        for _, layer in self._layers(name):
+            for part in (layer.lora_A[name], layer.lora_B[name]):
+                part.float()
+                part.to(self.base.device)
+            if not isinstance(layer.forward, partial):
+                layer.forward = partial(_lora_forward, layer, self._switch)
+
+    def _set_trainable(self, name: str, trainable: bool) -> None:
+        self._trainable[name] = trainable
+        self._apply_trainable()
+
+    def _apply_trainable(self) -> None:
+        """Undo what peft did to ``requires_grad`` as it added or removed an adapter."""
+        self.base.model.requires_grad_(False)
+        for name, trainable in self._trainable.items():
+            for parameter in self.parameters(name):
+                parameter.requires_grad_(trainable)
+
+    def _target_modules(self, tensors: dict[str, Tensor]) -> list[str]:
+        """Name the layers that a file has weights for: by last names where those name no other layer, else in full."""
+        paths = {key.removeprefix(_PREFIX).rsplit(".lora_", 1)[0] for key in tensors if ".lora_" in key}
+        short = {path.rsplit(".", 1)[-1] for path in paths}
+        named = {path for path, _ in self.base.model.named_modules() if path.rsplit(".", 1)[-1] in short}
+        return sorted(short if named == paths else paths)
+
+    def _fill(self, name: str, tensors: dict[str, Tensor], source: str) -> None:
+        wanted = self.state(name)
+        given = {key: value for key, value in tensors.items() if key != HEAD_KEY}
+        missing = wanted.keys() - given.keys()
+        strange = given.keys() - wanted.keys()
+        wrong = [key for key in wanted.keys() & given.keys() if wanted[key].shape != given[key].shape]
+        if missing or strange or wrong:
+            example = next(iter([*sorted(missing), *sorted(strange), *wrong]))
+            raise UserError(
+                f"The adapter in {source} does not fit this base model",
+                f"{len(missing)} weights are missing, {len(strange)} unknown, {len(wrong)} of another shape, "
+                f"for instance {example}",
+                "choose the base that it was trained on",
+            )
+        with torch.no_grad():
+            for key, target in wanted.items():
+                target.copy_(given[key])
+
+
+def _lora_forward(layer: Any, switch: _Switch, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """``W x + scaling * B A x`` with the active adapter, all in the base's dtype."""
+    name = switch.active
+    if name is None or name not in layer.lora_A:
+        result: Tensor = layer.base_layer(x, *args, **kwargs)
+        return result
+    first, second = layer.lora_A[name].weight, layer.lora_B[name].weight
+    return lora_linear(layer.base_layer, x, first, second, layer.scaling[name])
+
+
+def _read(folder: Path) -> tuple[Any, dict[str, Tensor]]:
+    from peft import LoraConfig
+    from safetensors.torch import load_file
+
+    try:
+        raw = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        tensors = load_file(str(folder / "adapter_model.safetensors"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"The adapter in {folder} cannot be read", str(error), "restore it from a checkpoint or import it again"
+        ) from error
+    except Exception as error:  # safetensors has its own error type
+        raise UserError(f"The adapter in {folder} is damaged", str(error), "import it again") from error
+    if raw.get("peft_type") != "LORA":
+        raise UserError(
+            f"The adapter in {folder.name} cannot be used",
+            f"it is of type {raw.get('peft_type')}",
+            "choose a LoRA adapter",
+        )
+    odd = [key for key in _UNSUPPORTED if raw.get(key)]
+    odd += [key for key in tensors if ".lora_A." not in key and ".lora_B." not in key and key != HEAD_KEY]
+    if odd:
+        raise UserError(
+            f"The adapter in {folder.name} cannot be used", f"it has {odd[0]}", "choose a plain LoRA adapter"
+        )
+    known = {key: value for key, value in raw.items() if key in LoraConfig.__dataclass_fields__}
+    known |= {"lora_dropout": 0.0, "modules_to_save": None, "exclude_modules": None}
+    known |= {"layers_to_transform": None, "layers_pattern": None}  # the file's own keys say which layers
+    return LoraConfig(**known), tensors

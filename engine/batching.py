@@ -1,0 +1,133 @@
+"""Which rows make which batch: bucketed by length, fixed by the seed, and resumable by position alone.
+
+An epoch is shuffled, cut into windows of several batches, each window sorted by length and cut into batches, and the
+batches shuffled again: rows of one batch are of similar length (little padding), and the order is still random.
+Everything follows from ``(seed, epoch)``, so the batch of a step can be named without having run the steps before.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.masking import Example
+
+WINDOW_BATCHES = 8
+"""Batches that are sorted by length together."""
+PAD_ID = 0
+"""What fills padding. Any id would do: masks come from lengths, never from ids (pad may equal EOS)."""
+
+
+class Schedule:
+    """Row indices of every optimiser step.
+
+    Args:
+        lengths: tokens of each row.
+        batch: rows per step.
+        epochs: passes over the rows; a fraction ends within an epoch.
+        max_steps: end after so many steps; 0 for no limit.
+        seed: fixes the order.
+        units: rows that should stay together (the pairs of one ranking) share a value; None: every row alone.
+        fixed: the same rows share a batch in every epoch, and only the order of the batches changes. DPO needs it:
+            its reference log-probabilities are computed once, in exactly the batches of the policy.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        *,
+        batch: int,
+        epochs: float,
+        max_steps: int = 0,
+        seed: int = 0,
+        units: Sequence[str] | None = None,
+        fixed: bool = False,
+    ) -> None:
+        self._steps: list[list[int]] = []
+        self._epoch_ends: list[float] = []
+        wanted = epochs * len(lengths)  # rows
+        seen = 0
+        epoch = 0
+        while seen < wanted - 1e-9 and lengths:
+            source = random.Random(f"{seed}/{epoch}")
+            batches = _batches(lengths, batch, random.Random(f"{seed}") if fixed else source, units)
+            source.shuffle(batches)
+            for rows in batches:
+                if seen >= wanted - 1e-9 or (max_steps and len(self._steps) == max_steps):
+                    break
+                self._steps.append(rows)
+                seen += len(rows)
+                self._epoch_ends.append(seen / len(lengths))
+            epoch += 1
+            if max_steps and len(self._steps) == max_steps:
+                break
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return len(self._steps)
+
+    def rows(self, step: int) -> list[int]:
+        """Row indices of a step (0-based)."""
+        return self._steps[step]
+
+    def epoch(self, step: int) -> float:
+        """Passes over the data when ``step`` steps are done."""
+        return self._epoch_ends[step - 1] if step else 0.0
+
+
+def by_length(lengths: Sequence[int], batch: int) -> list[list[int]]:
+    """Every row once, longest first, in batches: for evaluation and for the reference pass."""
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    return [order[start : start + batch] for start in range(0, len(order), batch)]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Right-padded rows."""
+
+    input_ids: Tensor  # [B, T] int64
+    attention_mask: Tensor  # [B, T] bool, True at real tokens
+    loss_mask: Tensor  # [B, T] bool, True where the token is trained; False at position 0 and at padding
+
+    @property
+    def real_tokens(self) -> int:
+        """Tokens that are not padding."""
+        return int(self.attention_mask.sum())
+
+
+def collate(examples: Sequence[Example], device: torch.device) -> Batch:
+    """Pad examples on the right to their longest."""
+    longest = max(len(one.input_ids) for one in examples)
+    ids = torch.full((len(examples), longest), PAD_ID, dtype=torch.long)
+    attention = torch.zeros(len(examples), longest, dtype=torch.bool)
+    loss = torch.zeros(len(examples), longest, dtype=torch.bool)
+    for row, one in enumerate(examples):
+        length = len(one.input_ids)
+        ids[row, :length] = torch.tensor(one.input_ids, dtype=torch.long)
+        attention[row, :length] = True
+        loss[row, 1:length] = torch.tensor(one.mask[1:], dtype=torch.bool)
+    return Batch(ids.to(device), attention.to(device), loss.to(device))
+
+
+def _batches(lengths: Sequence[int], batch: int, source: random.Random, units: Sequence[str] | None) -> list[list[int]]:
+    together: dict[object, list[int]] = {}
+    for index in range(len(lengths)):
+        together.setdefault(units[index] if units else index, []).append(index)
+    groups = list(together.values())
+    source.shuffle(groups)
+    flat: list[int] = []
+    window: list[list[int]] = []
+    rows_in_window = 0
+    for place, group in enumerate(groups, 1):
+        window.append(group)
+        rows_in_window += len(group)
+        if rows_in_window >= WINDOW_BATCHES * batch or place == len(groups):
+            window.sort(key=lambda rows: -max(lengths[index] for index in rows))
+            flat.extend(index for rows in window for index in rows)
+            window, rows_in_window = [], 0
+    return [flat[start : start + batch] for start in range(0, len(flat), batch)]

@@ -1,0 +1,55 @@
+"""What the model under training says to a few fixed prompts, for the eye: at the end, and whenever it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine.adapters import Adapters
+from engine.generate import generate
+from engine.masking import prompt_ids
+from engine.session import Session
+from workbench.protocol import Sample
+from workbench.records import Message, Sampling
+from workbench.run_folder import Row
+
+PROMPTS = 4
+NEW_TOKENS = 64
+
+
+def write_eval_samples(session: Session, adapters: Adapters, name: str, step: int) -> None:
+    """Answer the first held-out prompts (the first training prompts where none is held out) and keep the answers.
+
+    The same prompts and seeds at every step, so that answers can be compared over a run. Draws from generators of its
+    own: training does not notice.
+    """
+    rows = _first_prompts([*session.rows("heldout"), *session.rows("train")])
+    if not rows:
+        return
+    base = adapters.base
+    length = min(NEW_TOKENS, base.context // 2)
+    prompts = [prompt_ids(base.tokenizer, row.prompt, base.context - length)[0] for row in rows]
+    sampling = Sampling(temperature=0.7, max_new_tokens=length, seed=session.recipe.seed)
+    with adapters.use(name):
+        answers = generate(base, prompts, sampling)
+    ends = set(base.tokenizer.all_special_ids)
+    samples = []
+    for row, (answer, *_) in zip(rows, answers, strict=True):
+        kept = [one for one in answer.ids if one not in ends]
+        text = base.tokenizer.decode(kept)
+        samples.append(
+            Sample(step=step, prompt_id=row.id, prompt=_question(row.prompt), response=text, ended=answer.ended)
+        )
+    session.write_samples(step, samples)
+
+
+def _first_prompts(rows: Sequence[Row]) -> list[Row]:
+    found: dict[tuple[Message, ...], Row] = {}
+    for row in rows:
+        found.setdefault(row.prompt, row)
+        if len(found) == PROMPTS:
+            break
+    return list(found.values())
+
+
+def _question(messages: Sequence[Message]) -> str:
+    return next((one.content for one in reversed(messages) if one.role == "user"), "")

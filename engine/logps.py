@@ -1,0 +1,146 @@
+"""Log-probabilities of tokens from hidden states, in chunks: the [B, T, V] logits never exist.
+
+``d log p(y|h) / dh = (W_y - sum_v p_v W_v) / temperature``, so the forward pass can keep that one vector per token
+([N, D]) and the backward pass only scales it: two products with the head instead of the three that recomputing the
+logits costs, and the same memory. Softmax and logsumexp are fp32 (fp64 for an fp64 model).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_ROWS = 512
+"""Rows whose logits are held at once."""
+VOCABULARY_BLOCK = 2048
+"""On a CPU the vocabulary is walked in blocks that stay in its cache: 512 x 2048 in fp32 are 4 MB. A GPU takes it
+whole: 512 x 49152 are 100 MB."""
+
+
+class _TokenLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float, chunk: int, wants_grad: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        rows = hidden.shape[0]
+        wide = _wide(hidden.dtype)
+        logps = torch.empty(rows, dtype=wide, device=hidden.device)
+        entropy = torch.empty_like(logps)
+        correct = torch.empty(rows, dtype=torch.bool, device=hidden.device)
+        slope = torch.empty_like(hidden) if wants_grad else None
+        even = -(-rows // max(1, -(-rows // chunk)))  # chunks of equal size: a short last one multiplies badly
+        for start in range(0, rows, max(1, even)):
+            part = slice(start, start + even)
+            logps[part], entropy[part], correct[part], mean = _softmax_stats(
+                hidden[part], targets[part], weight, temperature, wants_grad
+            )
+            if slope is not None and mean is not None:
+                slope[part] = (weight[targets[part]] - mean) / temperature
+        if slope is not None:
+            ctx.save_for_backward(slope)
+        ctx.mark_non_differentiable(entropy, correct)
+        return logps, entropy, correct
+
+    @staticmethod
+    def backward(ctx: Any, grad_logps: Tensor, *_: Any) -> tuple[Tensor, None, None, None, None, None]:
+        (slope,) = ctx.saved_tensors
+        return slope * grad_logps[:, None].to(slope.dtype), None, None, None, None, None
+
+
+def _softmax_stats(
+    hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float, wants_mean: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """One pass over the vocabulary in blocks, with a running maximum (Milakov & Gimelshein 2018).
+
+    Returns (log p(target) [N], entropy [N], target is the argmax [N], ``sum_v p_v W_v`` [N, D] or None).
+    """
+    size = weight.shape[0]
+    block = size if hidden.is_cuda else VOCABULARY_BLOCK
+    top = torch.full(targets.shape, -torch.inf, dtype=_wide(hidden.dtype), device=hidden.device)
+    norm, energy, chosen = torch.zeros_like(top), torch.zeros_like(top), torch.zeros_like(top)
+    mean = torch.zeros(hidden.shape, dtype=top.dtype, device=hidden.device) if wants_mean else None
+    for start in range(0, size, block):
+        part = weight[start : start + block]
+        logits = head_logits(hidden, part)
+        if temperature != 1.0:
+            logits /= temperature
+        higher = torch.maximum(top, logits.amax(1))
+        shrink = torch.exp(top - higher)
+        here = targets - start
+        inside = (here >= 0) & (here < len(part))
+        picked = logits.gather(1, here.clamp(0, len(part) - 1)[:, None]).squeeze(1)
+        chosen = torch.where(inside, picked, chosen)
+        powers = logits.sub_(higher[:, None]).exp()
+        mass = powers.sum(1)
+        energy = energy * shrink + torch.einsum("nv,nv->n", powers, logits) + higher * mass
+        norm = norm * shrink + mass
+        if mean is not None:
+            mean = _accumulate(mean * shrink[:, None], powers, part)
+        top = higher
+    log_norm = top + norm.log()
+    return chosen - log_norm, log_norm - energy / norm, chosen >= top, None if mean is None else mean / norm[:, None]
+
+
+def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    if right.dtype == total.dtype:
+        return total.addmm_(left, right)
+    return total + (left.to(right.dtype) @ right)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:
+    """Logits [N, V] in fp32 (fp64 for an fp64 model); low-precision products accumulate in fp32 where they can."""
+    if hidden.dtype in (torch.float32, torch.float64):
+        return hidden @ weight.T
+    if hidden.device.type == "cuda":
+        return torch.mm(hidden, weight.T, out_dtype=torch.float32)
+    return (hidden @ weight.T).float()
+
+
+def token_logps(
+    hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float = 1.0, chunk: int = CHUNK_ROWS
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target, and the entropy of the distribution it was drawn from.
+
+    Args:
+        hidden: [N, D] final hidden states at the positions that predict the targets.
+        targets: [N] token ids.
+        weight: [V, D] LM head, frozen.
+        temperature: divides the logits; 1 in SFT and DPO, the sampling temperature in PPO.
+        chunk: rows of logits held at once.
+
+    Returns:
+        (logps [N], entropy [N]), nats, fp32. Only logps carry a gradient.
+    """
+    logps, entropy, _ = token_stats(hidden, targets, weight, temperature, chunk)
+    return logps, entropy
+
+
+def token_stats(
+    hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float = 1.0, chunk: int = CHUNK_ROWS
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`token_logps`, and whether each target is the argmax ([N] bool)."""
+    wants_grad = hidden.requires_grad and torch.is_grad_enabled()
+    logps, entropy, correct = _TokenLogps.apply(hidden, targets, weight.detach(), temperature, chunk, wants_grad)
+    return logps, entropy, correct
+
+
+def predicting(hidden: Tensor, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Pick the hidden states that predict the tokens under ``mask``, and those tokens.
+
+    hidden [B, T, D], input_ids [B, T], mask [B, T] True where the token counts. Row-major order. Returns
+    (hidden [N, D], targets [N]). The first token of a row is predicted by nothing and never counts.
+    """
+    keep = mask[:, 1:]
+    return hidden[:, :-1][keep], input_ids[:, 1:][keep]
+
+
+def summed_logps(logps: Tensor, mask: Tensor) -> Tensor:
+    """Sum token log-probabilities ([N], row-major over ``mask[:, 1:]``) per row. Returns [B], fp32 or wider."""
+    keep = mask[:, 1:]
+    return torch.zeros(keep.shape, dtype=logps.dtype, device=logps.device).masked_scatter(keep, logps).sum(1)

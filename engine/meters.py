@@ -1,0 +1,130 @@
+"""Metrics as sums and counts, divided once per report, over real tokens and every micro-batch."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class Meters:
+    """Collects values between reports. Sums stay on the device: nothing waits for it until :meth:`flush`."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._lows: dict[str, Tensor] = {}
+        self._highs: dict[str, Tensor] = {}
+
+    def add(self, key: str, values: Tensor | float) -> None:
+        """Add values (any shape), each of which counts once."""
+        if isinstance(values, Tensor):
+            detached = values.detach()
+            self.add_sum(key, detached.sum(dtype=_wide(detached)), detached.numel())
+        else:
+            self.add_sum(key, values, 1)
+
+    def add_sum(self, key: str, total: Tensor | float, count: int) -> None:
+        """Add a sum over ``count`` values."""
+        value = torch.as_tensor(total, dtype=torch.float64).detach()
+        self._sums[key] = self._sums[key] + value if key in self._sums else value
+        self._counts[key] = self._counts.get(key, 0) + count
+
+    def add_low(self, key: str, values: Tensor) -> None:
+        """Remember the lowest value."""
+        low = values.detach().min()
+        self._lows[key] = torch.minimum(self._lows[key], low) if key in self._lows else low
+
+    def add_high(self, key: str, values: Tensor) -> None:
+        """Remember the highest value."""
+        high = values.detach().max()
+        self._highs[key] = torch.maximum(self._highs[key], high) if key in self._highs else high
+
+    def reset(self) -> None:
+        """Forget everything since the last report."""
+        for store in (self._sums, self._counts, self._lows, self._highs):
+            store.clear()
+
+    def flush(self, prefix: str = "") -> dict[str, float]:
+        """Return each mean (and lowest and highest) since the last report, and begin anew. Empty keys are left out."""
+        values = {
+            prefix + key: float(total) / self._counts[key] for key, total in self._sums.items() if self._counts[key]
+        }
+        values |= {prefix + key: float(value) for store in (self._lows, self._highs) for key, value in store.items()}
+        self.reset()
+        return values
+
+
+class Throughput:
+    """Real tokens and rows a second since the last report, and tokens since the run's first start."""
+
+    def __init__(self, num_tokens: int = 0) -> None:
+        self.num_tokens = num_tokens
+        self._tokens = 0
+        self._rows = 0
+        self._since = time.perf_counter()
+
+    def add(self, tokens: int, rows: int) -> None:
+        """Count what was passed through the model."""
+        self.num_tokens += tokens
+        self._tokens += tokens
+        self._rows += rows
+
+    def restart(self) -> None:
+        """Begin measuring now: what came before (evaluation, saving, a pause) is not training time."""
+        self._since = time.perf_counter()
+
+    def flush(self) -> dict[str, float]:
+        """Return the three numbers and begin anew."""
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        values = {
+            "num_tokens": float(self.num_tokens),
+            "perf/tokens_per_s": self._tokens / seconds,
+            "perf/samples_per_s": self._rows / seconds,
+        }
+        self._tokens = self._rows = 0
+        self.restart()
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A share and its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def wilson(successes: float, trials: int, z: float = 1.959963984540054) -> Interval:
+    """Wilson's score interval of a share (Wilson 1927): sound for few trials and shares near 0 or 1."""
+    if trials <= 0:
+        return Interval(0.0, 0.0, 1.0)
+    share = successes / trials
+    middle = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    reach = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    return Interval(share, max(0.0, middle - reach), min(1.0, middle + reach))
+
+
+def calibration_error(margins: Tensor, bins: int = 10) -> float:
+    """Expected calibration error of ``sigmoid(r_c - r_r)`` as the probability that the chosen one is better.
+
+    The reward model names a winner with confidence ``max(p, 1-p)`` in [0.5, 1]; in each of ``bins`` equal bins the
+    mean confidence is compared with how often the winner was the chosen one; the gaps are weighted by the bins'
+    shares (Guo et al. 2017, eq. 3). margins: [P]. Ties are wrong.
+    """
+    margins = margins.detach().double().cpu()
+    if margins.numel() == 0:
+        return 0.0
+    confidence = torch.sigmoid(margins.abs())
+    right = (margins > 0).double()
+    place = ((confidence - 0.5) * 2 * bins).long().clamp_(0, bins - 1)
+    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, right - confidence)
+    return float(gaps.abs().sum() / margins.numel())
+
+
+def _wide(values: Tensor) -> torch.dtype:
+    return torch.float64 if values.dtype == torch.float64 else torch.float32

@@ -1,0 +1,389 @@
+"""PPO against a reward model or a rule, on a KL leash to the starting model (Ziegler 2019, InstructGPT, N+).
+
+A step is one rollout: **rollout** draws responses and measures them with the training forward, **score** asks the
+reward model, **advantage** turns scores and KL into targets, **update** makes ``ppo_epochs x mini_batches`` optimiser
+steps. Policy, reference, reward and value are adapters on one base (:mod:`engine.ppo_models`).
+
+Everything random follows from (seed, step), so a resumed run needs the models and optimisers alone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from engine.advantages import Advantages, adapted_kl_coefficient, kl_per_token, rollout_advantages
+from engine.checkpoints import load_state, save_state
+from engine.generate import SEED_LIMIT, generate, row_seeds
+from engine.memory import run_micro_batched
+from engine.meters import Throughput
+from engine.optim import Group, Optimiser
+from engine.ppo_losses import policy_loss, value_loss
+from engine.ppo_models import POLICY, Episode, Players, open_players
+from engine.ppo_report import UpdateMeters, evaluation_metrics, rollout_metrics, samples_of
+from engine.session import Session
+from engine.templates import encode_prompt
+from engine.text_stream import decode
+from engine.trainee import eval_due, refuse_empty, window
+from workbench.recipes import PpoRecipe
+from workbench.records import Sampling
+from workbench.rows import PromptRow
+
+_STATE = "state_training.pt"
+EVAL_PROMPTS = 32
+RATIO_TOLERANCE = 1e-3
+"""How far the mean ratio may be from 1 before the first step of a rollout: rollout and training must agree."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptIds:
+    """A prompt to roll out."""
+
+    id: str
+    text: str
+    ids: tuple[int, ...]
+
+
+@dataclass
+class Rollout:
+    """B episodes and what the four players say of them. R positions; 0 beyond a response's length."""
+
+    episodes: list[Episode]
+    lengths: Tensor  # [B]
+    logps: Tensor  # [B, R]
+    ref_logps: Tensor  # [B, R]
+    values: Tensor  # [B, R]
+    scores: Tensor  # [B], the missing-EOS penalty taken off
+
+    @property
+    def kl(self) -> Tensor:
+        """KL to the reference of every token, log pi - log ref (k1), [B, R]."""
+        return self.logps - self.ref_logps
+
+
+@dataclass
+class Trainer:
+    """What a step needs and a checkpoint holds."""
+
+    players: Players
+    policy_optimiser: Optimiser
+    value_optimiser: Optimiser
+    throughput: Throughput
+    kl_coefficient: float
+    micro_batch: int
+    over_max_kl: bool = False
+    ratio_warned: bool = False
+
+    def save(self, folder: Path) -> None:
+        """Write a resumable checkpoint."""
+        self.players.save(folder)
+        state = {
+            "policy": self.policy_optimiser.state(),
+            "value": self.value_optimiser.state(),
+            "kl_coefficient": self.kl_coefficient,
+            "num_tokens": self.throughput.num_tokens,
+            "over_max_kl": self.over_max_kl,
+        }
+        save_state(folder / _STATE, state)
+
+    def restore(self, folder: Path) -> int:
+        """Go on from a checkpoint. Returns the steps done."""
+        self.players.restore(folder)
+        state = load_state(folder / _STATE)
+        self.policy_optimiser.restore(state["policy"])
+        self.value_optimiser.restore(state["value"])
+        self.kl_coefficient = float(state["kl_coefficient"])
+        self.throughput.num_tokens = int(state["num_tokens"])
+        self.over_max_kl = bool(state["over_max_kl"])
+        return int(folder.name)
+
+
+def run(session: Session) -> None:
+    """Train a policy with PPO, from the session's start model to its ``final/`` folder."""
+    recipe = cast(PpoRecipe, session.recipe)
+    players = open_players(session)
+    session.phase("preparing", "tokenising the prompts")
+    prompts = encode_prompts(session, players, "train")
+    heldout = encode_prompts(session, players, "heldout")[:EVAL_PROMPTS]
+    total = -(-recipe.episodes // recipe.batch)
+    trainer = _trainer(players, recipe, total)
+    checkpoint = session.latest_checkpoint()
+    start = trainer.restore(checkpoint) if checkpoint else 0
+    session.restore_rng()
+    session.progress(start, total)
+
+    def measure(step: int) -> None:
+        asked = session.sample_asked()
+        if heldout and (asked or eval_due(session, step, total)):
+            evaluate(session, trainer, heldout, step, keep=asked)
+
+    if start == 0:
+        measure(0)
+    for step in range(start + 1, total + 1):
+        trainer.throughput.restart()
+        chosen = prompts_of_step(prompts, recipe.batch, recipe.seed, step)
+        session.phase("rollout", f"{len(chosen)} responses")
+        batch = rollout(session, trainer, chosen, step_seed(recipe.seed, step))
+        session.phase("score")
+        score(session, trainer, batch)
+        targets = advantage(trainer, batch)
+        session.phase("update")
+        rate = trainer.policy_optimiser.learning_rate
+        meters = update(session, trainer, batch, targets, step)
+        trainer.throughput.add(sum(one.tokens for one in batch.episodes), len(batch.episodes))
+        values = rollout_metrics(batch, targets, trainer.kl_coefficient, recipe.kl_estimator) | meters.flush()
+        values |= trainer.throughput.flush()
+        episodes = step * recipe.batch
+        values |= {"learning_rate": rate, "episode": float(episodes), "epoch": episodes / len(prompts)}
+        session.metrics(step, values)
+        session.write_samples(step, samples_of(step, batch, targets, players.base.tokenizer))
+        _watch(session, trainer, values, step)
+        measure(step)
+        session.at_step_end(step, total, trainer.save)
+    session.finish(players.save_policy)
+
+
+# ---- the four parts of a step --------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def rollout(
+    session: Session, trainer: Trainer, prompts: Sequence[PromptIds], seed: int, *, with_values: bool = True
+) -> Rollout:
+    """Draw one response to each prompt, then measure it under policy, reference and value by the training forward.
+
+    The sampler's own probabilities are not used: they come from other kernels and another batch shape. Episodes are
+    sorted by length, longest first, so that micro-batches hold rows of like length.
+    """
+    players, recipe = trainer.players, trainer.players.recipe
+    sampling = Sampling(recipe.temperature, 1.0, 0, recipe.response_length, seed)
+    with players.adapters.use(POLICY):
+        drawn = generate(players.base, [one.ids for one in prompts], sampling, seeds=row_seeds(seed, len(prompts)))
+    episodes = []
+    for prompt, [response] in zip(prompts, drawn, strict=True):
+        words = response.ids[:-1] if response.ended else response.ids
+        text = decode(players.base.tokenizer, words)
+        episodes.append(Episode(prompt.id, prompt.text, prompt.ids, response.ids, response.ended, text))
+    episodes.sort(key=lambda one: -one.tokens)
+    width = recipe.response_length
+
+    def measure(part: Sequence[Episode]) -> tuple[Tensor, Tensor, Tensor]:
+        rows = players.layout(part)
+        logps, _ = players.policy_logps(POLICY, rows, width)
+        ref_logps, _ = players.policy_logps(players.reference, rows, width)
+        return logps, ref_logps, players.values(rows, width) if with_values else torch.zeros_like(logps)
+
+    measured: list[tuple[Tensor, Tensor, Tensor]] = []
+    for mini in slots(len(episodes), recipe.mini_batches):
+        done, trainer.micro_batch = run_micro_batched(
+            session, [episodes[one] for one in mini], trainer.micro_batch, measure, reset=_nothing
+        )
+        measured += done
+    logps, ref_logps, values = (torch.cat(parts) for parts in zip(*measured, strict=True))
+    lengths = torch.tensor([len(one.ids) for one in episodes], device=logps.device)
+    return Rollout(episodes, lengths, logps, ref_logps, values, torch.zeros(len(episodes), device=logps.device))
+
+
+def score(session: Session, trainer: Trainer, batch: Rollout) -> None:
+    """Fill in the scores: the reward model's or the rule's, less the penalty where a response was cut off."""
+    found, _ = run_micro_batched(session, batch.episodes, len(batch.episodes), trainer.players.scores, reset=_nothing)
+    scores = torch.tensor([one for part in found for one in part], dtype=batch.logps.dtype)
+    cut = torch.tensor([not one.ended for one in batch.episodes])
+    scores = scores - trainer.players.recipe.missing_eos_penalty * cut
+    batch.scores = scores.to(batch.logps.device)
+
+
+def advantage(trainer: Trainer, batch: Rollout) -> Advantages:
+    """Turn scores and KL into rewards per token, and these into whitened advantages and returns (GAE)."""
+    recipe = trainer.players.recipe
+    return rollout_advantages(
+        kl=kl_per_token(batch.logps, batch.ref_logps, recipe.kl_estimator),
+        scores=batch.scores,
+        values=batch.values,
+        lengths=batch.lengths,
+        kl_coefficient=trainer.kl_coefficient,
+        gamma=recipe.gamma,
+        lam=recipe.gae_lambda,
+        position=recipe.score_position,
+        whiten_rewards=recipe.whiten_rewards,
+    )
+
+
+def update(session: Session, trainer: Trainer, batch: Rollout, targets: Advantages, step: int) -> UpdateMeters:
+    """Make ``ppo_epochs x mini_batches`` optimiser steps of policy and value on one rollout.
+
+    Losses are sums over a micro-batch divided by the tokens of its whole mini-batch, so micro-batches change nothing.
+    The policy's backward pass is done before the value's forward begins.
+    """
+    players, recipe = trainer.players, trainer.players.recipe
+    width = batch.logps.shape[1]
+    meters = UpdateMeters()
+    index_of = {id(one): place for place, one in enumerate(batch.episodes)}
+    for epoch in range(recipe.ppo_epochs):
+        for mini in shuffled_minis(len(batch.episodes), recipe, trainer.micro_batch, step, epoch):
+            at = torch.tensor(mini, device=batch.logps.device)
+            tokens, value_tokens = int(targets.mask[at].sum()), int(targets.value_mask[at].sum())
+
+            def work(part: Sequence[Episode], tokens: int = tokens, value_tokens: int = value_tokens) -> None:
+                rows = players.layout(part)
+                at = torch.tensor([index_of[id(one)] for one in part], device=batch.logps.device)
+                mask = targets.mask[at]
+                logps, entropy = players.policy_logps(POLICY, rows, width)
+                policy = policy_loss(logps, batch.logps[at], targets.advantages[at], mask, recipe.clip_range)
+                (policy.loss / tokens).backward()
+                values = players.values(rows, width)
+                value = value_loss(
+                    values, batch.values[at], targets.returns[at], targets.value_mask[at], recipe.value_clip_range
+                )
+                (recipe.value_coefficient * value.loss / value_tokens).backward()
+                meters.add(policy, value, entropy)
+
+            def reset() -> None:
+                trainer.policy_optimiser.zero()
+                trainer.value_optimiser.zero()
+                meters.forget_mini_batch()
+
+            episodes = [batch.episodes[one] for one in mini]
+            _, trainer.micro_batch = run_micro_batched(session, episodes, trainer.micro_batch, work, reset=reset)
+            policy_mean, value_mean = meters.end_mini_batch(tokens, value_tokens)
+            ids = [one.prompt_id for one in episodes]
+            session.check_finite(step, "loss/policy_avg", policy_mean, ids)
+            session.check_finite(step, "loss/value_avg", value_mean, ids)
+            norm, value_norm = trainer.policy_optimiser.clip(), trainer.value_optimiser.clip()
+            session.check_finite(step, "grad_norm", norm, ids)
+            session.check_finite(step, "grad_norm", value_norm, ids)
+            meters.add_norm(norm)
+            trainer.policy_optimiser.step()
+            trainer.value_optimiser.step()
+    return meters
+
+
+# ---- around it -----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def evaluate(session: Session, trainer: Trainer, prompts: Sequence[PromptIds], step: int, *, keep: bool) -> None:
+    """Score responses to held-out prompts, drawn at the same temperature from the same seeds every time.
+
+    With ``keep`` they are written as samples: the researcher asked for them.
+    """
+    session.phase("evaluating", f"{len(prompts)} held-out prompts")
+    batch = rollout(session, trainer, prompts, step_seed(trainer.players.recipe.seed, 0), with_values=False)
+    score(session, trainer, batch)
+    session.metrics(step, evaluation_metrics(batch))
+    if keep:
+        session.write_samples(step, samples_of(step, batch, None, trainer.players.base.tokenizer))
+
+
+def encode_prompts(session: Session, players: Players, name: str) -> list[PromptIds]:
+    """Encode a data file's prompts; those that leave no room for a whole response are left out, counted aloud."""
+    recipe = players.recipe
+    room = window(session, players.adapters) - recipe.response_length
+    rows = cast(list[PromptRow], session.rows(name))
+    fitting = []
+    for row in rows:
+        ids = encode_prompt(players.base.tokenizer, row.prompt)
+        if 0 < len(ids) <= room:
+            last = next((one.content for one in reversed(row.prompt) if one.role == "user"), "")
+            fitting.append(PromptIds(row.id, last, tuple(ids)))
+    if len(fitting) < len(rows):
+        which = "prompts" if name == "train" else "held-out prompts"
+        session.warn(
+            "rows-dropped",
+            f"{len(rows) - len(fitting)} of {len(rows)} {which} were left out: they are longer than {room} tokens",
+            "raise max_length, or lower response_length",
+        )
+    if name == "train" and not fitting:
+        refuse_empty("prompts", len(rows), room)
+    return fitting
+
+
+def prompts_of_step(prompts: Sequence[PromptIds], batch: int, seed: int, step: int) -> list[PromptIds]:
+    """Choose the prompts of a step (from 1): each pass over them is a new shuffle, fixed by the seed."""
+    chosen: list[PromptIds] = []
+    for place in range((step - 1) * batch, step * batch):
+        epoch, index = divmod(place, len(prompts))
+        if index == 0 or not chosen:
+            order = random.Random(f"{seed}/prompts/{epoch}").sample(range(len(prompts)), len(prompts))
+        chosen.append(prompts[order[index]])
+    return chosen
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The seed of a step's sampling; step 0 is the evaluation's."""
+    return random.Random(f"{seed}/sampling/{step}").randrange(SEED_LIMIT)
+
+
+def slots(rows: int, mini_batches: int) -> list[list[int]]:
+    """Row numbers cut into equal runs, one per mini-batch."""
+    size = -(-rows // max(1, mini_batches))
+    return [list(range(start, min(start + size, rows))) for start in range(0, rows, size)]
+
+
+def shuffled_minis(rows: int, recipe: PpoRecipe, micro_batch: int, step: int, epoch: int) -> list[list[int]]:
+    """Deal the rollout's micro-batches out to mini-batches anew.
+
+    Rows stay in the micro-batches in which they were measured, so that nothing about the arithmetic differs; which
+    micro-batches share a mini-batch changes with every epoch. Only micro-batches of one size change places.
+    """
+    source = random.Random(f"{recipe.seed}/minis/{step}/{epoch}")
+    minis = [
+        [mini[start : start + micro_batch] for start in range(0, len(mini), micro_batch)]
+        for mini in slots(rows, recipe.mini_batches)
+    ]
+    for size in {len(micro) for mini in minis for micro in mini}:
+        places = [(a, b) for a, mini in enumerate(minis) for b, micro in enumerate(mini) if len(micro) == size]
+        dealt = [minis[a][b] for a, b in places]
+        source.shuffle(dealt)
+        for (a, b), micro in zip(places, dealt, strict=True):
+            minis[a][b] = micro
+    return [[row for micro in mini for row in micro] for mini in minis]
+
+
+def _trainer(players: Players, recipe: PpoRecipe, total: int) -> Trainer:
+    steps = total * recipe.ppo_epochs * recipe.mini_batches
+    return Trainer(
+        players=players,
+        policy_optimiser=Optimiser([Group(players.policy_parameters(), recipe.learning_rate)], recipe, steps),
+        value_optimiser=Optimiser([Group(players.value_parameters(), recipe.value_learning_rate)], recipe, steps),
+        throughput=Throughput(),
+        kl_coefficient=recipe.kl_coefficient,
+        micro_batch=min(recipe.micro_batch, max(1, recipe.batch // recipe.mini_batches)),
+    )
+
+
+def _watch(session: Session, trainer: Trainer, values: dict[str, float], step: int) -> None:
+    """Adapt the KL coefficient; say aloud when the ratio is off or the KL has left its bound."""
+    recipe, kl = trainer.players.recipe, values["objective/kl"]
+    if recipe.kl_target > 0:
+        trainer.kl_coefficient = adapted_kl_coefficient(
+            trainer.kl_coefficient, kl, recipe.kl_target, recipe.kl_horizon, recipe.batch
+        )
+    ratio = values["ppo/ratio_first"]
+    if abs(ratio - 1) > RATIO_TOLERANCE and not trainer.ratio_warned:
+        trainer.ratio_warned = True
+        session.warn(
+            "ratio",
+            f"Before the first step of rollout {step} the mean ratio was {ratio:.4f} instead of 1: "
+            "rollout and training disagree on the same tokens",
+            "hold the base in bf16 instead of nf4, or lower micro_batch until memory does not run out",
+        )
+    over = recipe.max_kl > 0 and kl > recipe.max_kl
+    if over and not trainer.over_max_kl:
+        session.pause_and_save(
+            "max-kl",
+            f"KL to the reference is {kl:.1f} nats per response, above the bound of {recipe.max_kl:g}: "
+            "the run is saved and waits",
+            "look at the samples; resume to go on, or start again with a higher KL coefficient",
+        )
+    trainer.over_max_kl = over
+
+
+def _nothing() -> None:
+    """Nothing is accumulated that would have to be put back."""

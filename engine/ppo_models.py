@@ -1,0 +1,207 @@
+"""The four players of PPO on one base: policy, reference, reward and value, each an adapter (and perhaps a head).
+
+Every number that enters a loss comes from :meth:`Players.policy_logps` and :meth:`Players.values`: rollout and update
+call the same functions on the same rows in the same layout, so that the first ratio of an update is exactly 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from engine.adapters import Adapters
+from engine.advantages import response_mask
+from engine.base_model import LoadedBase
+from engine.checkpoints import load_tensors, save_tensors
+from engine.heads import ScalarHead
+from engine.logps import predicting, token_logps
+from engine.rules import Rule, rule_scorer
+from engine.score import RewardModel, load_reward, pad
+from engine.session import Session
+from engine.trainee import open_start
+from workbench.errors import UserError
+from workbench.recipes import PpoRecipe
+
+POLICY, REFERENCE, REWARD, VALUE = "policy", "reference", "reward", "value"
+_VALUE_FILE = "state_value.safetensors"
+_HEAD = "value_head"
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """One prompt and the response that was drawn to it."""
+
+    prompt_id: str
+    prompt: str  # the last user turn, for people
+    prompt_ids: tuple[int, ...]
+    ids: tuple[int, ...]  # the response, its EOS included
+    ended: bool
+    text: str
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and response."""
+        return len(self.prompt_ids) + len(self.ids)
+
+
+class Layout(NamedTuple):
+    """Some episodes padded on the right: C rows of T tokens."""
+
+    input_ids: Tensor  # [C, T]
+    attention_mask: Tensor  # [C, T] bool
+    response: Tensor  # [C, T] bool: the response's tokens
+    lengths: Tensor  # [C]: tokens of the response
+
+
+@dataclass
+class Players:
+    """Policy, reference, reward and value on one base."""
+
+    adapters: Adapters
+    recipe: PpoRecipe
+    reference: str | None  # None: the bare base
+    head: ScalarHead  # of the value function
+    value_offset: float  # added to the head's output: the reward model's normalisation
+    reward: RewardModel | None
+    rule: Rule | None
+
+    @property
+    def base(self) -> LoadedBase:
+        """The model under all four."""
+        return self.adapters.base
+
+    def policy_parameters(self) -> list[torch.nn.Parameter]:
+        """What the policy's optimiser trains."""
+        return self.adapters.parameters(POLICY)
+
+    def value_parameters(self) -> list[torch.nn.Parameter]:
+        """What the value's optimiser trains: its adapter and its head."""
+        return [*self.adapters.parameters(VALUE), *self.head.parameters()]
+
+    def layout(self, episodes: Sequence[Episode]) -> Layout:
+        """Lay episodes out for a forward pass; masks come from lengths, never from ids."""
+        ids, mask = pad([[*one.prompt_ids, *one.ids] for one in episodes], self.base.device)
+        starts = torch.tensor([len(one.prompt_ids) for one in episodes], device=ids.device)
+        columns = torch.arange(ids.shape[1], device=ids.device)[None, :]
+        lengths = torch.tensor([len(one.ids) for one in episodes], device=ids.device)
+        return Layout(ids, mask, mask & (columns >= starts[:, None]), lengths)
+
+    def policy_logps(self, name: str | None, rows: Layout, width: int) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the response's tokens under an adapter, and entropies: both [C, width], 0 beyond.
+
+        At the sampling temperature: that is the distribution the responses were drawn from.
+        """
+        with self.adapters.use(name):
+            hidden = self.adapters.hidden(rows.input_ids, rows.attention_mask)
+        picked, targets = predicting(hidden, rows.input_ids, rows.response)
+        logps, entropy = token_logps(picked, targets, self.base.head_weight, self.recipe.temperature)
+        keep = response_mask(rows.lengths, width)
+        return _spread(logps, keep), _spread(entropy, keep)
+
+    def values(self, rows: Layout, width: int) -> Tensor:
+        """V at every response position, [C, width]: read where the token is predicted; one more, after the last token.
+
+        Position t < length is the state before token t, so V[t] never sees what it is to predict.
+        """
+        with self.adapters.use(VALUE):
+            hidden = self.adapters.hidden(rows.input_ids, rows.attention_mask)
+        # A response of n tokens has n + 1 states: one before each token, and one behind the last.
+        states = rows.response.clone()
+        states[:, :-1] |= rows.response[:, 1:]
+        keep = response_mask(rows.lengths + 1, width + 1)
+        return _spread(self.head(hidden[states]) + self.value_offset, keep)[:, :width]
+
+    def scores(self, episodes: Sequence[Episode]) -> list[float]:
+        """Score responses with the rule, or with the reward model in standard deviations of its calibration."""
+        if self.rule is not None:
+            return [self.rule(one.text, len(one.ids), one.ended) for one in episodes]
+        reward = cast(RewardModel, self.reward)
+        raw = reward.score_ids([[*one.prompt_ids, *one.ids] for one in episodes], self.recipe.micro_batch)
+        return [reward.stats.standardise(one) for one in raw.tolist()]
+
+    def save_policy(self, folder: Path) -> None:
+        """Write the policy as a plain peft folder."""
+        self.adapters.save(POLICY, folder)
+
+    def save(self, folder: Path) -> None:
+        """Write all that trains: the policy as a model, the value function for resuming only."""
+        self.save_policy(folder)
+        tensors = dict(self.adapters.state(VALUE)) | {_HEAD: self.head.weight}
+        save_tensors(folder / _VALUE_FILE, tensors)
+
+    def restore(self, folder: Path) -> None:
+        """Put a checkpoint's policy and value function back."""
+        self.adapters.restore(POLICY, folder)
+        tensors = load_tensors(folder / _VALUE_FILE)
+        with torch.no_grad():
+            for key, target in self.adapters.state(VALUE).items():
+                target.copy_(tensors[key])
+            self.head.weight.copy_(tensors[_HEAD])
+
+
+def open_players(session: Session) -> Players:
+    """Load the base and set up all four players as they stand before the first rollout."""
+    recipe = cast(PpoRecipe, session.recipe)
+    adapters = open_start(session, POLICY)
+    reference = None
+    if session.spec.model.adapter:
+        adapters.copy(POLICY, REFERENCE, trainable=False)
+        reference = REFERENCE
+    if recipe.rule:
+        _add_value_beside(adapters, session)
+        head = _zero_head(adapters.base)
+        return Players(adapters, recipe, reference, head, 0.0, None, rule_scorer(recipe.rule))
+    reward = _open_reward(session, adapters)
+    adapters.copy(REWARD, VALUE, trainable=True)
+    head = ScalarHead(adapters.base.hidden_size, adapters.base.device)
+    with torch.no_grad():  # the value starts as the reward model, in the units in which scores are paid
+        head.weight.copy_(reward.head.weight / reward.stats.std)
+    return Players(adapters, recipe, reference, head, -reward.stats.mean / reward.stats.std, reward, None)
+
+
+def _open_reward(session: Session, adapters: Adapters) -> RewardModel:
+    chosen = session.spec.reward
+    if chosen is None:
+        raise UserError(
+            "This run has nothing to score with", "it has no reward model and no rule", "choose one of both"
+        )
+    if Path(chosen.base).resolve() != Path(session.spec.model.base).resolve():
+        raise UserError(
+            f"The reward model {chosen.name} cannot score this policy",
+            "it stands on another base model",
+            "train a reward model on the policy's base",
+        )
+    reward = load_reward(adapters, chosen.adapter, REWARD)
+    if reward.stats.count == 0:
+        session.warn(
+            "reward-uncalibrated",
+            f"The reward model {chosen.name} was never calibrated: its raw scores are paid as they are",
+            "train it again with demonstrations, or choose the KL coefficient to suit its scores",
+        )
+    return reward
+
+
+def _add_value_beside(adapters: Adapters, session: Session) -> None:
+    """Without a reward model the value function starts from the policy's start, with a head of zeros."""
+    if session.spec.model.adapter:
+        adapters.copy(POLICY, VALUE, trainable=True)
+    else:
+        recipe = session.recipe
+        adapters.add(VALUE, rank=recipe.lora_rank, alpha=recipe.lora_alpha, trainable=True, seed=recipe.seed + 1)
+
+
+def _zero_head(base: LoadedBase) -> ScalarHead:
+    head = ScalarHead(base.hidden_size, base.device)
+    with torch.no_grad():
+        head.weight.zero_()
+    return head
+
+
+def _spread(flat: Tensor, keep: Tensor) -> Tensor:
+    """Put flat values [N] where ``keep`` [C, W] is True, row by row; 0 elsewhere."""
+    return torch.zeros(keep.shape, dtype=flat.dtype, device=flat.device).masked_scatter(keep, flat)

@@ -1,0 +1,144 @@
+"""What a PPO step reports: metrics over real tokens, and samples with their numbers per token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from engine.advantages import Advantages, explained_variance, kl_per_token, masked_mean, response_mask
+from engine.meters import Meters
+from engine.ppo_losses import PolicyLoss, ValueLoss
+from engine.text_stream import token_texts
+from workbench.protocol import Sample
+
+if TYPE_CHECKING:
+    from engine.ppo import Rollout
+
+_DECIMALS = 5
+_GRAM = 4
+
+
+class UpdateMeters:
+    """Means over every real token of every mini-batch of one rollout's update."""
+
+    def __init__(self) -> None:
+        self._meters = Meters()
+        self._pending: list[tuple[PolicyLoss, ValueLoss, Tensor]] = []
+        self._ratios: list[float] = []
+
+    def add(self, policy: PolicyLoss, value: ValueLoss, entropy: Tensor) -> None:
+        """Take a micro-batch's sums; they count once its mini-batch is whole."""
+        policy = policy._replace(loss=policy.loss.detach())
+        self._pending.append((policy, value._replace(loss=value.loss.detach()), entropy.detach().sum()))
+
+    def forget_mini_batch(self) -> None:
+        """Forget the micro-batches of a mini-batch that starts again."""
+        self._pending.clear()
+
+    def end_mini_batch(self, tokens: int, value_tokens: int) -> tuple[Tensor, Tensor]:
+        """Count the mini-batch. Returns its mean policy loss and mean value loss."""
+        policies, values, entropies = zip(*self._pending, strict=True)
+        policy_sum, ratio_sum = _total([one.loss for one in policies]), _total([one.ratio for one in policies])
+        value_sum = _total([one.loss for one in values])
+        self._meters.add_sum("loss/policy_avg", policy_sum, tokens)
+        self._meters.add_sum("policy/clipfrac_avg", _total([one.clipped for one in policies]), tokens)
+        self._meters.add_sum("policy/approxkl_avg", _total([one.approx_kl for one in policies]), tokens)
+        self._meters.add_sum("policy/entropy_avg", _total(entropies), tokens)
+        self._meters.add_sum("val/ratio", ratio_sum, tokens)
+        self._meters.add_sum("loss/value_avg", value_sum, value_tokens)
+        self._meters.add_sum("val/clipfrac_avg", _total([one.clipped for one in values]), value_tokens)
+        self._ratios.append(float(ratio_sum) / tokens)
+        self._pending.clear()
+        return policy_sum / tokens, value_sum / value_tokens
+
+    def add_norm(self, norm: Tensor) -> None:
+        """Take the policy's gradient length before clipping."""
+        self._meters.add("grad_norm", norm)
+
+    def flush(self) -> dict[str, float]:
+        """Return the means of the whole update."""
+        ratios = torch.tensor(self._ratios, dtype=torch.float64)
+        values = self._meters.flush()
+        values["ppo/ratio_first"] = self._ratios[0]
+        values["val/ratio_var"] = float(ratios.var()) if len(ratios) > 1 else 0.0
+        return values
+
+
+def _total(parts: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(parts)).sum()
+
+
+def rollout_metrics(batch: Rollout, targets: Advantages, kl_coefficient: float, estimator: str) -> dict[str, float]:
+    """Metrics of a rollout, by the glossary's names: means over responses, or over real tokens."""
+    mask, rows = targets.mask, len(batch.episodes)
+    kl = torch.where(mask, kl_per_token(batch.logps, batch.ref_logps, estimator), 0)
+    penalty = float(-kl_coefficient * kl.sum()) / rows
+    scores = float(batch.scores.mean())
+    ended = sum(one.ended for one in batch.episodes)
+    return {
+        "objective/scores": scores,
+        "objective/kl": float(torch.where(mask, batch.kl, 0).sum()) / rows,
+        "objective/non_score_reward": penalty,
+        "objective/rlhf_reward": scores + penalty,
+        "objective/entropy": float(-torch.where(mask, batch.logps, 0).sum()) / rows,
+        "val/num_eos_tokens": float(ended),
+        "ppo/eos_missing": 1 - ended / rows,
+        "ppo/mean_length": float(batch.lengths.double().mean()),
+        "ppo/kl_coefficient": kl_coefficient,
+        "ppo/returns_mean": float(masked_mean(targets.returns, targets.value_mask)),
+        "ppo/values_mean": float(masked_mean(batch.values, targets.value_mask)),
+        "ppo/explained_variance": explained_variance(targets.returns, batch.values, targets.value_mask),
+        "ppo/repetition": sum(repetition(one.ids) for one in batch.episodes) / rows,
+    }
+
+
+def evaluation_metrics(batch: Rollout) -> dict[str, float]:
+    """Metrics of responses to held-out prompts."""
+    mask = response_mask(batch.lengths, batch.logps.shape[1])
+    return {
+        "eval_objective/scores": float(batch.scores.mean()),
+        "eval_objective/kl": float(torch.where(mask, batch.kl, 0).sum()) / len(batch.episodes),
+        "eval_ppo/mean_length": float(batch.lengths.double().mean()),
+    }
+
+
+def repetition(ids: Sequence[int]) -> float:
+    """Share of a response's 4-grams that occurred in it before."""
+    grams = [tuple(ids[start : start + _GRAM]) for start in range(len(ids) - _GRAM + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def samples_of(step: int, batch: Rollout, targets: Advantages | None, tokenizer: Any) -> list[Sample]:
+    """Make one row of samples.jsonl of every episode, with its numbers per token where they exist."""
+    samples = []
+    for row, one in enumerate(batch.episodes):
+        length = len(one.ids)
+        # With the score paid one position after the last token, its reward is shown on the last.
+        rewards = targets.rewards[row].tolist() if targets is not None else []
+        if len(rewards) > length and targets is not None and bool(targets.value_mask[row, length]):
+            rewards[length - 1] += rewards[length]
+        samples.append(
+            Sample(
+                step=step,
+                prompt_id=one.prompt_id,
+                prompt=one.prompt,
+                response=one.text,
+                score=round(float(batch.scores[row]), _DECIMALS),
+                kl=round(float(batch.kl[row, :length].sum()), _DECIMALS),
+                ended=one.ended,
+                tokens=tuple(token_texts(tokenizer, one.ids)),
+                token_logps=_rounded(batch.logps[row, :length].tolist()),
+                token_kl=_rounded(batch.kl[row, :length].tolist()),
+                token_rewards=_rounded(rewards[:length]),
+                token_values=_rounded(batch.values[row, :length].tolist()) if targets is not None else (),
+                token_advantages=_rounded(targets.advantages[row, :length].tolist()) if targets is not None else (),
+            )
+        )
+    return samples
+
+
+def _rounded(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(round(one, _DECIMALS) for one in values)

@@ -1,0 +1,142 @@
+"""Scoring with a reward model: one scalar at the last real token of prompt and response.
+
+A completion ends at EOS in training, in calibration, in PPO and here (see :mod:`engine.templates`); so the score is
+always read at EOS, or at the last token of a response that was cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import Tensor
+
+from engine.adapters import Adapters
+from engine.heads import ScalarHead, load_head
+from engine.masking import fit
+from engine.templates import encode_pair, end_of_turn
+from workbench.errors import UserError
+from workbench.jsonl import encode, write_atomic
+from workbench.records import Message
+
+STATS_FILE = "reward_stats.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RewardStats:
+    """Where raw scores lie: subtracting ``mean`` makes the reference set score 0 on average (InstructGPT's bias)."""
+
+    mean: float = 0.0
+    std: float = 1.0
+    count: int = 0
+    reference: str = ""  # "demonstrations" or "training responses"; "" when never calibrated
+
+    def standardise(self, score: float) -> float:
+        """A raw score in standard deviations above the calibration set's mean."""
+        return (score - self.mean) / self.std
+
+    def write(self, folder: Path) -> None:
+        """Write ``reward_stats.json`` into a model's folder."""
+        write_atomic(folder / STATS_FILE, encode(asdict(self)))
+
+    @classmethod
+    def read(cls, folder: Path) -> RewardStats:
+        """Read a model's statistics; neutral ones where it has none. Raises UserError when damaged."""
+        try:
+            raw = (folder / STATS_FILE).read_bytes()
+        except FileNotFoundError:
+            return cls()
+        try:
+            return msgspec.json.decode(raw, type=cls)
+        except msgspec.DecodeError as error:
+            raise UserError(
+                f"{folder.name}/{STATS_FILE} is damaged", str(error), "train the reward model again"
+            ) from error
+
+    @classmethod
+    def of(cls, scores: Sequence[float], reference: str) -> RewardStats:
+        """Measure a calibration set; population mean and standard deviation (never 0)."""
+        values = torch.tensor(scores, dtype=torch.float64)
+        std = float(values.std(correction=0)) if len(values) > 1 else 1.0
+        return cls(float(values.mean()), std if std > 1e-6 else 1.0, len(values), reference)
+
+
+def last_token(hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    """Hidden state at each row's last real token: index ``attention_mask.sum(1) - 1`` (right padding). [B, D]."""
+    last = attention_mask.sum(1).long() - 1
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
+
+
+def score(adapters: Adapters, name: str, head: ScalarHead, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Raw scores [B] in fp32 of right-padded rows [B, T], read at the last real token. Carries gradients if enabled."""
+    with adapters.use(name):
+        hidden = adapters.hidden(input_ids, attention_mask)
+    return head(last_token(hidden, attention_mask))
+
+
+class RewardModel:
+    """A trained reward model under a name on a shared base."""
+
+    def __init__(
+        self, adapters: Adapters, name: str, head: ScalarHead, stats: RewardStats, max_length: int = 0
+    ) -> None:
+        self.adapters = adapters
+        self.name = name
+        self.head = head
+        self.stats = stats
+        self.max_length = min(max_length or adapters.base.context, adapters.base.context)
+
+    @torch.no_grad()
+    def score_ids(self, rows: Sequence[Sequence[int]], micro_batch: int = 8) -> Tensor:
+        """Raw scores [N] (fp32, on the CPU) of whole sequences of ids, each read at its last id."""
+        scores = torch.empty(len(rows), dtype=torch.float32)
+        order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
+        device = self.adapters.base.device
+        for start in range(0, len(order), micro_batch):
+            part = order[start : start + micro_batch]
+            ids, mask = pad([rows[index] for index in part], device)
+            scores[part] = score(self.adapters, self.name, self.head, ids, mask).float().cpu()
+        return scores
+
+    def encode(self, messages: Sequence[Message], text: str) -> list[int]:
+        """Ids of a prompt and response as the reward model was trained on them, ending in EOS."""
+        tokenizer = self.adapters.base.tokenizer
+        prompt, answer = encode_pair(tokenizer, messages, text)
+        kept, [side], _, _ = fit(prompt, [answer], self.max_length, bos=end_of_turn(tokenizer).bos)
+        return kept + side
+
+    def score(self, rows: Iterable[tuple[Sequence[Message], str]], micro_batch: int = 8) -> list[float]:
+        """Raw scores of (prompt, response) in words, in the order given."""
+        encoded = [self.encode(messages, text) for messages, text in rows]
+        return [float(value) for value in self.score_ids(encoded, micro_batch)]
+
+
+def load_reward(
+    adapters: Adapters, folder: str | Path, name: str = "reward", *, trainable: bool = False
+) -> RewardModel:
+    """Load a reward model's adapter, head and statistics from its folder, under a name on this base."""
+    folder = Path(folder)
+    head = load_head(folder, adapters.base.device)
+    if head.weight.shape[1] != adapters.base.hidden_size:
+        raise UserError(
+            f"The reward model in {folder.name} does not fit this base model",
+            f"its head reads {head.weight.shape[1]} numbers and the base gives {adapters.base.hidden_size}",
+            "choose a reward model that was trained on the same base",
+        )
+    head.requires_grad_(trainable)
+    adapters.load(name, folder, trainable=trainable)
+    return RewardModel(adapters, name, head, RewardStats.read(folder))
+
+
+def pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Pad ids on the right with 0. Returns (input_ids [B, T], attention_mask [B, T] bool); masks come from lengths."""
+    longest = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[index, : len(row)] = True
+    return ids.to(device), mask.to(device)

@@ -1,0 +1,132 @@
+"""Supervised fine-tuning: maximise the log-probability of the demonstrations' completions.
+
+``L = -sum_t log p(x_t | x_<t) / N`` over the N trained tokens of the whole optimiser step, so that a token counts the
+same in every micro-batch, and one step of 8 rows equals eight accumulated steps of 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+
+from engine.adapters import Adapters
+from engine.batching import Schedule, by_length, collate
+from engine.eval_samples import write_eval_samples
+from engine.logps import predicting, token_stats
+from engine.masking import Example, sft_example
+from engine.memory import run_micro_batched
+from engine.meters import Meters, Throughput
+from engine.optim import Group, Optimiser
+from engine.session import Session
+from engine.trainee import EVAL_ROWS, Trainee, eval_due, open_start, refuse_empty, report_fit, window
+from workbench.recipes import SftRecipe
+from workbench.rows import SftRow
+
+POLICY = "policy"
+
+
+def run(session: Session) -> None:
+    """Train an adapter on demonstrations, from the session's start model to its ``final/`` folder."""
+    recipe = cast(SftRecipe, session.recipe)
+    adapters = open_start(session, POLICY)
+    session.phase("preparing", "tokenising the demonstrations")
+    limit = window(session, adapters)
+    train, ids = encode(session, adapters, "train", limit)
+    heldout, _ = encode(session, adapters, "heldout", limit)
+    schedule = Schedule(
+        [len(one.input_ids) for one in train],
+        batch=recipe.batch,
+        epochs=recipe.epochs,
+        max_steps=recipe.max_steps,
+        seed=recipe.seed,
+    )
+    total = schedule.total_steps
+    optimiser = Optimiser([Group(adapters.parameters(POLICY), recipe.learning_rate)], recipe, total)
+    trainee = Trainee(adapters, POLICY, optimiser, Throughput())
+    meters, micro_batch = Meters(), recipe.micro_batch
+    start = trainee.resume(session)
+    session.progress(start, total)
+
+    def measure(step: int) -> None:
+        if heldout and eval_due(session, step, total):
+            session.phase("evaluating")
+            session.metrics(step, evaluate(adapters, heldout[:EVAL_ROWS], recipe.micro_batch))
+            session.phase("training")
+
+    def reset() -> None:
+        optimiser.zero()
+        meters.reset()
+
+    session.phase("training")
+    if start == 0:
+        measure(0)
+    for step in range(start + 1, total + 1):
+        trainee.throughput.restart()
+        rows = schedule.rows(step - 1)
+        batch = [train[index] for index in rows]
+        tokens = sum(one.trained_tokens for one in batch)
+
+        def work(part: Sequence[Example], tokens: int = tokens) -> None:
+            loss = loss_sum(adapters, part, meters)
+            (loss / tokens).backward()
+
+        rate = optimiser.learning_rate
+        _, micro_batch = run_micro_batched(session, batch, micro_batch, work, reset=reset)
+        values = meters.flush()
+        names = [ids[index] for index in rows]
+        session.check_finite(step, "loss", values["loss"], names)
+        norm = optimiser.clip()
+        session.check_finite(step, "grad_norm", norm, names)
+        optimiser.step()
+        trainee.throughput.add(sum(len(one.input_ids) for one in batch), len(batch))
+        values |= trainee.throughput.flush()
+        values |= {"grad_norm": float(norm), "learning_rate": rate, "epoch": schedule.epoch(step)}
+        session.metrics(step, values)
+        measure(step)
+        if session.sample_asked() or step == total:
+            write_eval_samples(session, adapters, POLICY, step)
+        session.at_step_end(step, total, trainee.save)
+    session.finish(trainee.save_model)
+
+
+def loss_sum(adapters: Adapters, examples: Sequence[Example], meters: Meters) -> torch.Tensor:
+    """Sum of ``-log p`` over the trained tokens of some rows; the meters get loss, accuracy and entropy."""
+    batch = collate(examples, adapters.base.device)
+    with adapters.use(POLICY):
+        hidden = adapters.hidden(batch.input_ids, batch.attention_mask)
+    picked, targets = predicting(hidden, batch.input_ids, batch.loss_mask)
+    logps, entropy, correct = token_stats(picked, targets, adapters.base.head_weight)
+    meters.add("loss", -logps)
+    meters.add("mean_token_accuracy", correct)
+    meters.add("entropy", entropy)
+    return -logps.sum()
+
+
+@torch.no_grad()
+def evaluate(adapters: Adapters, heldout: Sequence[Example], micro_batch: int) -> dict[str, float]:
+    """Loss and token accuracy over the trained tokens of held-out rows."""
+    meters = Meters()
+    for rows in by_length([len(one.input_ids) for one in heldout], micro_batch):
+        loss_sum(adapters, [heldout[index] for index in rows], meters)
+    values = meters.flush("eval_")
+    values.pop("eval_entropy", None)
+    return values
+
+
+def encode(session: Session, adapters: Adapters, name: str, limit: int) -> tuple[list[Example], list[str]]:
+    """Encode a data file; rows without a trained token are left out and counted. Returns (examples, row ids)."""
+    recipe = cast(SftRecipe, session.recipe)
+    rows = cast(list[SftRow], session.rows(name))
+    examples, ids = [], []
+    for row in rows:
+        one = sft_example(adapters.base.tokenizer, row.prompt, row.completion, limit, recipe.train_on)
+        if one.trained_tokens:
+            examples.append(one)
+            ids.append(row.id)
+    what = "demonstrations" if name == "train" else "held-out demonstrations"
+    report_fit(session, what, len(rows), len(rows) - len(examples), examples, limit)
+    if name == "train" and not examples:
+        refuse_empty(what, len(rows), limit)
+    return examples, ids

@@ -1,0 +1,121 @@
+"""What a run trains: one adapter, perhaps a scalar head, and their optimiser; saved and restored as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engine.adapters import Adapters
+from engine.base_model import load_base
+from engine.checkpoints import load_state, save_state
+from engine.heads import ScalarHead, load_head
+from engine.masking import Example
+from engine.meters import Throughput
+from engine.optim import Optimiser
+from engine.session import Session
+from workbench.errors import UserError
+
+_STATE = "state_training.pt"
+EVAL_ROWS = 256
+"""At most so many held-out rows are measured during a run: a measurement must not cost more than the training."""
+
+
+@dataclass
+class Trainee:
+    """An adapter under training and all that resuming it needs."""
+
+    adapters: Adapters
+    name: str
+    optimiser: Optimiser
+    throughput: Throughput
+    head: ScalarHead | None = None
+
+    def save_model(self, folder: Path) -> None:
+        """Write the adapter (and head) as a plain peft folder."""
+        self.adapters.save(self.name, folder, None if self.head is None else self.head.weight)
+
+    def save(self, folder: Path) -> None:
+        """Write a resumable checkpoint."""
+        self.save_model(folder)
+        state = {"optimiser": self.optimiser.state(), "num_tokens": self.throughput.num_tokens}
+        save_state(folder / _STATE, state)
+
+    def resume(self, session: Session) -> int:
+        """Go on from the newest sound checkpoint. Returns the steps already done, 0 at a first start."""
+        folder = session.latest_checkpoint()
+        if folder is None:
+            return 0
+        self.adapters.restore(self.name, folder)
+        if self.head is not None:
+            with torch.no_grad():
+                self.head.weight.copy_(load_head(folder).weight)
+        state = load_state(folder / _STATE)
+        self.optimiser.restore(state["optimiser"])
+        self.throughput.num_tokens = int(state["num_tokens"])
+        session.restore_rng()
+        return self.optimiser.step_count
+
+
+def open_start(session: Session, name: str) -> Adapters:
+    """Load the run's base, and its starting adapter under ``name`` to be trained; a new one where there is none."""
+    recipe, model = session.recipe, session.spec.model
+    session.phase("loading", model.name)
+    base = load_base(model.base, quantisation=recipe.quantisation, device=session.device)
+    if base.template_note:
+        session.warn("template", base.template_note)
+    adapters = Adapters(base)
+    if model.adapter:
+        adapters.load(name, model.adapter, trainable=True)
+    else:
+        adapters.add(name, rank=recipe.lora_rank, alpha=recipe.lora_alpha, trainable=True, seed=recipe.seed)
+    adapters.checkpointing(recipe.gradient_checkpointing)
+    return adapters
+
+
+def window(session: Session, adapters: Adapters) -> int:
+    """The longest sequence of this run in tokens: the recipe's, within the model's context; a cut is said aloud."""
+    wanted, context = session.recipe.max_length, adapters.base.context
+    if wanted > context:
+        session.warn("context", f"max_length {wanted} is more than the model's context; {context} is used")
+    return min(wanted, context)
+
+
+def report_fit(session: Session, what: str, rows: int, dropped: int, examples: Sequence[Example], limit: int) -> None:
+    """Say how many rows were left out and how many cut, with the remedy. Raises UserError when none is left."""
+    if dropped:
+        session.warn(
+            "rows-dropped",
+            f"{dropped} of {rows} {what} were left out: they have nothing to train within {limit} tokens",
+            "raise max_length, or shorten them",
+        )
+    cut_prompts = sum(1 for one in examples if one.cut_prompt)
+    cut_answers = sum(1 for one in examples if one.cut_completion)
+    if cut_prompts:
+        session.warn(
+            "rows-cut",
+            f"{cut_prompts} prompts of the {what} are longer than {limit} tokens allow; their beginnings were cut",
+            "raise max_length",
+        )
+    if cut_answers:
+        session.warn(
+            "rows-cut",
+            f"{cut_answers} responses of the {what} were cut at {limit} tokens and train without their ending",
+            "raise max_length",
+        )
+
+
+def refuse_empty(what: str, rows: int, limit: int) -> None:
+    """Raise the UserError of a run that has nothing to train."""
+    if rows:
+        cause = f"none of the {rows} {what} fits into {limit} tokens"
+        raise UserError("There is nothing to train", cause, "raise max_length, or shorten the texts")
+    raise UserError("There is nothing to train", f"this run has no {what}", "add labels and start a new run")
+
+
+def eval_due(session: Session, step: int, total: int) -> bool:
+    """Whether held-out data is measured after this step (0: before the first)."""
+    every = session.recipe.eval_every
+    return step in (0, total) or (every > 0 and step % every == 0)

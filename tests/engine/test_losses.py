@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.losses import bradley_terry, centering, dpo_loss
+
+F64 = torch.float64
+finite = st.floats(-50, 50)
+
+
+def tensor(values):
+    return torch.tensor(values, dtype=F64)
+
+
+def test_bradley_terry_gives_trls_numbers(golden):
+    g = golden("rm_loss")
+    chosen, rejected = tensor(g["chosen"]).requires_grad_(), tensor(g["rejected"]).requires_grad_()
+    plain = bradley_terry(chosen, rejected)
+    torch.testing.assert_close(plain, tensor(g["plain"]["per_pair"]), atol=1e-6, rtol=0)
+    with_margin = bradley_terry(chosen, rejected, tensor(g["margins"]))
+    torch.testing.assert_close(with_margin, tensor(g["margin"]["per_pair"]), atol=1e-6, rtol=0)
+    centred = plain.mean() + g["center_coef"] * centering(chosen, rejected).mean()
+    assert float(centred.detach()) == pytest.approx(g["plain_plus_centering"], abs=1e-6)
+    plain.mean().backward()
+    torch.testing.assert_close(chosen.grad, tensor(g["grad_chosen"]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(rejected.grad, tensor(g["grad_rejected"]), atol=1e-6, rtol=0)
+
+
+def test_bradley_terry_by_hand():
+    # -log sigmoid(1.2 - 0.7 - 0.5) = -log sigmoid(0) = log 2
+    assert float(bradley_terry(tensor([1.2]), tensor([0.7]), tensor([0.5]))) == pytest.approx(math.log(2))
+    # -log sigmoid(2) = log(1 + e^-2) = 0.126928
+    assert float(bradley_terry(tensor([3.0]), tensor([1.0]))) == pytest.approx(0.12692801104297)
+    # (3 + 1)^2
+    assert float(centering(tensor([3.0]), tensor([1.0]))) == 16
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "smoothing", "key"),
+    [
+        ("sigmoid", 0.0, "sigmoid"),
+        ("sigmoid", 0.1, "sigmoid_smoothed"),
+        ("robust", 0.1, "robust"),
+        ("hinge", 0.0, "hinge"),
+        ("ipo", 0.0, "ipo"),
+        ("ipo", 0.0, "ipo_sums"),
+    ],
+)
+def test_dpo_losses_give_the_reference_numbers(golden, loss_type, smoothing, key):
+    g = golden("dpo_loss_formulas")
+    chosen = tensor(g["policy_chosen"]) - tensor(g["ref_chosen"])
+    rejected = tensor(g["policy_rejected"]) - tensor(g["ref_rejected"])
+    lengths = {"chosen_tokens": tensor(g["len_chosen"]), "rejected_tokens": tensor(g["len_rejected"])}
+    loss = dpo_loss(
+        chosen,
+        rejected,
+        beta=g["beta"],
+        loss_type=loss_type,
+        label_smoothing=smoothing,
+        **(lengths if key == "ipo" else {}),
+    )
+    torch.testing.assert_close(loss, tensor(g["per_pair"][key]), atol=1e-6, rtol=1e-9)
+    assert float((chosen > rejected).double().mean()) == g["rewards/accuracies"]
+    torch.testing.assert_close(g["beta"] * chosen, tensor(g["rewards/chosen"]), atol=1e-6, rtol=0)
+
+
+def test_dpo_by_hand():
+    # D = (-10 + 12) - (-20 + 21) = 1; beta = 0.5: log(1 + e^-0.5) = 0.474077
+    chosen, rejected = tensor([2.0]), tensor([1.0])
+    assert float(dpo_loss(chosen, rejected, beta=0.5)) == pytest.approx(0.47407698418010663)
+    # hinge: max(0, 1 - 0.5); ipo with sums: (1 - 1/(2*0.5))^2 = 0
+    assert float(dpo_loss(chosen, rejected, beta=0.5, loss_type="hinge")) == 0.5
+    assert float(dpo_loss(chosen, rejected, beta=0.5, loss_type="ipo")) == 0.0
+    # ipo, 4 and 2 tokens: D' = 2/4 - 1/2 = 0, (0 - 1)^2 = 1
+    lengths = {"chosen_tokens": torch.tensor([4]), "rejected_tokens": torch.tensor([2])}
+    assert float(dpo_loss(chosen, rejected, beta=0.5, loss_type="ipo", **lengths)) == 1.0
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid", "robust"])
+def test_loss_is_log_2_while_the_policy_equals_its_reference(loss_type):
+    zero = tensor([0.0, 0.0])
+    loss = dpo_loss(zero, zero, beta=0.1, loss_type=loss_type, label_smoothing=0.2)
+    torch.testing.assert_close(loss, tensor([math.log(2)] * 2))
+
+
+def test_an_unknown_dpo_loss_is_named():
+    with pytest.raises(ValueError, match="bogus"):
+        dpo_loss(tensor([0.0]), tensor([0.0]), beta=0.1, loss_type="bogus")
+
+
+@given(finite, finite, st.floats(0.01, 2))
+def test_dpo_equals_its_float64_formula(chosen, rejected, beta):
+    x = beta * (chosen - rejected)
+    expected = math.log1p(math.exp(-x)) if x > 0 else -x + math.log1p(math.exp(x))
+    assert float(dpo_loss(tensor([chosen]), tensor([rejected]), beta=beta)) == pytest.approx(expected, abs=1e-12)
+
+
+@given(finite, finite)
+def test_smoothing_by_a_half_forgets_the_label(chosen, rejected):
+    there = dpo_loss(tensor([chosen]), tensor([rejected]), beta=0.3, label_smoothing=0.5)
+    back = dpo_loss(tensor([rejected]), tensor([chosen]), beta=0.3, label_smoothing=0.5)
+    torch.testing.assert_close(there, back)

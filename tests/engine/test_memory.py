@@ -1,0 +1,123 @@
+import pytest
+import torch
+
+from engine.memory import is_out_of_memory, memory_bytes, run_micro_batched
+
+
+class FakeSession:
+    device = torch.device("cpu")
+
+    def __init__(self):
+        self.warnings = []
+
+    def warn(self, code, message, remedy=""):
+        self.warnings.append((code, message))
+
+
+def out_of_memory():
+    return torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+
+class Model:
+    """Memory for so many rows; a batch that is too large fails in the middle of its backward pass."""
+
+    def __init__(self, fits):
+        self.fits = fits
+        self.weight = torch.zeros(4, requires_grad=True)
+        self.sizes = []
+
+    def work(self, rows):
+        self.sizes.append(len(rows))
+        noise = torch.rand(())
+        loss = sum((self.weight * row).sum() for row in rows) * noise.round()
+        loss.backward()
+        if len(rows) > self.fits:
+            raise out_of_memory()
+        return len(rows), float(noise)
+
+    def reset(self):
+        self.weight.grad = None
+
+
+def train(fits, micro_batch, rows):
+    model, session = Model(fits), FakeSession()
+    torch.manual_seed(3)
+    results, fitted = run_micro_batched(session, rows, micro_batch, model.work, reset=model.reset)
+    return model, session, results, fitted
+
+
+ROWS = [torch.full((4,), float(n)) for n in range(8)]
+
+
+def test_without_trouble_all_rows_are_done_in_order():
+    model, session, results, fitted = train(8, 3, ROWS)
+    assert model.sizes == [3, 3, 2]
+    assert [size for size, _ in results] == [3, 3, 2]
+    assert fitted == 3
+    assert session.warnings == []
+
+
+def test_running_out_halves_the_micro_batch_and_keeps_the_batch():
+    model, session, results, fitted = train(2, 8, ROWS)
+    assert model.sizes == [8, 4, 2, 2, 2, 2]
+    assert fitted == 2
+    assert sum(size for size, _ in results) == 8
+    assert [code for code, _ in session.warnings] == ["oom", "oom"]
+    assert "the batch of 8 stays" in session.warnings[0][1]
+
+
+def test_gradients_of_the_failed_attempt_are_gone_and_random_numbers_are_the_same():
+    broken, _, results, _ = train(2, 4, ROWS)
+    smooth, _, expected, _ = train(2, 2, ROWS)
+    assert results == expected
+    assert torch.equal(broken.weight.grad, smooth.weight.grad)
+
+
+def test_one_row_that_does_not_fit_raises():
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        train(0, 2, ROWS)
+
+
+def test_other_errors_are_not_swallowed():
+    def work(_):
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        run_micro_batched(FakeSession(), ROWS, 4, work, reset=lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (out_of_memory(), True),
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("shapes differ"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_which_errors_mean_that_memory_ran_out(error, expected):
+    assert is_out_of_memory(error) is expected
+
+
+def test_memory_in_use_is_measured():
+    now, peak = memory_bytes(torch.device("cpu"))
+    assert 10_000_000 < now <= peak
+
+
+@pytest.mark.gpu
+def test_memory_really_runs_out_on_a_gpu_and_training_goes_on():
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    total = torch.cuda.get_device_properties(0).total_memory
+    session = FakeSession()
+    session.device = torch.device("cuda", 0)
+
+    def work(rows):
+        return torch.empty(len(rows) * (total // 3), dtype=torch.uint8, device="cuda").numel()
+
+    results, fitted = run_micro_batched(session, ROWS, 8, work, reset=lambda: None)
+    assert fitted in (1, 2)
+    assert len(results) == 8 // fitted
+    assert session.warnings

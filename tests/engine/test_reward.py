@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from engine import reward
+from engine.adapters import Adapters
+from engine.base_model import load_base
+from engine.heads import ScalarHead, load_head
+from engine.masking import pair_examples
+from engine.reward import ScoredPair, pair_loss, pair_scores
+from engine.score import RewardModel, RewardStats, load_reward, score
+from workbench.errors import UserError
+from workbench.protocol import Metrics, Warned
+from workbench.recipes import RewardRecipe
+from workbench.records import Message
+from workbench.rows import PairRow, SftRow
+
+GOOD, BAD = ("the hat", "then tea", "an ant in the heat", "that inn"), ("xx", "zz qq", "qx zx", "jj")
+
+
+def rows(count=12, name="p"):
+    return [
+        PairRow(
+            f"{name}{index}",
+            f"g{index}",
+            f"k{index}",
+            "rater",
+            (Message("user", f"say {index}"),),
+            GOOD[index % 4],
+            BAD[(index // 2) % 4],
+            1 + index % 2,
+        )
+        for index in range(count)
+    ]
+
+
+def ranked(tokenizer, texts=("the hat", "an ant", "xx", "zz")):
+    """All six pairs of one ranking of four responses."""
+    pairs = []
+    for better, worse in itertools.combinations(texts, 2):
+        chosen, rejected = pair_examples(tokenizer, [Message("user", "say")], better, worse, 256)
+        pairs.append(ScoredPair(f"{better}>{worse}", "k", chosen, rejected, 0.5))
+    return pairs
+
+
+@pytest.fixture
+def model(make_base):
+    adapters = Adapters(make_base(dtype=torch.float64))
+    adapters.add("reward", rank=4, alpha=8, trainable=True)
+    with torch.no_grad():
+        for parameter in adapters.parameters("reward"):
+            parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    return adapters, ScalarHead(64, seed=1).double()
+
+
+def test_the_reward_model_learns_what_is_preferred(runs, metric):
+    folder = runs.create(
+        "reward", rows(), rows(4, "held"), epochs=100, max_steps=25, batch=6, micro_batch=3, learning_rate=5e-3
+    )
+    runs.run(folder)
+    losses = [value for _, value in metric(folder, "loss")]
+    assert sum(losses[-5:]) < 0.4 * sum(losses[:5])
+    assert metric(folder, "accuracy")[-1][1] == 1
+    last = metric(folder, "eval_accuracy")[-1]
+    assert last == (25, 1.0)
+    assert metric(folder, "eval_accuracy_low")[-1][1] == pytest.approx(4 / (4 + 1.96**2), abs=1e-3)  # Wilson, 4 of 4
+    assert metric(folder, "eval_ece")[-1][1] < metric(folder, "eval_ece")[0][1] + 0.5
+
+
+def test_every_number_sent_is_in_the_glossary(runs):
+    from workbench.metrics import GLOSSARY
+
+    folder = runs.create("reward", rows(), rows(4, "held"), max_steps=2)
+    runs.run(folder)
+    sent = {key for one in folder.events() if isinstance(one, Metrics) for key in one.values}
+    assert {key for key in sent if key not in GLOSSARY or "reward" not in GLOSSARY[key].methods} == set()
+    assert {"loss", "accuracy", "margin", "min_reward", "mean_reward", "max_reward", "chosen_reward"} <= sent
+
+
+def test_k_responses_pass_once_and_give_all_their_pairs(model, tokenizer):
+    adapters, head = model
+    pairs = ranked(tokenizer)
+    chosen, rejected, tokens = pair_scores(adapters, head, pairs)
+    singles = {}
+    for pair in pairs:
+        for side in (pair.chosen, pair.rejected):
+            ids = torch.tensor([side.input_ids])
+            singles[side.input_ids] = score(adapters, "reward", head, ids, torch.ones_like(ids))
+    assert tokens == sum(len(ids) for ids in singles)  # 4 sequences for 6 pairs
+    torch.testing.assert_close(chosen, torch.cat([singles[one.chosen.input_ids] for one in pairs]))
+    torch.testing.assert_close(rejected, torch.cat([singles[one.rejected.input_ids] for one in pairs]))
+
+
+def test_one_step_of_eight_equals_eight_accumulated_steps_of_one(model, tokenizer):
+    adapters, head = model
+    pairs = ranked(tokenizer) + ranked(tokenizer, ("in", "tea", "jj"))[:2]
+    recipe = RewardRecipe(margin_per_tier=0.5, center_coefficient=0.1)
+    weights = [*adapters.parameters("reward"), *head.parameters()]
+
+    def gradients(size):
+        for weight in weights:
+            weight.grad = None
+        for start in range(0, 8, size):
+            part = pairs[start : start + size]
+            chosen, rejected, _ = pair_scores(adapters, head, part)
+            (pair_loss(chosen, rejected, part, recipe).sum() / 8).backward()
+        return [weight.grad.clone() for weight in weights]
+
+    at_once = gradients(8)
+    for size in (1, 3):
+        for one, other in zip(at_once, gradients(size), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def test_margin_and_centering_by_hand(tokenizer):
+    pairs = ranked(tokenizer)[:1]
+    chosen, rejected = torch.tensor([1.5]), torch.tensor([1.0])
+    # -log sigmoid(1.5 - 1.0 - 0.5) + 0.1 (1.5 + 1.0)^2 = log 2 + 0.625
+    loss = pair_loss(chosen, rejected, pairs, RewardRecipe(margin_per_tier=0.5, center_coefficient=0.1))
+    assert float(loss) == pytest.approx(0.69314718 + 0.625)
+    plain = pair_loss(chosen, rejected, pairs, RewardRecipe(center_coefficient=0))
+    assert float(plain) == pytest.approx(0.47407698)
+
+
+def test_padding_never_changes_a_score(model):
+    adapters, head = model
+    reward_model = RewardModel(adapters, "reward", head, RewardStats())
+    lengths = [[5, 6, 2], [7, 8, 9, 10, 11, 12, 2], [13, 2]]
+    alone = torch.cat([reward_model.score_ids([one]) for one in lengths])
+    torch.testing.assert_close(reward_model.score_ids(lengths), alone)
+
+
+def test_the_score_is_read_at_eos_even_where_pad_is_eos(model):
+    adapters, head = model
+    ids = torch.tensor([[5, 6, 2, 2, 2]])
+    mask = torch.tensor([[True, True, True, False, False]])
+    with adapters.use("reward"):
+        hidden = adapters.hidden(ids)
+    torch.testing.assert_close(score(adapters, "reward", head, ids, mask), head(hidden[:, 2]))
+
+
+@pytest.mark.parametrize("stop_at", [1, 4])
+def test_the_resumed_loss_curve_is_the_uninterrupted_one_bit_for_bit(runs, metric, stop_at):
+    settings = {"epochs": 2, "batch": 4, "micro_batch": 2, "learning_rate": 5e-3}
+    whole = runs.create("reward", rows(), **settings)
+    runs.run(whole)
+    broken = runs.create("reward", rows(), run_id="run-2", **settings)
+    runs.run(broken, stop_at=stop_at)
+    assert RewardStats.read(broken.checkpoints()[0]).count > 0
+    runs.run(broken)
+    for key in ("loss", "accuracy", "margin", "grad_norm", "learning_rate", "max_reward"):
+        assert metric(broken, key) == metric(whole, key)
+    ours, theirs = ((one.path / "final" / "adapter_model.safetensors").read_bytes() for one in (whole, broken))
+    assert ours == theirs
+
+
+def test_scores_are_centred_on_the_demonstrations(runs, tiny_model_dir):
+    shown = [SftRow(f"d{index}", "g", (Message("user", f"say {index}"),), GOOD[index % 4]) for index in range(6)]
+    folder = runs.create("reward", rows(), (), shown, max_steps=3, learning_rate=5e-3)
+    runs.run(folder)
+    adapters = Adapters(load_base(tiny_model_dir, quantisation="bf16", device=torch.device("cpu")))
+    trained = load_reward(adapters, folder.path / "final")
+    assert (trained.stats.reference, trained.stats.count) == ("demonstrations", 6)
+    scores = trained.score([(one.prompt, one.completion) for one in shown])
+    centred = [trained.stats.standardise(value) for value in scores]
+    assert sum(centred) / 6 == pytest.approx(0, abs=1e-4)
+    assert sum(value**2 for value in centred) / 6 == pytest.approx(1, abs=1e-3)
+
+
+def test_without_demonstrations_scores_are_centred_on_the_training_responses(runs):
+    folder = runs.create("reward", rows(), max_steps=1)
+    runs.run(folder)
+    stats = RewardStats.read(folder.path / "final")
+    assert stats.reference == "training responses"
+    assert stats.count == len({(one.prompt, text) for one in rows() for text in (one.chosen, one.rejected)})
+
+
+def test_a_run_from_an_sft_adapter_starts_as_a_copy_of_it(runs, adapters, tmp_path, tiny_model_dir):
+    start = Adapters(load_base(tiny_model_dir, quantisation="fp32", device=torch.device("cpu")))
+    start.add("sft", rank=2, alpha=4, trainable=True, seed=5)
+    start.save("sft", tmp_path / "sft")
+    folder = runs.create("reward", rows(), max_steps=1, learning_rate=1e-8, adapter=tmp_path / "sft")
+    runs.run(folder)
+    final = Adapters(start.base)
+    final.load("final", folder.path / "final", trainable=False)
+    for one, other in zip(start.parameters("sft"), final.parameters("final"), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+
+
+def test_training_a_reward_model_further_keeps_its_head(runs):
+    first = runs.create("reward", rows(), max_steps=2, head_learning_rate=0.1)
+    runs.run(first)
+    again = runs.create(
+        "reward",
+        rows(),
+        run_id="run-2",
+        max_steps=1,
+        adapter=first.path / "final",
+        learning_rate=1e-8,
+        head_learning_rate=1e-8,
+    )
+    runs.run(again)
+    heads = [load_head(one.path / "final").weight for one in (first, again)]
+    torch.testing.assert_close(heads[0], heads[1], atol=1e-6, rtol=0)
+
+
+def test_a_pair_that_would_lose_its_ending_is_left_out_and_counted(runs):
+    long = PairRow("long", "g", "k", "r", (Message("user", "a"),), "y" * 100, "no")
+    folder = runs.create("reward", [*rows(4), long], max_steps=1, max_length=64)
+    runs.run(folder)
+    said = [one.message for one in folder.events() if isinstance(one, Warned)]
+    assert any("1 of 5 pairs were left out" in one for one in said)
+
+
+def test_a_model_without_a_head_is_no_reward_model(adapters, tmp_path):
+    adapters.add("policy", rank=2, alpha=4, trainable=False)
+    adapters.save("policy", tmp_path)
+    with pytest.raises(UserError, match="gives no scores"):
+        load_reward(adapters, tmp_path)
+    assert reward.has_head(tmp_path) is False
+    assert reward.has_head(tmp_path / "nowhere") is False
+
+
+@pytest.mark.demo_model
+def test_scores_of_the_demo_model_are_the_reference_scores(golden, demo_model_dir):
+    g = golden("rm_model")
+    base = load_base(demo_model_dir, quantisation="fp32", device=torch.device("cpu"))
+    adapters = Adapters(base)
+    adapters.add("reward", rank=4, alpha=8, trainable=False)
+    model = RewardModel(adapters, "reward", ScalarHead(576, seed=g["head_seed"]), RewardStats())
+    for side, rows in enumerate((g["chosen"], g["rejected"])):
+        newline = model.score_ids(rows)  # as TRL reads it: behind <|im_end|>
+        at_eos = model.score_ids([row[:-1] for row in rows])  # as Tastemaker reads it
+        expected = torch.tensor([pair[side] for pair in g["scores_last"]])
+        torch.testing.assert_close(newline, expected, atol=g["tolerance"], rtol=0)
+        expected = torch.tensor([pair[side] for pair in g["scores_eos"]])
+        torch.testing.assert_close(at_eos, expected, atol=g["tolerance"], rtol=0)

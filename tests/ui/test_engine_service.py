@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from ui.engine_service import EngineService
+from workbench.errors import UserError
+from workbench.protocol import (
+    AnyReply,
+    AnyRequest,
+    CountTokensRequest,
+    Failed,
+    Finished,
+    ModelRef,
+    SampleRequest,
+    Token,
+    TokenCounts,
+)
+
+REF = ModelRef(model_id="m", name="m", base="/nowhere")
+
+
+class FakeClient:
+    """Answers on a thread of its own, as the real one does."""
+
+    def __init__(self, replies: Callable[[AnyRequest], list[AnyReply]] | None = None) -> None:
+        self.replies = replies or (lambda request: [Finished(id=request.id)])
+        self.requests: list[AnyRequest] = []
+        self.cancelled: list[str] = []
+        self.left = 0
+        self.closed = False
+
+    def request(self, request: AnyRequest, on_reply: Callable[[AnyReply], None]) -> str:
+        self.requests.append(request)
+        found = self.replies(request)
+        threading.Thread(target=lambda: [on_reply(one) for one in found]).start()
+        return request.id
+
+    def call(self, request: AnyRequest, timeout: float | None = None, on_reply: Any = None) -> AnyReply:
+        self.requests.append(request)
+        return self.replies(request)[-1]
+
+    def cancel(self, request_id: str) -> None:
+        self.cancelled.append(request_id)
+
+    def leave(self) -> None:
+        self.left += 1
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def client() -> FakeClient:
+    return FakeClient()
+
+
+@pytest.fixture
+def service(qapp: Any, client: FakeClient) -> Iterator[EngineService]:
+    made = EngineService(lambda: client)
+    yield made
+    made.shutdown()
+    made.deleteLater()
+
+
+def ask(request_id: str = "a") -> SampleRequest:
+    return SampleRequest(id=request_id, model=REF, prompts=((),))
+
+
+def test_replies_arrive_in_order_on_the_windows_thread(qtbot: Any, service: EngineService, client: FakeClient) -> None:
+    client.replies = lambda request: [
+        *(Token(id=request.id, prompt_index=0, response_index=0, text=str(n)) for n in range(500)),
+        Finished(id=request.id),
+    ]
+    got: list[AnyReply] = []
+    threads: set[int] = set()
+
+    def on_reply(reply: AnyReply) -> None:
+        threads.add(threading.get_ident())
+        got.append(reply)
+
+    assert service.request(ask(), on_reply) == "a"
+    assert service.busy
+    qtbot.waitUntil(lambda: bool(got) and isinstance(got[-1], Finished), timeout=10_000)
+    assert [one.text for one in got if isinstance(one, Token)] == [str(n) for n in range(500)]
+    assert threads == {threading.get_ident()}
+    assert not service.busy
+
+
+def test_a_stream_never_holds_the_window_longer_than_a_slice(
+    qtbot: Any, service: EngineService, client: FakeClient
+) -> None:
+    client.replies = lambda request: [
+        *(Token(id=request.id, prompt_index=0, response_index=0, text="x") for _ in range(60)),
+        Finished(id=request.id),
+    ]
+    delivered: list[float] = []
+    spans: list[float] = []
+    deliver = service._deliver
+
+    def timed() -> None:
+        start = time.perf_counter()
+        deliver()
+        spans.append(time.perf_counter() - start)
+
+    service._deliver = timed  # type: ignore[method-assign]
+    service._timer.timeout.disconnect()
+    service._timer.timeout.connect(timed)
+
+    def slow(_reply: AnyReply) -> None:
+        until = time.perf_counter() + 0.002
+        while time.perf_counter() < until:
+            pass
+        delivered.append(time.perf_counter())
+
+    service.request(ask(), slow)
+    qtbot.waitUntil(lambda: len(delivered) == 61, timeout=10_000)
+    assert len(spans) > 5  # handed over in many slices, so that frames come in between
+
+
+def test_the_state_goes_from_off_over_starting_to_ready(qtbot: Any, service: EngineService, client: FakeClient) -> None:
+    states: list[str] = []
+    service.state_changed.connect(states.append)
+    assert service.state == "off"
+    service.request(ask(), lambda _: None)
+    qtbot.waitUntil(lambda: service.state == "ready")
+    assert states[0] == "starting"
+    assert states[-1] == "ready"
+    service.shutdown()
+    assert service.state == "off"
+    assert client.closed
+
+
+def test_an_engine_that_cannot_start_ends_the_request_with_the_reason(qtbot: Any, qapp: Any) -> None:
+    def broken() -> FakeClient:
+        raise UserError("The engine could not be started", "torch is missing", "install the extra")
+
+    service = EngineService(broken)
+    got: list[AnyReply] = []
+    service.request(ask(), got.append)
+    qtbot.waitUntil(lambda: len(got) == 1)
+    assert isinstance(got[0], Failed)
+    assert (got[0].message, got[0].cause) == ("The engine could not be started", "torch is missing")
+    assert service.state == "off"
+    service.shutdown()
+
+
+def test_a_bug_in_the_client_ends_the_request_too(qtbot: Any, service: EngineService, client: FakeClient) -> None:
+    def bug(_request: AnyRequest) -> list[AnyReply]:
+        raise RuntimeError("oops")
+
+    client.replies = bug
+    got: list[AnyReply] = []
+    service.request(ask(), got.append)
+    qtbot.waitUntil(lambda: len(got) == 1)
+    assert isinstance(got[0], Failed)
+    assert got[0].code == "died"
+
+
+def test_cancel_reaches_the_client_while_the_request_is_open_and_not_after(
+    qtbot: Any, service: EngineService, client: FakeClient
+) -> None:
+    client.replies = lambda _request: []
+    service.request(ask("one"), lambda _: None)
+    qtbot.waitUntil(lambda: len(client.requests) == 1)
+    service.cancel("one")
+    service.cancel("unknown")
+    qtbot.waitUntil(lambda: client.cancelled == ["one"])
+
+
+def test_two_requests_at_once_start_one_engine(qtbot: Any, qapp: Any) -> None:
+    made: list[FakeClient] = []
+
+    def make() -> FakeClient:
+        made.append(FakeClient())
+        return made[-1]
+
+    service = EngineService(make)
+    got: list[AnyReply] = []
+    for name in "abcdef":
+        service.request(ask(name), got.append)
+    qtbot.waitUntil(lambda: len(got) == 6)
+    assert len(made) == 1
+    service.shutdown()
+
+
+def test_nothing_is_told_after_shutdown(qtbot: Any, service: EngineService, client: FakeClient) -> None:
+    got: list[AnyReply] = []
+    service.request(ask(), got.append)
+    service.shutdown()
+    qtbot.wait(50)
+    assert got == []
+
+
+def test_borrowed_work_gets_the_client_and_tells_its_result(
+    qtbot: Any, service: EngineService, client: FakeClient
+) -> None:
+    client.replies = lambda request: [TokenCounts(id=request.id, counts=(3,), context=2048)]
+    got: list[Any] = []
+    request = CountTokensRequest(id="c", model=REF, rows=())
+    service.borrow(lambda lent: lent.call(request), got.append, got.append)
+    assert service.busy
+    qtbot.waitUntil(lambda: len(got) == 1)
+    assert got[0].counts == (3,)
+    assert not service.busy
+
+
+def test_a_borrowed_client_that_was_cancelled_asks_nothing_more(
+    qtbot: Any, service: EngineService, client: FakeClient
+) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+    got: list[Any] = []
+    request = CountTokensRequest(id="c", model=REF, rows=())
+
+    def work(lent: Any) -> AnyReply:
+        lent.call(request)
+        entered.set()
+        go_on.wait(10)
+        return lent.call(request)
+
+    lent = service.borrow(work, got.append, got.append)
+    assert entered.wait(10)
+    lent.cancel()
+    go_on.set()
+    qtbot.waitUntil(lambda: len(got) == 1)
+    assert got[0].code == "cancelled"
+    qtbot.waitUntil(lambda: client.cancelled == ["c"])
+    assert len(client.requests) == 1
+
+
+def test_an_idle_engine_gives_its_memory_back_and_a_busy_one_does_not(
+    qtbot: Any, service: EngineService, client: FakeClient
+) -> None:
+    service.release()
+    assert client.left == 0  # there was no engine
+    client.replies = lambda _request: []
+    service.request(ask(), lambda _: None)
+    qtbot.waitUntil(lambda: len(client.requests) == 1)
+    service.release()
+    client.replies = lambda request: [Finished(id=request.id)]
+    service.cancel("a")
+    service._open.clear()
+    service.release()
+    qtbot.waitUntil(lambda: client.left == 1)
+    assert service.state == "off"

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ui import model_dialogs
+from ui.context import Context
+from ui.model_card import Origin, card, read_origins
+from ui.model_dialogs import AddModel, ConfirmRemove, ExportModel
+from ui.models_pane import ModelsPane
+from workbench.errors import UserError
+from workbench.ids import new_id, now
+from workbench.protocol import ModelRef, RunSpec
+from workbench.records import ModelRecord
+
+Settle = Callable[[], None]
+Filled = Said = FakeEngineService = Any  # of conftest, which cannot be imported by name
+
+
+@pytest.fixture
+def family(filled: Filled) -> list[ModelRecord]:
+    """A base, an SFT model on it, and a reward model and a policy on that."""
+    sft = ModelRecord(
+        new_id(), "sft 1", "sft", "models/a", base_id=filled.base.id, parent_id=filled.base.id, created_at=now()
+    )
+    reward = ModelRecord(
+        new_id(), "reward 1", "reward", "models/b", base_id=filled.base.id, parent_id=sft.id, created_at=now()
+    )
+    policy = ModelRecord(
+        new_id(), "ppo 1", "policy", "models/c", base_id=filled.base.id, parent_id=sft.id, created_at=now()
+    )
+    for one in (sft, reward, policy):
+        filled.project.store.save_model(one).result(10)
+    return [filled.base, sft, reward, policy]
+
+
+@pytest.fixture
+def pane(qtbot: Any, context: Context, family: list[ModelRecord], settle: Settle) -> Iterator[ModelsPane]:
+    made = ModelsPane(context)
+    qtbot.addWidget(made)
+    made.resize(1100, 700)
+    made.show()
+    settle()
+    yield made
+    settle()
+
+
+def test_models_stand_under_the_one_they_came_from(pane: ModelsPane, family: list[ModelRecord]) -> None:
+    tree = pane.tree
+    root = tree.model().index(0, 0)
+    assert root.data() == "tiny base"
+    sft = tree.model().index(0, 0, root)
+    assert sft.data() == "sft 1"
+    assert [tree.model().index(n, 0, sft).data() for n in range(2)] == ["reward 1", "ppo 1"]
+    assert tree.current_id() == family[-1].id
+
+
+def test_the_chosen_model_shows_its_card_and_what_can_be_done(
+    pane: ModelsPane, family: list[ModelRecord], said: Said, settle: Settle
+) -> None:
+    assert pane.name.text() == "ppo 1"
+    assert "Where it comes from" in pane.text.toPlainText()
+    assert pane.remove.isEnabled()
+    pane.train.click()
+    pane.compare.click()
+    assert said.places == [
+        ("train", {"method": "dpo", "start_model_id": family[3].id}),
+        ("compare", {"model_id": family[3].id}),
+    ]
+    pane.tree.choose(family[0].id)
+    settle()
+    assert not pane.remove.isEnabled()
+    assert "below it" in pane.descendants.text()
+    pane.tree.choose(family[2].id)
+    settle()
+    assert not pane.train.isEnabled()  # nothing is trained from a reward model
+    assert "guess about one rater" in pane.text.toPlainText()
+
+
+def test_a_model_that_is_removed_goes_off_the_list(
+    qtbot: Any, pane: ModelsPane, family: list[ModelRecord], settle: Settle
+) -> None:
+    pane.remove.click()
+    assert isinstance(pane.dialog, ConfirmRemove)
+    pane.dialog.yes.click()
+    qtbot.waitUntil(lambda: family[3].id not in pane._models, timeout=10_000)
+    assert pane.tree.current_id() == family[2].id
+
+
+def test_show_item_goes_to_a_model(pane: ModelsPane, family: list[ModelRecord], settle: Settle) -> None:
+    pane.show_item(model_id=family[1].id)
+    settle()
+    assert pane.name.text() == "sft 1"
+
+
+def test_a_project_without_models_offers_to_add_one(
+    qtbot: Any, make_context: Callable[..., Context], empty_project: Any, settle: Settle
+) -> None:
+    pane = ModelsPane(make_context(empty_project))
+    qtbot.addWidget(pane)
+    pane.show()
+    settle()
+    assert pane.pages.currentWidget() is pane.empty
+    pane.empty.action.click()
+    assert isinstance(pane.dialog, AddModel)
+    pane.dialog.reject()
+
+
+def test_adding_the_demo_model_shows_progress_and_chooses_it(
+    qtbot: Any, pane: ModelsPane, filled: Filled, said: Said, monkeypatch: pytest.MonkeyPatch, settle: Settle
+) -> None:
+    made = ModelRecord(new_id(), "demo", "base", str(filled.base.path), source="demo", note="Hi.", created_at=now())
+    asked: list[str] = []
+
+    def add_model(project: Any, source: str, client: Any, on_progress: Any, *, token: str = "") -> ModelRecord:
+        asked.append(source)
+        on_progress("Converting", 0.5)
+        project.store.save_model(made).result(10)
+        return made
+
+    monkeypatch.setattr(model_dialogs, "add_model", add_model)
+    pane.ask_add()
+    dialog = pane.dialog
+    assert isinstance(dialog, AddModel)
+    shown: list[str] = []
+    dialog._show = lambda what, fraction: shown.append(f"{what} {fraction}")  # type: ignore[method-assign]
+    dialog.start.click()
+    assert dialog.progress.isVisible()
+    qtbot.waitUntil(lambda: pane.tree.current_id() == made.id, timeout=10_000)
+    assert asked == ["demo"]
+    assert shown == ["Converting 0.5"]
+    assert ("demo was added. Hi.", "good") in said.notices
+
+
+@pytest.mark.parametrize(
+    ("source", "place", "asked"),
+    [("hub", "owner/name", "hub:owner/name"), ("folder", "/m", "/m"), ("gguf", "/m/x.gguf", "/m/x.gguf")],
+)
+def test_each_source_is_asked_for_in_its_own_words(
+    qtbot: Any,
+    context: Context,
+    monkeypatch: pytest.MonkeyPatch,
+    settle: Settle,
+    source: str,
+    place: str,
+    asked: str,
+) -> None:
+    seen: list[str] = []
+
+    def add_model(_project: Any, given: str, *_args: Any, **_more: Any) -> ModelRecord:
+        seen.append(given)
+        raise UserError("The model was refused", "it is pickled", "take another")
+
+    monkeypatch.setattr(model_dialogs, "add_model", add_model)
+    dialog = AddModel(context, [])
+    dialog.choices[source].setChecked(True)
+    assert not dialog.start.isEnabled()
+    dialog.place.setText(place)
+    dialog.start.click()
+    qtbot.waitUntil(lambda: not dialog.banner.isHidden(), timeout=10_000)
+    assert seen == [asked]
+    assert dialog.banner.what.text() == "The model was refused"
+    assert dialog.start.isEnabled()
+    settle()
+    dialog.reject()
+
+
+def test_a_cancelled_import_says_nothing_and_can_be_started_again(context: Context, settle: Settle) -> None:
+    dialog = AddModel(context, [])
+    dialog.set_working(True)
+    dialog.failed(UserError("This was cancelled"))
+    assert dialog.banner.isHidden()
+    assert not dialog.working
+    settle()
+    dialog.reject()
+
+
+def test_an_export_writes_where_it_is_told(
+    qtbot: Any, context: Context, family: list[ModelRecord], said: Said, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def export_model(
+        _project: Any, model: ModelRecord, out: Path, _client: Any, *, what: str, on_progress: Any
+    ) -> Path:
+        seen.append((model.name, what))
+        return out
+
+    monkeypatch.setattr(model_dialogs, "export_model", export_model)
+    dialog = ExportModel(context, family[3])
+    dialog.place.setText(str(tmp_path / "out"))
+    dialog.merged.setChecked(True)
+    dialog.start.click()
+    qtbot.waitUntil(lambda: bool(said.notices), timeout=10_000)
+    assert seen == [("ppo 1", "merged")]
+    assert str(tmp_path / "out") in said.notices[0][0]
+
+
+def test_a_base_is_exported_merged_only_and_a_reward_model_as_adapter_only(
+    context: Context, family: list[ModelRecord]
+) -> None:
+    base, reward = ExportModel(context, family[0]), ExportModel(context, family[2])
+    assert not base.adapter.isEnabled()
+    assert base.merged.isChecked()
+    assert not reward.merged.isEnabled()
+    base.reject()
+    reward.reject()
+
+
+def test_a_card_tells_lineage_settings_measures_and_cautions() -> None:
+    base = ModelRecord("b", "tiny_base", "base", "/x", source="hub:owner/tiny", sha256="f" * 64)
+    sft = ModelRecord("s", "sft *1*", "sft", "runs/r/final", base_id="b", parent_id="b", run_id="r", step=30)
+    ref = ModelRef(model_id="b", name="tiny", base="/x")
+    spec = RunSpec(run_id="r", method="sft", name="sft 1", recipe={"epochs": 5.0}, model=ref)
+    text = card([Origin(sft, spec, {"train": 20, "heldout": 4}, {"eval_loss": 1.2345}), Origin(base)])
+    assert "# sft \\*1\\*" in text
+    assert "downloaded from the hub: `owner/tiny`" in text
+    assert "30 steps, on 20 training rows, 4 held-out rows" in text
+    assert "loss, held-out: 1.234 nats" in text or "loss, held-out: 1.235 nats" in text
+    assert "`epochs` 5.0 (default 3.0)" in text
+    assert "only 4 held-out rows" in text
+    assert "f" * 64 in text
+
+
+def test_a_card_of_a_model_whose_run_is_gone_says_so(filled: Filled) -> None:
+    lost = ModelRecord(
+        new_id(), "lost", "policy", "runs/x/final", base_id=filled.base.id, parent_id=filled.base.id, run_id=new_id()
+    )
+    filled.project.store.save_model(lost).result(10)
+    assert "its run folder is gone" in card(read_origins(filled.project, lost))

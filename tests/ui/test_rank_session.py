@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from typing import Any
+
+from ui.rank_session import RankItem, SessionStats, Stopwatch, origin, reveal_line, seconds_text, shuffled
+from workbench.records import Message, Outcome, Prompt, Ranking, Response
+
+
+def ranking(prompt: str, seconds: float, *, tied: bool = False, outcome: Outcome = "ranked") -> Ranking:
+    tiers = (("a", "b"),) if tied else (("a",), ("b",))
+    return Ranking(f"r-{prompt}", prompt, "me", tiers if outcome == "ranked" else (), outcome, seconds=seconds)
+
+
+def test_a_stopwatch_counts_only_while_it_runs() -> None:
+    now = [0.0]
+    watch = Stopwatch(lambda: now[0])
+    now[0] = 5.0
+    assert watch.seconds == 0.0
+    watch.start()
+    now[0] = 8.0
+    watch.start()  # already runs
+    assert watch.seconds == 3.0
+    watch.pause()
+    now[0] = 100.0
+    assert watch.seconds == 3.0
+    assert not watch.running
+    watch.start()
+    now[0] = 101.0
+    assert watch.seconds == 4.0
+    watch.restart(10.0)
+    now[0] = 103.0
+    assert watch.seconds == 12.0
+    watch.pause()
+    watch.restart()
+    now[0] = 110.0
+    assert watch.seconds == 0.0
+
+
+def test_statistics_count_each_prompt_once_and_forget_what_was_undone() -> None:
+    stats = SessionStats()
+    assert stats.line() == "none yet this session"
+    for one in (ranking("p", 4), ranking("q", 10, tied=True), ranking("p", 6), ranking("s", 1, outcome="skipped")):
+        stats.add(one)
+    assert (stats.count, stats.median_seconds, stats.ties) == (2, 8.0, 1)
+    assert stats.line() == "2 this session · median 8 s · 1 with ties"
+    stats.remove("q")
+    stats.remove("unknown")
+    assert stats.line() == "1 this session · median 6 s · no ties"
+
+
+def test_durations_read_as_people_say_them() -> None:
+    assert seconds_text(8.4) == "8 s"
+    assert seconds_text(80) == "1 min 20 s"
+
+
+def test_the_order_depends_on_the_ranking_alone() -> None:
+    ids = ["a", "b", "c", "d"]
+    assert shuffled("r1", ids) == shuffled("r1", reversed(ids))
+    assert len({shuffled(f"r{i}", ids) for i in range(200)}) == 24
+
+
+def test_the_reveal_names_model_file_or_person() -> None:
+    def response(**what: Any) -> Response:
+        return Response("x", "p", "text", **what)
+
+    names = {"m": "sft 1"}
+    assert origin(response(model_id="m"), names) == "sft 1"
+    assert origin(response(model_id="gone"), names) == "a model that was removed"
+    assert origin(response(source="pairs.jsonl"), names) == "pairs.jsonl"
+    assert origin(response(finish_reason="written"), names) == "written by hand"
+    assert origin(response(), names) == "imported"
+    item = RankItem("r", Prompt("p", (Message("user", "q"),)), (response(model_id="m"), response()))
+    assert reveal_line(item, names, "AB") == "Last card: A sft 1 · B imported"

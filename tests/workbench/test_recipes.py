@@ -1,0 +1,115 @@
+"""Recipes: presets, ranges, rules, and settings read from text."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workbench.errors import UserError
+from workbench.metrics import GLOSSARY, plots_for
+from workbench.recipes import PRESETS, RECIPES, DpoRecipe, PpoRecipe, SftRecipe, parse_rule, preset
+from workbench.records import METHODS, Method
+from workbench.settings_fields import Setting, parse_value, settings_of, with_settings
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_field_of_a_recipe_is_a_setting_with_help(method: Method) -> None:
+    names = {one.name for one in settings_of(RECIPES[method])}
+    assert names == {one.name for one in dataclasses.fields(RECIPES[method])}
+    assert all(one.help for one in settings_of(RECIPES[method]))
+
+
+@given(
+    st.sampled_from(METHODS),
+    st.sampled_from(PRESETS),
+    st.integers(1, 100_000),
+    st.sampled_from([0, 135_000_000, 8_000_000_000]),
+    st.booleans(),
+)
+def test_every_preset_is_free_of_problems(method: Method, name: str, rows: int, parameters: int, cuda: bool) -> None:
+    recipe = preset(method, name, rows, parameters, cuda=cuda)
+    assert recipe.problems() == []
+
+
+def test_a_small_base_is_held_in_bf16_and_a_large_one_in_nf4() -> None:
+    assert preset("sft", "Balanced", 60, 135_000_000).quantisation == "bf16"
+    assert preset("sft", "Balanced", 60, 8_000_000_000).quantisation == "nf4"
+
+
+def test_a_preset_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="choose one of Quick look, Balanced, Thorough"):
+        preset("sft", "Heroic", 60)
+
+
+def test_a_value_outside_its_range_is_a_problem_of_its_field() -> None:
+    problems = SftRecipe(learning_rate=5.0, batch=8, micro_batch=16).problems()
+    assert {one.field for one in problems} == {"learning_rate", "micro_batch"}
+    assert "outside 1e-08 to 0.1" in problems[0].message
+
+
+def test_a_misspelt_choice_is_a_problem_that_names_the_near_one() -> None:
+    (problem,) = SftRecipe(quantisation="nf5").problems()
+    assert problem.field == "quantisation"
+    assert "nf4" in problem.remedy
+
+
+def test_nan_is_outside_every_range() -> None:
+    assert [one.field for one in DpoRecipe(beta=float("nan")).problems()] == ["beta"]
+
+
+def test_robust_dpo_without_smoothing_is_only_a_warning() -> None:
+    (problem,) = DpoRecipe(loss_type="robust").problems()
+    assert problem.severity == "warning"
+
+
+def test_smoothing_where_the_loss_has_none_is_an_error() -> None:
+    (problem,) = DpoRecipe(loss_type="ipo", label_smoothing=0.1).problems()
+    assert (problem.field, problem.severity) == ("label_smoothing", "error")
+
+
+def test_ppo_refuses_uneven_mini_batches_a_response_without_a_prompt_and_an_unknown_rule() -> None:
+    recipe = PpoRecipe(batch=10, mini_batches=3, micro_batch=2, response_length=64, max_length=64, rule="be-nice")
+    assert {one.field for one in recipe.problems()} == {"mini_batches", "response_length", "rule"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "parsed"), [("shorter-than:40", ("shorter-than", "40")), ("contains:a:b", ("contains", "a:b"))]
+)
+def test_a_rule_is_a_name_and_an_argument(rule: str, parsed: tuple[str, str]) -> None:
+    assert parse_rule(rule) == parsed
+
+
+@pytest.mark.parametrize("rule", ["shorter-than", "shorter-than:", "shorter-than:0", "shorter-than:many", "nicer:1"])
+def test_a_rule_that_means_nothing_is_refused(rule: str) -> None:
+    with pytest.raises(ValueError, match=r"rule|needs"):
+        parse_rule(rule)
+
+
+def test_settings_are_read_from_text() -> None:
+    recipe = with_settings(DpoRecipe(), {"beta": "0.3", "gradient_checkpointing": "yes", "loss_type": "ipo"})
+    assert (recipe.beta, recipe.gradient_checkpointing, recipe.loss_type) == (0.3, True, "ipo")
+
+
+def test_all_faults_of_given_settings_are_told_at_once() -> None:
+    with pytest.raises(UserError) as caught:
+        with_settings(DpoRecipe(), {"bta": "0.3", "batch": "many", "gradient_checkpointing": "maybe"})
+    assert "did you mean beta" in str(caught.value)
+    assert "batch wants int" in str(caught.value)
+    assert "gradient_checkpointing wants bool" in str(caught.value)
+
+
+def test_an_optional_setting_can_be_switched_off() -> None:
+    one = Setting("limit", float, None, "a limit", optional=True)
+    assert parse_value(one, "off") is None
+    assert parse_value(one, "2.5") == 2.5
+
+
+def test_every_metric_is_in_exactly_one_plot_of_its_methods() -> None:
+    for method in METHODS:
+        shown = [metric.key for metrics in plots_for(method).values() for metric in metrics]
+        assert sorted(shown) == sorted(key for key, metric in GLOSSARY.items() if method in metric.methods)
+
+
+def test_ppo_shows_what_the_researcher_watches_first() -> None:
+    assert list(plots_for("ppo"))[:3] == ["Score", "KL", "Reward"]

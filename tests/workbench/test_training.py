@@ -1,0 +1,558 @@
+import dataclasses
+import json
+import os
+import shlex
+import shutil
+import struct
+import time
+
+import pytest
+
+from engine.events import EventLog
+from workbench.errors import UserError
+from workbench.ids import new_id
+from workbench.manifests import faults_of, seal
+from workbench.model_folders import fingerprint
+from workbench.protocol import Checkpoint, Ended, Metrics, Started
+from workbench.reaper import LockNote, take, write_exit, write_note
+from workbench.recipes import RECIPES, DpoRecipe, PpoRecipe, RewardRecipe, SftRecipe
+from workbench.records import Demonstration, Message, ModelRecord, Prompt, Ranking, Rater, Response
+from workbench.run_folder import RunFolder
+from workbench.run_registry import delete_run
+from workbench.training import plan_run, preset_for, refresh_runs, start_run
+from workbench.training_data import content_hash, is_auto_held_out
+
+
+def write_safetensors(path, tensors):
+    header, offset = {}, 0
+    for name, shape in tensors.items():
+        size = 4
+        for one in shape:
+            size *= one
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    raw = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(offset))
+
+
+def write_base(folder, hidden=8, context=2048):
+    folder.mkdir(parents=True)
+    config = {
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "num_hidden_layers": 2,
+        "intermediate_size": 16,
+        "num_attention_heads": 2,
+        "vocab_size": 32,
+        "max_position_embeddings": context,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text("{}")
+    write_safetensors(folder / "model.safetensors", {"model.embed_tokens.weight": [32, hidden]})
+
+
+def write_adapter(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4}))
+    write_safetensors(folder / "adapter_model.safetensors", {"base_model.model.q_proj.lora_A.weight": [4, 8]})
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("TASTEMAKER_RUNTIME", str(tmp_path / "runtime"))
+    monkeypatch.setenv("TASTEMAKER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.fixture
+def base(project, tmp_path):
+    folder = tmp_path / "cache" / "models" / "tiny"
+    write_base(folder)
+    record = ModelRecord(id=new_id(), name="tiny", role="base", path=str(folder), sha256=fingerprint(folder))
+    project.store.save_model(record).result()
+    return record
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Runs are frozen and listed, and not really launched."""
+    started = []
+    monkeypatch.setattr("workbench.supervisor.launch", lambda path, **_: started.append(path))
+    return started
+
+
+def add_prompts(project, count, split="train", word="question"):
+    prompts = [Prompt(id=new_id(), messages=(Message("user", f"{word} {n}"),), split=split) for n in range(count)]
+    project.store.add_prompts(prompts).result()
+    return prompts
+
+
+def demonstrate(project, prompts, status="final", text="An answer."):
+    made = [
+        Demonstration(id=new_id(), prompt_id=prompt.id, text=text, author="me", status=status) for prompt in prompts
+    ]
+    project.store.add_batch(demonstrations=made, label="demonstrate").result()
+
+
+def rank(project, prompts, responses=2):
+    rater = Rater(id="me", name="me")
+    drawn = {
+        prompt.id: [Response(id=new_id(), prompt_id=prompt.id, text=f"response {n}") for n in range(responses)]
+        for prompt in prompts
+    }
+    rankings = [
+        Ranking(id=new_id(), prompt_id=prompt, rater_id="me", tiers=tuple((one.id,) for one in found))
+        for prompt, found in drawn.items()
+    ]
+    every = [one for found in drawn.values() for one in found]
+    project.store.add_batch(responses=every, rankings=rankings, raters=[rater], label="rank").result()
+
+
+def adapter_model(project, base, role, name):
+    record = ModelRecord(id=new_id(), name=name, role=role, path=f"models/{name}", base_id=base.id, parent_id=base.id)
+    write_adapter(project.path / record.path)
+    project.store.save_model(record).result()
+    return record
+
+
+def messages(plan, severity="error"):
+    return " | ".join(f"{one.message} -> {one.remedy}" for one in plan.problems if one.severity == severity)
+
+
+# ---- data ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["sft", "reward", "dpo", "ppo"])
+def test_held_out_prompts_never_get_into_the_training_rows(project, base, method):
+    train, held = add_prompts(project, 30), add_prompts(project, 12, "held-out", "kept question")
+    demonstrate(project, train + held)
+    rank(project, train + held, 3)
+    twin = [Prompt(id=new_id(), messages=(Message("user", " kept question 3\r\n"),))]  # the same text, entered again
+    project.store.add_prompts(twin).result()
+    demonstrate(project, twin)
+    rank(project, twin)
+    recipe = RECIPES[method](**({"rule": "shorter-than:40"} if method == "ppo" else {}))
+    plan = plan_run(project, method, start_model_id=base.id, recipe=recipe)
+    assert not plan.errors, messages(plan)
+    forbidden = {content_hash(prompt.messages) for prompt in held}
+    assert {content_hash(row.prompt) for row in plan.heldout} == forbidden
+    assert not {content_hash(row.prompt) for row in plan.train} & forbidden
+    assert not {content_hash(row.prompt) for row in plan.demonstrations} & forbidden
+    assert {content_hash(row.prompt) for row in plan.train} == {content_hash(prompt.messages) for prompt in train}
+    assert not plan.auto_held_out
+
+
+@pytest.mark.parametrize("method", ["sft", "reward", "dpo", "ppo"])
+def test_a_tenth_of_the_prompts_is_held_out_when_none_is_and_siblings_stay_together(project, base, method):
+    train = add_prompts(project, 80)
+    demonstrate(project, train)
+    rank(project, train, 4)
+    recipe = RECIPES[method](**({"rule": "shorter-than:40"} if method == "ppo" else {}))
+    plan = plan_run(project, method, start_model_id=base.id, recipe=recipe)
+    groups = [{content_hash(row.prompt) for row in rows} for rows in (plan.train, plan.heldout)]
+    assert plan.auto_held_out
+    assert not groups[0] & groups[1]
+    assert len(groups[0] | groups[1]) == 80
+    assert 2 <= len(groups[1]) <= 16
+    assert "tenth" in plan.summary
+    if method in ("reward", "ppo"):
+        assert plan.demonstrations
+        assert not {content_hash(row.prompt) for row in plan.demonstrations} & groups[1]
+    if method in ("reward", "dpo"):
+        assert len(plan.train) == 6 * len(groups[0])
+
+
+def test_the_tenth_is_the_same_for_every_method_and_stays_when_labels_are_added(project, base):
+    first = add_prompts(project, 60)
+    demonstrate(project, first)
+    rank(project, first)
+    sft = plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe())
+    dpo = plan_run(project, "dpo", start_model_id=base.id, recipe=DpoRecipe())
+    held = {content_hash(row.prompt) for row in sft.heldout}
+    assert held == {content_hash(row.prompt) for row in dpo.heldout}
+    more = add_prompts(project, 60, word="later question")
+    demonstrate(project, more)
+    again = plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe())
+    assert held < {content_hash(row.prompt) for row in again.heldout}
+
+
+def test_about_a_tenth_of_any_texts_falls_into_the_held_out_tenth():
+    held = sum(is_auto_held_out(f"group {n}") for n in range(5000))
+    assert 400 < held < 600
+
+
+def test_drafts_do_not_train(project, base):
+    prompts = add_prompts(project, 4)
+    demonstrate(project, prompts[:1])
+    demonstrate(project, prompts[1:2], status="draft")
+    plan = plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe())
+    assert [row.group for row in plan.train] == [prompts[0].id]
+
+
+def test_best_against_the_rest_gives_fewer_pairs(project, base):
+    rank(project, add_prompts(project, 3), 4)
+    every = plan_run(project, "dpo", start_model_id=base.id, recipe=DpoRecipe())
+    best = plan_run(project, "dpo", start_model_id=base.id, recipe=DpoRecipe(pairs_from_rankings="best-vs-rest"))
+    assert (len(every.train), len(best.train)) == (18, 9)
+
+
+# ---- problems --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "word"), [("sft", "demonstration"), ("reward", "pair"), ("dpo", "pair")])
+def test_no_labels_is_an_error_with_a_remedy(project, base, method, word):
+    plan = plan_run(project, method, start_model_id=base.id, recipe=RECIPES[method]())
+    assert word in messages(plan)
+    with pytest.raises(UserError, match="cannot start"):
+        start_run(project, plan)
+    assert project.store.runs() == []
+
+
+def test_few_pairs_and_nothing_held_out_are_warnings(project, base):
+    rank(project, add_prompts(project, 5))
+    plan = plan_run(project, "reward", start_model_id=base.id, recipe=RewardRecipe())
+    assert not plan.errors
+    assert "Only 5 preference pairs" in messages(plan, "warning")
+    assert "Nothing is held out" in messages(plan, "warning")
+
+
+def test_ppo_needs_a_reward_model_or_a_rule(project, base):
+    add_prompts(project, 12)
+    assert "neither a reward model nor a rule" in messages(
+        plan_run(project, "ppo", start_model_id=base.id, recipe=PpoRecipe())
+    )
+    ruled = plan_run(project, "ppo", start_model_id=base.id, recipe=PpoRecipe(rule="shorter-than:40"))
+    assert not ruled.errors
+    assert ruled.reward is None
+
+
+def test_models_of_the_wrong_role_or_base_are_refused(project, base, tmp_path):
+    add_prompts(project, 12)
+    sft = adapter_model(project, base, "sft", "sft-1")
+    reward = adapter_model(project, base, "reward", "reward-1")
+    write_base(tmp_path / "cache" / "models" / "other", hidden=16)
+    other = dataclasses.replace(
+        base, id=new_id(), name="other", path=str(tmp_path / "cache" / "models" / "other"), sha256=""
+    )
+    project.store.save_model(other).result()
+
+    def plan(start, paid_by):
+        return plan_run(project, "ppo", start_model_id=start.id, reward_model_id=paid_by.id, recipe=PpoRecipe())
+
+    assert not plan(sft, reward).errors, messages(plan(sft, reward))
+    assert "sft-1 is a sft model" in messages(plan(sft, sft))
+    assert "reward-1 is a reward model" in messages(plan(reward, reward))
+    assert "different bases" in messages(plan(other, reward))
+
+
+def test_missing_model_files_are_named(project, base, tmp_path):
+    demonstrate(project, add_prompts(project, 12))
+    (tmp_path / "cache" / "models" / "tiny" / "model.safetensors").unlink()
+    plan = plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe())
+    assert "safetensors" in messages(plan)
+    assert "No model is chosen" in messages(plan_run(project, "sft", start_model_id="", recipe=SftRecipe()))
+
+
+def test_a_base_that_changed_on_disk_is_refused_at_start(project, base, tmp_path, launched):
+    demonstrate(project, add_prompts(project, 12))
+    plan = plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe())
+    config = tmp_path / "cache" / "models" / "tiny" / "config.json"
+    config.write_text(config.read_text() + " ")
+    with pytest.raises(UserError, match="has changed"):
+        start_run(project, plan)
+    assert launched == []
+
+
+def test_recipe_faults_and_limits_are_problems_and_never_raised(project, base):
+    demonstrate(project, add_prompts(project, 12), text="word " * 4000)
+    plan = plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe(micro_batch=64, max_length=4096))
+    assert "micro_batch 64 is larger" in messages(plan)
+    assert "context of 2048" in messages(plan, "warning")
+    assert "longer than 4096" in messages(plan, "warning")
+    assert "not those of dpo" in messages(plan_run(project, "dpo", start_model_id=base.id, recipe=SftRecipe()))
+    plan = plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe(device="cuda"))
+    assert "no GPU" in messages(plan)
+
+
+def test_too_little_memory_is_said_with_a_remedy(project, base, monkeypatch):
+    demonstrate(project, add_prompts(project, 12))
+    monkeypatch.setattr("workbench.estimate.memory_available", lambda _: 50_000_000)
+    plan = plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe(quantisation="bf16"))
+    assert "47.7 MiB are free" in messages(plan, "warning")
+    assert "nf4" in messages(plan, "warning")
+    monkeypatch.setattr("workbench.estimate.memory_available", lambda _: 1)
+    assert "smaller base" in messages(plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe()))
+
+
+def test_a_full_disk_is_said_before_the_run(project, base, monkeypatch):
+    demonstrate(project, add_prompts(project, 12))
+    usage = type("Usage", (), {"free": 10_000_000})
+    monkeypatch.setattr("workbench.preflight.shutil.disk_usage", lambda _: usage)
+    plan = plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe())
+    assert "on disk and 9.5 MiB are free" in messages(plan)
+
+
+# ---- the command line ------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_names_what_differs_from_its_preset(project, base):
+    demonstrate(project, add_prompts(project, 12))
+    recipe = preset_for(project, "sft", "Balanced", base.id)
+    plan = plan_run(project, "sft", start_model_id=base.id, recipe=recipe)
+    assert shlex.split(plan.command_line) == ["tastemaker", "train", str(project.path), "sft", "--from", "tiny"]
+    changed = dataclasses.replace(recipe, learning_rate=1e-5, gradient_checkpointing=True)
+    words = shlex.split(plan_run(project, "sft", start_model_id=base.id, recipe=changed, name="my run").command_line)
+    assert words[6:] == ["--name", "my run", "--set", "learning_rate=1e-05", "--set", "gradient_checkpointing=true"]
+
+
+def test_an_unknown_preset_is_a_user_error(project, base):
+    with pytest.raises(UserError, match="preset"):
+        preset_for(project, "sft", "Fast", base.id)
+
+
+# ---- starting and registering ----------------------------------------------------------------------------------
+
+
+def test_start_freezes_the_data_and_lists_the_run(project, base, launched):
+    demonstrate(project, add_prompts(project, 12) + add_prompts(project, 2, "held-out", "other"))
+    record = start_run(project, plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe()))
+    folder = RunFolder(project.run_dir(record.id))
+    assert launched == [folder.path]
+    assert record.name == "sft 1"
+    assert [one.id for one in project.store.runs()] == [record.id]
+    spec = folder.spec()
+    assert (spec.method, spec.model.base, spec.name) == ("sft", base.path, "sft 1")
+    assert len(folder.rows("train")) == 12
+    assert len(folder.rows("heldout")) == 2
+    assert set(spec.data_sha256) == {"train.jsonl", "heldout.jsonl"}
+    again = start_run(project, plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe()))
+    assert again.name == "sft 2"
+
+
+def test_changed_data_of_a_run_is_refused(project, base, launched):
+    demonstrate(project, add_prompts(project, 12))
+    record = start_run(project, plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe()))
+    path = project.run_dir(record.id) / "data" / "train.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"answer", b"ANSWER"))
+    with pytest.raises(UserError, match="changed after"):
+        RunFolder(project.run_dir(record.id)).rows("train")
+
+
+def finish(project, record, state="done", step=7, where="final"):
+    """Write what an engine leaves."""
+    path = project.run_dir(record.id)
+    lock = take(path / "lock")
+    write_note(lock, LockNote(state="running", since=0))
+    log = EventLog(path)
+    log.emit(Started(pid=1, device="cpu"))
+    log.emit(Metrics(step=step, values={"loss": 1.0, "perf/tokens_per_s": 50.0}))
+    write_adapter(path / where)
+    (path / where / "state_training.pt").write_bytes(b"x")
+    seal(path / where, kind="final", run_id=record.id, method=record.method, step=step)
+    if where != "final":
+        log.emit(Checkpoint(step=step, path=where))
+    log.emit(Ended(state=state, step=step, message="The end"))
+    log.close()
+    write_exit(path, {"code": 0, "signal": None, "reason": ""})
+    os.close(lock)
+
+
+@pytest.mark.parametrize(
+    ("method", "role"), [("sft", "sft"), ("reward", "reward"), ("dpo", "policy"), ("ppo", "policy")]
+)
+def test_a_finished_run_becomes_a_model_once(project, base, launched, method, role):
+    prompts = add_prompts(project, 12)
+    demonstrate(project, prompts)
+    rank(project, prompts)
+    recipe = RECIPES[method](**({"rule": "shorter-than:40"} if method == "ppo" else {}))
+    record = start_run(project, plan_run(project, method, start_model_id=base.id, recipe=recipe))
+    assert [one.state for one in refresh_runs(project)] == ["interrupted"]  # never launched in this test
+    finish(project, record)
+    for _ in range(3):
+        (run,) = refresh_runs(project)
+    assert run.state == "done"
+    assert project.store.run(record.id).state == "done"
+    (model,) = [one for one in project.store.models() if one.run_id]
+    assert (model.role, model.name, model.step) == (role, f"{method} 1 on tiny", 7)
+    assert (model.base_id, model.parent_id, model.path) == (base.id, base.id, f"runs/{record.id}/final")
+    assert project.resolve(model).adapter == str(project.run_dir(record.id) / "final")
+
+
+def test_a_stopped_and_saved_run_becomes_a_model_that_outlives_its_checkpoint(project, base, launched):
+    demonstrate(project, add_prompts(project, 12))
+    record = start_run(project, plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe()))
+    finish(project, record, "stopped", 20, "checkpoints/20")
+    refresh_runs(project)
+    refresh_runs(project)
+    (model,) = [one for one in project.store.models() if one.run_id]
+    assert model.name == "sft 1 on tiny, step 20"
+    folder = project.path / model.path
+    assert faults_of(folder) == []
+    assert not (folder / "state_training.pt").exists()
+    shutil.rmtree(project.run_dir(record.id) / "checkpoints" / "20")
+    assert faults_of(folder) == []
+    finish(project, record, "stopped", 25, "checkpoints/25")  # resumed and stopped again, unseen in between
+    refresh_runs(project)
+    finish(project, record, "done", 30)
+    refresh_runs(project)
+    assert [one.step for one in project.store.models() if one.run_id] == [20, 25, 30]
+    assert project.store.run(record.id).ended_at
+
+
+def test_a_model_taken_off_the_list_does_not_come_back(project, base, launched):
+    demonstrate(project, add_prompts(project, 12))
+    record = start_run(project, plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe()))
+    finish(project, record)
+    refresh_runs(project)
+    (model,) = [one for one in project.store.models() if one.run_id]
+    project.store.remove_model(model.id).result()
+    refresh_runs(project)
+    assert [one for one in project.store.models() if one.run_id] == []
+    delete_run(project, record.id)
+    assert refresh_runs(project) == []
+    assert not project.run_dir(record.id).exists()
+
+
+def test_a_run_folder_that_no_record_names_is_listed(project, base, launched):
+    demonstrate(project, add_prompts(project, 12))
+    record = start_run(project, plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe()))
+    finish(project, record)
+    project.store.save_run(dataclasses.replace(record, state="failed")).result()
+    project.store.remove_run(record.id).result()
+    (run,) = refresh_runs(project)
+    assert (run.id, run.state, run.name) == (record.id, "done", "sft 1")
+
+
+def test_a_run_whose_folder_is_gone_says_so(project, base, launched):
+    demonstrate(project, add_prompts(project, 12))
+    record = start_run(project, plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe()))
+    shutil.rmtree(project.run_dir(record.id))
+    (run,) = refresh_runs(project)
+    assert (run.state, run.detail) == ("interrupted", "Its folder is gone")
+
+
+def test_the_pace_of_finished_runs_corrects_the_time(project, base, launched):
+    demonstrate(project, add_prompts(project, 12))
+    plan = plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe())
+    assert not plan.estimate.measured
+    finish(project, start_run(project, plan))
+    refresh_runs(project)
+    again = plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe())
+    assert again.estimate.measured
+    assert again.estimate.tokens_per_s == pytest.approx(50.0)  # as the run's events say
+    assert any("measured in this project" in line for line in again.estimate.lines)
+
+
+def test_a_real_engine_that_fails_is_told_in_one_sentence(project, base, monkeypatch):
+    """The whole way: reaper, ``python -m engine``, UserError in the method, state, record."""
+    demonstrate(project, add_prompts(project, 12))
+    record = start_run(project, plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe(device="cpu")))
+    deadline = time.monotonic() + 90
+    while (run := refresh_runs(project)[0]).state in ("queued", "running", "stopping"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert run.state == "failed"
+    assert run.detail
+    assert run.id == record.id
+
+
+# ---- corners -----------------------------------------------------------------------------------------------------
+
+
+def test_a_project_open_for_reading_shows_runs_and_starts_none(project, base, launched):
+    demonstrate(project, add_prompts(project, 12))
+    record = start_run(project, plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe()))
+    finish(project, record)
+    project.read_only = True
+    assert [one.state for one in refresh_runs(project)] == ["done"]
+    assert project.store.run(record.id).state == "queued"
+    assert "reading only" in messages(plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe()))
+
+
+def test_training_goes_on_from_an_adapter_with_its_own_rank(project, base):
+    demonstrate(project, add_prompts(project, 12))
+    sft = adapter_model(project, base, "sft", "sft-1")
+    plan = plan_run(project, "sft", start_model_id=sft.id, recipe=SftRecipe(lora_rank=64))
+    assert plan.model.adapter
+    assert any("rank 4" in line for line in plan.estimate.lines)
+    assert plan.command_line.startswith("tastemaker train")
+    assert preset_for(project, "sft", "Quick look", sft.id).quantisation == "bf16"
+
+
+def test_models_of_one_name_are_told_apart_by_id(project, base):
+    demonstrate(project, add_prompts(project, 12))
+    project.store.save_model(dataclasses.replace(base, id=new_id())).result()
+    plan = plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe())
+    assert f"--from {base.id}" in plan.command_line
+
+
+def test_errors_and_warnings_are_told_apart(project, base):
+    demonstrate(project, add_prompts(project, 3))
+    plan = plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe(micro_batch=64))
+    assert {one.severity for one in plan.errors} == {"error"}
+    assert {one.severity for one in plan.warnings} == {"warning"}
+    with pytest.raises(UserError, match="micro_batch 64"):
+        start_run(project, plan)
+
+
+def test_a_run_that_is_at_work_is_not_deleted(project, base, launched):
+    demonstrate(project, add_prompts(project, 12))
+    record = start_run(project, plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe()))
+    lock = take(project.run_dir(record.id) / "lock")
+    with pytest.raises(UserError, match="at work"):
+        delete_run(project, record.id)
+    os.close(lock)
+    delete_run(project, record.id)
+    assert refresh_runs(project) == []
+
+
+def test_strange_folders_under_runs_are_left_alone(project, base, launched):
+    demonstrate(project, add_prompts(project, 12))
+    record = start_run(project, plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe()))
+    shutil.copytree(project.run_dir(record.id), project.runs_dir / "a copy")  # its recipe names another folder
+    (project.runs_dir / "notes").mkdir()
+    (project.runs_dir / "broken").mkdir()
+    (project.runs_dir / "broken" / "recipe.json").write_text("{")
+    assert [one.id for one in refresh_runs(project)] == [record.id]
+    (project.run_dir(record.id) / "recipe.json").unlink()
+    assert refresh_runs(project)[0].detail == "Its recipe is missing"
+
+
+def test_the_model_of_a_run_whose_start_was_removed_stays_in_its_folder(project, base, launched):
+    demonstrate(project, add_prompts(project, 12))
+    record = start_run(project, plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe()))
+    finish(project, record)
+    project.store.save_run(dataclasses.replace(record, state="failed")).result()
+    project.store.remove_model(base.id).result()
+    assert [one.state for one in refresh_runs(project)] == ["done"]
+    assert project.store.models() == []
+
+
+def test_repeated_prompts_are_rolled_out_once(project, base):
+    add_prompts(project, 12)
+    add_prompts(project, 3)
+    plan = plan_run(project, "ppo", start_model_id=base.id, recipe=PpoRecipe(rule="contains:yes"))
+    assert len(plan.train) + len(plan.heldout) == 12
+    assert "3 because the same prompt is there twice" in plan.summary
+
+
+def test_little_disk_space_is_a_warning(project, base, monkeypatch):
+    demonstrate(project, add_prompts(project, 12))
+    usage = type("Usage", (), {"free": 500 * 1024**2})
+    monkeypatch.setattr("workbench.preflight.shutil.disk_usage", lambda _: usage)
+    plan = plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe())
+    assert "500.0 MiB are free" in messages(plan, "warning")
+
+
+def test_runs_on_a_base_that_is_gone_do_not_stop_planning(project, base, launched, tmp_path):
+    demonstrate(project, add_prompts(project, 12))
+    finish(project, start_run(project, plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe())))
+    refresh_runs(project)
+    (tmp_path / "cache" / "models" / "tiny").rename(tmp_path / "moved")
+    other = dataclasses.replace(base, id=new_id(), name="moved", path=str(tmp_path / "moved"), sha256="")
+    project.store.save_model(other).result()
+    plan = plan_run(project, "sft", start_model_id=other.id, recipe=SftRecipe())
+    assert not plan.errors
+    assert not plan.estimate.measured
+    assert "is not there" in messages(plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe()))
+    assert preset_for(project, "sft", "Balanced", base.id).quantisation == "nf4"  # its size is unknown

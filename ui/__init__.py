@@ -1,0 +1,1 @@
+"""The Qt window: panes, plots, theme. No torch, no SQL."""

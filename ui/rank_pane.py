@@ -1,0 +1,490 @@
+"""Rank: K responses side by side, blind and shuffled, judged by keys; saved before the next prompt is shown."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from PySide6.QtCore import QEvent, QPoint, Qt
+from PySide6.QtGui import QHideEvent, QKeyEvent, QShowEvent
+from PySide6.QtWidgets import QMenu, QWidget
+
+from ui.context import Context
+from ui.flag_menu import open_flag_menu
+from ui.operations import bind_future, run_task
+from ui.rank_acts import SessionActs
+from ui.rank_feed import RankFeed
+from ui.rank_history import RankHistoryDialog
+from ui.rank_keys import bind_key, undo_key
+from ui.rank_live import LiveCards
+from ui.rank_session import RankItem, SessionStats, Stopwatch, Work, judged, load_item, reveal_line
+from ui.rank_state import LETTERS, RankSheet
+from ui.rank_view import RankView
+from ui.sampler import Sampler, SamplingJob, SamplingPlan
+from ui.sampling_dialog import SamplingDialog
+from ui.widgets import column, plural
+from workbench.records import Change, Counts, ModelRecord, Outcome, Ranking, ResponseFlag
+
+_WARNINGS = {
+    "tied": ("All responses are tied", "No preference can be learned from this card. Enter again saves it so."),
+    "untouched": ("The order was not changed", "Enter again confirms the ranking as it was."),
+}
+
+
+class RankPane(QWidget):
+    """The ranking screen."""
+
+    def __init__(self, context: Context, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.setObjectName("rank-pane")
+        self.setAccessibleName("Rank")
+        self._context = context
+        self._work: Work | None = None
+        self._aside: list[Work] = []  # unfinished cards that another one was opened over
+        self._saving = False
+        self._unsaved: Ranking | None = None
+        self.flag_menu: QMenu | None = None
+        self._revealed: set[str] = set()  # prompts whose models were shown: a correction of them is not blind
+        self._names: dict[str, str] = {}
+        self.acts = SessionActs(context, self)
+        self.stats = SessionStats()
+        self.stopwatch = Stopwatch()
+        self.feed = RankFeed(context, self)
+        self.sampler = Sampler(context, self)
+        self.view = RankView(self.sampler)
+        self.live = LiveCards(self.view, self.sampler, self)
+        self.setLayout(column(self.view))
+        self._connect()
+        self._add_keys()
+
+    def _connect(self) -> None:
+        view, settings = self.view, self._context.settings
+        self._context.changed.connect(self._on_changed)
+        self.feed.arrived.connect(self._on_feed)
+        self.feed.counted.connect(self._on_counted)
+        self.sampler.job_started.connect(self._on_job)
+        self.sampler.arrived.connect(lambda *_: self.feed.refill())
+        self.sampler.failed.connect(view.banner.show_error)
+        self.sampler.finished.connect(self._on_sampling_finished)
+        view.board.place_clicked.connect(self._on_place_clicked)
+        view.board.focused.connect(self._on_focused)
+        view.empty_action.connect(self._on_empty_action)
+        view.header.columns.setCurrentIndex(int(settings.pane("rank.columns", "0")))
+        view.board.set_columns(view.header.columns.currentData())
+        view.header.reveal.setChecked(settings.pane("rank.reveal") == "1")
+        view.header.columns_chosen.connect(self._on_columns)
+        view.header.reveal.toggled.connect(self._on_reveal)
+        view.header.differences.toggled.connect(self._show_differences)
+        view.header.sample.clicked.connect(self.ask_for_responses)
+        view.header.earlier.clicked.connect(self.open_history)
+        view.footer.submit.clicked.connect(self.submit)
+        view.footer.skip.clicked.connect(self.skip)
+        view.footer.cannot.clicked.connect(self.cannot_rank)
+        view.footer.flag.clicked.connect(self.open_flags)
+        view.footer.undo.clicked.connect(self.undo)
+        view.footer.note.returnPressed.connect(self._focus_board)
+        view.warning.action_clicked.connect(self._save_again)
+
+    def _add_keys(self) -> None:
+        header, footer, board = self.view.header, self.view.footer, self.view.board
+        for name in ("1", "2", "3", "4", "5", "6", "7", "8", "9", "=", "Backspace"):
+            bind_key(self, name, partial(self._press, name))
+        for name, act in (
+            ("S", self.skip),
+            ("X", self.cannot_rank),
+            ("F", self.open_flags),
+            ("N", footer.note.setFocus),
+            ("D", header.differences.toggle),
+            ("R", header.reveal.toggle),
+            ("H", self.open_history),
+            ("G", self.ask_for_responses),
+            ("Esc", self._focus_board),
+        ):
+            bind_key(self, name, act)
+        for name in ("Left", "Right", "Up", "Down"):
+            bind_key(board, name, partial(self._press, name))
+        for name in ("Return", "Enter"):
+            bind_key(board, name, self.submit)
+
+    # ---- the pane's life ------------------------------------------------------------------------------------
+
+    def activate(self) -> None:
+        """The pane is shown: read what is new and put the focus on the card."""
+        self._load_names()
+        self.feed.refill()
+        self._focus_board()
+
+    def show_item(self, prompt_id: str = "", **_: str) -> None:
+        """Open one prompt: to correct the ranking that this rater gave it, or else as a fresh card."""
+        store, rater_id = self._context.store, self._context.rater.id
+
+        def work() -> RankItem | None:
+            known = [one for one in store.rankings(prompt_id=prompt_id, rater_id=rater_id) if one.outcome == "ranked"]
+            return load_item(store, prompt_id, corrects=known[-1] if known else None)
+
+        if prompt_id:
+            run_task(work, self._on_opened, owner=self)
+
+    @property
+    def item(self) -> RankItem | None:
+        """The card in work."""
+        return self._work.item if self._work else None
+
+    @property
+    def sheet(self) -> RankSheet | None:
+        """Places, ties and focus of the card in work."""
+        return self._work.sheet if self._work else None
+
+    def can_close(self) -> bool:
+        """Whether nothing would be lost: no ranking is being saved and no sampled response is unsaved."""
+        return not self._saving and not self.sampler.unsaved
+
+    def _load_names(self) -> None:
+        run_task(self._context.store.models, self._on_models, owner=self)
+
+    def _on_models(self, models: list[ModelRecord]) -> None:
+        self._names = {one.id: one.name for one in models}
+
+    def _on_changed(self, change: Change) -> None:
+        if "models" in change.kinds:
+            self._load_names()
+        undone, redone = self.acts.on_changed(change)
+        for ranking in undone:
+            self.stats.remove(ranking.prompt_id)
+            self.feed.give_back(ranking.prompt_id)
+        for ranking in redone:
+            self.stats.add(ranking)
+        self.feed.on_changed(change)
+
+    # ---- which card -----------------------------------------------------------------------------------------
+
+    def _next(self) -> None:
+        self._work = None
+        if self._aside:
+            self._show(self._aside.pop())
+        elif (item := self.feed.take()) is not None:
+            self._open(item)
+        elif self.sampler.job is not None:
+            self._on_job(self.sampler.job)
+        else:
+            self.stopwatch.pause()
+            self.feed.refill()  # its count decides what the empty page says
+        self._say_session()
+
+    def _open(self, item: RankItem) -> None:
+        self._show(Work.begin(item))
+
+    def _show(self, work: Work) -> None:
+        self._work = work
+        self.live.end()
+        self.feed.hold_back(work.item.prompt.id)
+        self.sampler.taken(work.item.prompt.id)
+        self.stopwatch.restart(work.seconds)
+        focus = work.sheet.state.focus
+        self.view.show_item(work.item, work.note)
+        work.sheet.focus(focus)  # the page that comes back gives the focus to the card that had it last
+        self._refresh()
+        self._tick()
+
+    def _on_opened(self, item: RankItem | None) -> None:
+        if item is None:
+            self._context.notify("This prompt has fewer than two responses: nothing to rank yet.", "warn")
+        elif not self._saving:
+            self._put_aside()
+            self._open(item)
+            self._focus_board()
+
+    def _put_aside(self) -> None:
+        work, self._work = self._work, None
+        if work is not None:
+            work.note, work.seconds = self.view.footer.note.text(), self.stopwatch.seconds
+            self._aside.append(work)
+
+    def _on_feed(self) -> None:
+        if self._work is None and not self._saving:
+            self._next()
+
+    def _on_counted(self, waiting: int) -> None:
+        self._say_session()
+        if self._work is None and not self._saving and not waiting:
+            if self.sampler.job is not None:
+                self._on_job(self.sampler.job)
+            else:
+                run_task(self._context.store.counts, self._show_empty, owner=self)
+
+    def _show_empty(self, counts: Counts) -> None:
+        if self._work is None and self.sampler.job is None:
+            self.live.end()
+            self.view.show_empty(counts, self.acts.skipped)
+
+    def _on_empty_action(self, what: str) -> None:
+        if what == "demonstrate":
+            self._context.navigate("demonstrate")
+        elif what == "skipped":
+            self.acts.forget_skipped()
+            self.feed.start_over()
+        else:
+            self.ask_for_responses()
+
+    def _say_session(self) -> None:
+        left = self.feed.waiting + (self._work is not None) + len(self._aside)
+        ready = f"{plural(left, 'prompt')} to rank" if left else "nothing waits"
+        self.view.header.set_subtitle(f"{ready} · {self.stats.line()}")
+
+    # ---- responses being written ----------------------------------------------------------------------------
+
+    def ask_for_responses(self) -> None:
+        """Open the dialog that samples responses."""
+        dialog = SamplingDialog(self._context, self.item.prompt.id if self.item else "", self)
+        dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        dialog.planned.connect(self.start_sampling)
+        dialog.finished.connect(lambda _: self._focus_board())
+        dialog.open()
+
+    def start_sampling(self, plan: SamplingPlan) -> None:
+        """Draw responses as planned."""
+        self.view.banner.hide()
+        self.sampler.start(plan)
+
+    def _on_job(self, job: SamplingJob) -> None:
+        self.feed.promise(job.prompt.id, job.ranking_id)
+        if self._work is None and not self._saving and self.live.show(job):
+            self.stopwatch.pause()
+
+    def _on_sampling_finished(self) -> None:
+        if self._work is None:
+            self.feed.refill()
+
+    # ---- keys and clicks ------------------------------------------------------------------------------------
+
+    def _press(self, key: str) -> None:
+        work = self._work
+        if work is None:
+            if self.live.job is not None and key.isdigit():
+                self.view.footer.say("Still being written: the responses can be ranked once all are whole.", "warn")
+            return
+        if self._saving:
+            return
+        focus = work.sheet.state.focus
+        if work.sheet.press(key, self.view.board.columns):
+            self._refresh()
+            if work.sheet.state.focus != focus:
+                self._show_differences()
+        elif key in ("Up", "Down"):
+            self.view.board.cards[focus].scroll_text(f"line-{key.lower()}")
+
+    def _on_place_clicked(self, position: int, place: int) -> None:
+        if self._work is not None and not self._saving:
+            self._work.sheet.place(position, place)
+            self._refresh()
+            self._show_differences()
+
+    def _on_focused(self, position: int) -> None:
+        work = self._work
+        if work is not None and work.sheet.state.focus != position:
+            work.sheet.focus(position)
+            self._refresh(take_focus=False)
+            self._show_differences()
+
+    def _refresh(self, *, take_focus: bool = True) -> None:
+        work = self._work
+        if work is None:
+            return
+        if work.warned and (work.sheet.state.touched and not work.sheet.state.all_tied):
+            work.warned = ""
+            self.view.warning.hide()
+        typing = self.view.footer.note.hasFocus()
+        self.view.show_state(work.item, work.sheet.state, work.flags, take_focus=take_focus and not typing)
+        self.view.set_saving(self._saving or self._context.read_only)
+
+    def _focus_board(self) -> None:
+        if self._work is not None:
+            self.view.board.cards[self._work.sheet.state.focus].setFocus(Qt.FocusReason.OtherFocusReason)
+        else:
+            self.setFocus()
+
+    def _show_differences(self) -> None:
+        if self._work is not None:
+            on = self.view.header.differences.isChecked()
+            self.view.board.show_differences(self._work.sheet.state.focus if on else None)
+
+    def open_flags(self) -> None:
+        """Show the menu of flags for the focused response and for all."""
+        work = self._work
+        if work is not None and not self._saving:
+            focus = work.sheet.state.focus
+            at = self.view.footer.flag.mapToGlobal(QPoint(0, 0))
+            self.flag_menu = open_flag_menu(at, LETTERS[focus], work.item.ids[focus], work.flags, self._set_flag)
+
+    def _set_flag(self, response_id: str, flag: str, on: bool) -> None:
+        if self._work is not None:
+            (self._work.flags.add if on else self._work.flags.discard)((response_id, flag))
+            self._refresh()
+
+    # ---- judging --------------------------------------------------------------------------------------------
+
+    def submit(self) -> None:
+        """Save the ranking and go on; says what is missing when something is."""
+        work = self._work
+        if work is None or self._saving or self._context.read_only:
+            return
+        state = work.sheet.state
+        if not state.complete:
+            work.sheet.focus(state.unplaced[0])
+            self._refresh()
+            self.view.footer.say(state.missing(), "warn")
+            return
+        work.note = self.view.footer.note.text()
+        doubt = work.doubt()
+        if doubt and work.warned != doubt:
+            work.warned = doubt
+            self.view.warning.show_message(*_WARNINGS[doubt], tone="warn")
+            return
+        self._finish("ranked")
+
+    def skip(self) -> None:
+        """Leave the card for later."""
+        if self._work is not None and self._work.item.corrects and not self._saving:
+            self._next()  # the earlier ranking stands; there is nothing to note
+        else:
+            self._finish("skipped")
+
+    def cannot_rank(self) -> None:
+        """Say that nothing here can be judged: the prompt does not come up again."""
+        self._finish("cannot-rank")
+
+    def _finish(self, outcome: Outcome) -> None:
+        work = self._work
+        if work is None or self._saving or self._context.read_only:
+            return
+        self.stopwatch.pause()
+        ranking = judged(
+            work.item,
+            work.sheet.state,
+            rater_id=self._context.rater.id,
+            outcome=outcome,
+            flags=[ResponseFlag(*one) for one in work.flags],
+            note=self.view.footer.note.text(),
+            seconds=self.stopwatch.seconds,
+            blind=work.item.prompt.id not in self._revealed,
+        )
+        self._save(ranking)
+
+    def _save(self, ranking: Ranking) -> None:
+        self._saving = True
+        self._unsaved = ranking
+        self.view.set_saving(True)
+        future = self._context.store.save_ranking(ranking)
+        bind_future(future, lambda change: self._on_saved(ranking, change), self._on_not_saved, owner=self)
+
+    def _save_again(self) -> None:
+        ranking = self._unsaved
+        if ranking is not None and self._work is not None and ranking.id == self._work.item.ranking_id:
+            self._save(ranking)
+
+    def _on_saved(self, ranking: Ranking, change: Change) -> None:
+        work, self._saving = self._work, False
+        self.view.set_saving(False)
+        self._unsaved = None
+        self.acts.add(ranking, change.label)
+        self.stats.add(ranking)
+        if work is not None and self.view.header.reveal.isChecked():
+            self._revealed.add(ranking.prompt_id)
+            self.view.reveal_text.setText(reveal_line(work.item, self._names, LETTERS))
+            self.view.reveal_text.show()
+        self._next()
+
+    def _on_not_saved(self, error: BaseException) -> None:
+        self._saving = False
+        self.view.set_saving(False)
+        self.view.warning.show_error(error, "Try again")
+        self.view.footer.say("Not saved. The card stays as it is.", "bad")
+        self._tick()
+
+    # ---- undo -----------------------------------------------------------------------------------------------
+
+    def undo(self) -> None:
+        """Take the last placement of this card back, or else the last ranking of this session."""
+        if self._saving or self.acts.busy or self._context.read_only:
+            return
+        if self._work is not None and self._work.sheet.undo():
+            self._refresh()
+        elif self.acts.last is None:
+            self.view.footer.say("Nothing of this session to take back. Earlier… (H) opens a card of before.")
+        else:
+            self.acts.undo(self._on_undone, self._correct, self._on_not_saved)
+
+    def redo(self) -> None:
+        """Bring back the last placement, or else the last ranking, that was taken back."""
+        if self._saving or self.acts.busy or self._context.read_only:
+            return
+        if self._work is not None and self._work.sheet.redo():
+            self._refresh()
+        elif self.acts.next is not None and not (self._work and self._work.sheet.state.touched):
+            self.acts.redo(self._on_redone, self._on_not_saved)
+
+    def _on_undone(self, ranking: Ranking) -> None:
+        self.stats.remove(ranking.prompt_id)
+        store, places = self._context.store, ranking if ranking.outcome == "ranked" else None
+        run_task(lambda: load_item(store, ranking.prompt_id, places_of=places), self._on_opened, owner=self)
+        self._context.notify("The last ranking was taken back; Ctrl+Shift+Z brings it back.")
+
+    def _on_redone(self, ranking: Ranking) -> None:
+        self.stats.add(ranking)
+        if self._work is None or self._work.item.prompt.id == ranking.prompt_id:
+            self._next()
+
+    def _correct(self, ranking: Ranking) -> None:
+        """Open a card of before again; what is saved then supersedes it."""
+        store, corrects = self._context.store, ranking if ranking.outcome == "ranked" else None
+        run_task(lambda: load_item(store, ranking.prompt_id, corrects=corrects), self._on_opened, owner=self)
+
+    def open_history(self) -> None:
+        """List earlier cards, to open one and correct it."""
+        dialog = RankHistoryDialog(self._context, self)
+        dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        dialog.picked.connect(self._correct)
+        dialog.finished.connect(lambda _: self._focus_board())
+        dialog.open()
+
+    # ---- settings, time and focus ---------------------------------------------------------------------------
+
+    def _on_columns(self, columns: int) -> None:
+        self.view.board.set_columns(columns)
+        self._context.settings.set_pane("rank.columns", str(self.view.header.columns.currentIndex()))
+
+    def _on_reveal(self, on: bool) -> None:
+        self._context.settings.set_pane("rank.reveal", "1" if on else "0")
+        if not on:
+            self.view.reveal_text.hide()
+
+    def _tick(self) -> None:
+        watching = self.isVisible() and self.isActiveWindow() and self._work is not None and not self._saving
+        (self.stopwatch.start if watching else self.stopwatch.pause)()
+
+    def showEvent(self, event: QShowEvent) -> None:
+        """Let time count."""
+        super().showEvent(event)
+        self._tick()
+
+    def hideEvent(self, event: QHideEvent) -> None:
+        """Let time stand still."""
+        super().hideEvent(event)
+        self.stopwatch.pause()
+
+    def event(self, event: QEvent) -> bool:
+        """Claim undo and redo before the window's own take them: here they first mean this card."""
+        if event.type() == QEvent.Type.ShortcutOverride and isinstance(event, QKeyEvent) and undo_key(event):
+            event.accept()
+            return True
+        done = super().event(event)
+        if event.type() in (QEvent.Type.WindowActivate, QEvent.Type.WindowDeactivate):
+            self._tick()  # time stands still while the window is not active
+        return done
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:
+        """Undo and redo."""
+        which = undo_key(event)
+        if which:
+            (self.undo if which == "undo" else self.redo)()
+        else:
+            super().keyPressEvent(event)

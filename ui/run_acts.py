@@ -1,0 +1,82 @@
+"""What can be said to a run from its page, and what is made of its numbers and samples elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from PySide6.QtCore import Qt
+from PySide6.QtWidgets import QMessageBox, QWidget
+
+from ui.run_history import RunHistory
+from workbench.alarms import Line
+from workbench.ids import new_id, now
+from workbench.protocol import Cancel, Command, Pause, Resume, Sample, SaveNow, Stop
+from workbench.records import ModelRecord, Response, RunRecord
+
+ALARM_POINTS = 400
+COMMANDS: dict[str, tuple[Command, str]] = {
+    "pause": (Pause(), "It pauses at the end of this step"),
+    "unpause": (Resume(), "It goes on"),
+    "save": (SaveNow(), "A checkpoint is written at the end of this step"),
+    "stop-save": (Stop(save=True), "It saves and ends at the end of this step"),
+    "stop": (Cancel(), "It ends now, without saving"),
+    "unqueue": (Cancel(), "It was taken out of the queue"),
+}
+_ALARM_KEYS = (
+    "objective/scores",
+    "objective/kl",
+    "ppo/mean_length",
+    "ppo/eos_missing",
+    "ppo/repetition",
+    "eval_objective/scores",
+)
+
+
+def alarm_lines(history: RunHistory) -> dict[str, Line]:
+    """Return what the alarm looks at, thinned to a few hundred points however long the run is."""
+    lines: dict[str, Line] = {}
+    for key in _ALARM_KEYS:
+        line = history.lines.get(key)
+        if line:
+            stride = -(-len(line) // ALARM_POINTS)
+            lines[key] = (line.x[::stride].tolist(), line.y[::stride].tolist())
+    return lines
+
+
+def response_of(sample: Sample, record: RunRecord, model: ModelRecord | None) -> Response:
+    """Make a sample a response of its prompt, to be ranked; the policy of a step in mid-run is no listed model."""
+    return Response(
+        new_id(),
+        sample.prompt_id,
+        sample.response,
+        model_id="",
+        finish_reason="stop" if sample.ended else "length",
+        token_count=len(sample.tokens),
+        source=f"{record.name}, step {sample.step}" + (f" ({model.name})" if model else ""),
+        created_at=now(),
+    )
+
+
+def sentence(text: str) -> str:
+    """Return text that begins with a capital and ends with a stop."""
+    text = text.strip()
+    text = text[:1].upper() + text[1:]
+    return text if not text or text[-1] in ".!?" else text + "."
+
+
+def ask(parent: QWidget, text: str, more: str, yes: str, no: str, then: Callable[[], None]) -> QMessageBox:
+    """Ask before something that cannot be taken back, without stopping the window; Enter and Escape mean no."""
+    box = QMessageBox(parent)
+    box.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+    box.setIcon(QMessageBox.Icon.Warning)
+    box.setWindowTitle(yes)
+    box.setTextFormat(Qt.TextFormat.PlainText)
+    box.setText(text)
+    box.setInformativeText(more)
+    agreed = box.addButton(yes, QMessageBox.ButtonRole.DestructiveRole)
+    refused = box.addButton(no, QMessageBox.ButtonRole.RejectRole)
+    box.setDefaultButton(refused)
+    box.setEscapeButton(refused)
+    box.buttonClicked.connect(lambda clicked: then() if clicked is agreed else None)
+    box.open()
+    return box

@@ -1,0 +1,285 @@
+"""What a run will cost: memory and time, from the model's shape, the recipe and the rows. Rough, and says so.
+
+The constants were fitted to measured runs of a 135 M model on a CPU; a project's own finished runs correct the time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import psutil
+
+from workbench.errors import UserError
+from workbench.model_folders import count_parameters
+from workbench.recipes import PpoRecipe, Recipe
+from workbench.records import Method
+from workbench.run_folder import Row
+from workbench.supervisor import has_gpu
+from workbench.terminal import in_bytes, in_time
+from workbench.training_data import texts_of
+
+GIB = 1024**3
+LIBRARIES_BYTES = int(0.6 * GIB)  # torch, transformers and peft in memory
+CHARACTERS_PER_TOKEN = 4.0
+TEMPLATE_TOKENS = 24  # what a chat template adds around a turn or two
+NF4_BYTES = 0.53  # a weight, with double quantisation
+TRAINED_BYTES = 16  # a trained number: fp32 value, gradient and Adam's two moments
+START_S = 10.0  # libraries and model
+CPU_FLOPS_PER_CORE = 2.7e10  # reached in training in bf16, not promised by the vendor
+GPU_FLOPS = 2.5e13
+RESPONSE_SHARE = 0.7  # of the longest response, on average
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The size of a base model, from its config.json."""
+
+    parameters: int
+    hidden: int
+    layers: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    context: int
+
+    @property
+    def linear_parameters(self) -> int:
+        """Parameters of all linear layers inside the blocks: what NF4 packs."""
+        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+
+    def adapter_parameters(self, rank: int) -> int:
+        """Parameters of a LoRA adapter on all linear layers."""
+        wide, narrow = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        one = 2 * (self.hidden + wide) + 2 * (self.hidden + narrow) + 3 * (self.hidden + self.intermediate)
+        return self.layers * rank * one
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a run will take."""
+
+    memory_bytes: int = 0
+    memory_available: int = 0
+    seconds: float = 0.0
+    lines: list[str] = field(default_factory=list)  # how it was arrived at
+    checkpoint_bytes: int = 0
+    total_steps: int = 0
+    tokens: int = 0  # real tokens of the whole run
+    tokens_per_s: float = 0.0
+    measured: bool = False  # whether the project's own runs corrected the time
+    long_rows: int = 0  # rows that seem longer than max_length
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What an earlier run of the project reached, beside what would have been foretold for it."""
+
+    method: Method
+    measured: float  # real tokens a second
+    foretold: float
+
+
+def read_shape(base: Path) -> Shape:
+    """Read a base model's shape. Raises UserError when its files are missing or damaged."""
+    try:
+        config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+        config = config.get("text_config", config)
+        heads = int(config["num_attention_heads"])
+        hidden = int(config["hidden_size"])
+        return Shape(
+            parameters=count_parameters(base),
+            hidden=hidden,
+            layers=int(config["num_hidden_layers"]),
+            intermediate=int(config.get("intermediate_size") or 4 * hidden),
+            heads=heads,
+            kv_heads=int(config.get("num_key_value_heads") or heads),
+            head_dim=int(config.get("head_dim") or hidden // heads),
+            vocabulary=int(config["vocab_size"]),
+            context=int(config.get("max_position_embeddings") or 0),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"The model in {base} cannot be read", f"config.json: {error}", "add the model again"
+        ) from error
+
+
+def tokens_of(text: str) -> int:
+    """Guess the tokens of a text with its template: four characters each, fewer in scripts of many bytes."""
+    return int(max(len(text) / CHARACTERS_PER_TOKEN, len(text.encode("utf-8", "replace")) / 6)) + TEMPLATE_TOKENS
+
+
+def estimate(
+    method: Method,
+    recipe: Recipe,
+    shape: Shape,
+    rows: Sequence[Row],
+    *,
+    heldout: int = 0,
+    demonstrations: int = 0,
+    start_rank: int = 0,
+    paces: Sequence[Pace] = (),
+) -> Estimate:
+    """Estimate a run's memory, time, steps and checkpoint size.
+
+    Args:
+        method: which method.
+        recipe: its settings.
+        shape: of the base model.
+        rows: what trains.
+        heldout: rows that are measured on.
+        demonstrations: rows that are scored once, to set the zero of a reward model.
+        start_rank: of the adapter that training continues; 0 for a new one.
+        paces: what earlier runs of the project reached.
+    """
+    by_row = [row_tokens(row, recipe) for row in rows]
+    lengths = sorted(tokens for row in by_row for tokens in row) or [0]
+    rank = start_rank or recipe.lora_rank
+    memory, lines = _memory(method, recipe, shape, lengths, rank, continued=start_rank > 0)
+    available = memory_available(recipe.device)
+    steps, tokens = total_steps(recipe, len(rows)), _run_tokens(recipe, by_row, heldout)
+    tokens += int(0.5 * demonstrations * sum(lengths) / len(lengths)) if method == "reward" else 0
+    foretold = foretold_pace(method, recipe, shape)
+    ratios = [pace.measured / pace.foretold for pace in paces if pace.method == method and pace.foretold > 0]
+    ratios = ratios or [pace.measured / pace.foretold for pace in paces if pace.foretold > 0]
+    pace = foretold * (statistics.median(ratios) if ratios else 1.0)
+    seconds = START_S + tokens / max(pace, 1e-9)
+    lines.append(
+        f"time: {tokens:,} tokens in {steps:,} steps at about {pace:,.0f} tokens/s "
+        + ("(measured in this project's runs)" if ratios else "(a rough rate for this machine)")
+        + f", {in_time(seconds)}"
+    )
+    trained = shape.adapter_parameters(rank) * (2 if method == "ppo" else 1)
+    return Estimate(
+        memory_bytes=int(memory),
+        memory_available=available,
+        seconds=seconds,
+        lines=lines,
+        checkpoint_bytes=trained * 12,
+        total_steps=steps,
+        tokens=tokens,
+        tokens_per_s=pace,
+        measured=bool(ratios),
+        long_rows=sum(1 for row in by_row if max(row) >= recipe.max_length),
+    )
+
+
+def row_tokens(row: Row, recipe: Recipe) -> list[int]:
+    """Guess the tokens of each sequence of a row, cut as the recipe cuts them."""
+    extra = recipe.response_length if isinstance(recipe, PpoRecipe) else 0
+    return [min(recipe.max_length, tokens_of(text) + extra) for text in texts_of(row)]
+
+
+def total_steps(recipe: Recipe, rows: int) -> int:
+    """Return how many steps a run has: optimiser steps, or rollouts for PPO."""
+    if isinstance(recipe, PpoRecipe):
+        steps = -(-recipe.episodes // recipe.batch)
+    else:
+        steps = max(1, round(-(-rows // recipe.batch) * recipe.epochs)) if rows else 0
+    return min(steps, recipe.max_steps) if recipe.max_steps else steps
+
+
+def _run_tokens(recipe: Recipe, by_row: Sequence[Sequence[int]], heldout: int) -> int:
+    if not by_row:
+        return 0
+    steps = total_steps(recipe, len(by_row))
+    mean = sum(map(sum, by_row)) / len(by_row)
+    share = 0.5  # an evaluation has no backward pass
+    if isinstance(recipe, PpoRecipe):
+        mean -= recipe.response_length * (1 - RESPONSE_SHARE)
+        share = 0.2  # nor updates
+    evaluations = 2 + (steps // recipe.eval_every if recipe.eval_every else 0)
+    return int(mean * (steps * recipe.batch + share * evaluations * heldout))
+
+
+def foretold_pace(method: Method, recipe: Recipe, shape: Shape) -> float:
+    """Foretell the real tokens a second: the machine's rate over the work that a token costs."""
+    passes = {"sft": 4.0, "reward": 4.0, "dpo": 4.0 + 2.0 / max(1.0, recipe.epochs), "ppo": 0.0}[method]
+    if recipe.gradient_checkpointing:
+        passes += 2.0
+    if isinstance(recipe, PpoRecipe):
+        passes = 12.0 + 8.0 + recipe.ppo_epochs * 2 * (6.0 if recipe.gradient_checkpointing else 4.0)
+    if recipe.device != "cpu" and has_gpu():
+        return GPU_FLOPS / (passes * shape.parameters)
+    cores = psutil.cpu_count(logical=False) or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = min(cores, len(os.sched_getaffinity(0)))
+    return CPU_FLOPS_PER_CORE * cores / (passes * shape.parameters)
+
+
+def _memory(
+    method: Method, recipe: Recipe, shape: Shape, lengths: list[int], rank: int, *, continued: bool
+) -> tuple[float, list[str]]:
+    packed = shape.linear_parameters if recipe.quantisation == "nf4" else 0
+    weights = packed * NF4_BYTES + max(0, shape.parameters - packed) * 2.0
+    adapter = shape.adapter_parameters(rank)
+    trained = 2 if method == "ppo" else 1
+    frozen = {"sft": 0, "reward": 0, "dpo": 1, "ppo": 1}[method] * continued + (method == "ppo")
+    adapters = adapter * (trained * TRAINED_BYTES + frozen * 4)
+    longest = lengths[min(len(lengths) - 1, int(0.98 * len(lengths)))]
+    sequences = recipe.micro_batch * (2 if method in ("reward", "dpo") else 1)
+    layer = 60 * shape.hidden + 26 * shape.intermediate  # bytes a token, with fp32 LoRA on every linear layer
+    kept = 2 * shape.hidden * shape.layers + layer if recipe.gradient_checkpointing else layer * shape.layers
+    activations = sequences * longest * kept
+    logits = 0 if method == "reward" else min(sequences * longest, 512) * shape.vocabulary * 4 * 3
+    cache = 0.0
+    if isinstance(recipe, PpoRecipe):
+        cache = recipe.batch * longest * shape.layers * shape.kv_heads * shape.head_dim * 4.0
+    total = LIBRARIES_BYTES + weights + adapters + activations + logits + cache
+    lines = [
+        f"base: {shape.parameters / 1e6:,.0f} M parameters in {recipe.quantisation}, {in_bytes(weights)}",
+        f"adapters: {adapter / 1e6:,.1f} M parameters of rank {rank}, {trained} trained and {frozen} frozen, "
+        f"{in_bytes(adapters)} with optimiser",
+        f"activations: {sequences} sequences of up to {longest} tokens at once, {in_bytes(activations + logits)}",
+    ]
+    if cache:
+        lines.append(f"key-value cache of {recipe.batch} episodes: {in_bytes(cache)}")
+    lines.append(f"libraries: {in_bytes(LIBRARIES_BYTES)}; in all about {in_bytes(total)}")
+    return total, lines
+
+
+def memory_available(device: str) -> int:
+    """Return the free memory of the device that will train, in bytes: the GPU's, or the machine's."""
+    if device != "cpu" and has_gpu():
+        return gpu_free_bytes() or psutil.virtual_memory().available
+    available = int(psutil.virtual_memory().available)
+    try:  # a container's own limit
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        if limit != "max":
+            available = min(available, max(0, int(limit) - used))
+    except (OSError, ValueError):
+        pass
+    return available
+
+
+@lru_cache(maxsize=1)
+def _nvidia_smi() -> str:
+    return shutil.which("nvidia-smi") or ""
+
+
+def gpu_free_bytes() -> int:
+    """Return the free memory of the first GPU; 0 when it cannot be told."""
+    if not _nvidia_smi():
+        return 0
+    try:
+        said = subprocess.run(
+            [_nvidia_smi(), "--query-gpu=memory.free", "--format=csv,noheader,nounits", "-i", "0"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+        return int(said.stdout.split()[0]) * 1024 * 1024
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return 0

@@ -1,0 +1,290 @@
+"""Labels out of a project into files that other programs read, and into our own that loses nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from workbench.errors import NothingToDo, UserError
+from workbench.formats.conversation import checked_prompt, write_transcript
+from workbench.formats.layout import suffixes
+from workbench.formats.parsed import FORMATS, WHATS, RowError, What, format_info
+from workbench.formats.rankings import ranking_line
+from workbench.jsonl import encode
+from workbench.pairs import Which, current_pairs
+from workbench.project import Project
+from workbench.records import Message, Rater, Response, Split
+from workbench.rows import PairRow
+
+_T = TypeVar("_T")
+_CHUNK = 500
+_FROM = {"system": "system", "user": "human", "assistant": "gpt"}
+ONE_TURN = "a plain prompt has one user turn; this one has more, or a system turn"
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What an export wrote. ``skipped`` counts rows that the format cannot hold, by reason."""
+
+    rows: int
+    path: Path
+    skipped: dict[str, int] = field(default_factory=dict)
+
+
+def export_file(
+    project: Project,
+    out_path: Path | str,
+    *,
+    what: str,
+    format: str = "auto",
+    split: Split | None = None,
+    which: Which = "all",
+) -> ExportReport:
+    """Write labels to a file as one act: the file is whole or not there.
+
+    Args:
+        project: from where. Archived prompts stay out; of demonstrations the final ones are written.
+        out_path: the file; ``.json`` makes one JSON array, anything else JSON lines, and ``.gz`` packs it.
+        what: prompts, demonstrations, preferences or rankings.
+        format: "auto" for the first of :data:`FORMATS`, or its name.
+        split: only that split; None for all.
+        which: for preferences, every ordered pair across tiers, or the best tier against the rest.
+
+    Raises:
+        UserError: unknown format, nowhere to write, disk full.
+    """
+    out_path = Path(out_path)
+    chosen, name = _settle(what, format)
+    if split not in (None, "train", "held-out"):
+        raise UserError("nothing was exported", f'there is no split "{split}"', "use train or held-out")
+    project.store.wait()
+    skipped: Counter[str] = Counter()
+    rows = _ROWS[chosen](project, name, split, which, skipped)
+    _refuse_own_files(project, out_path)
+    count = _write(out_path, rows, f"there are no {chosen} to export", skipped)
+    return ExportReport(count, out_path, dict(skipped))
+
+
+def _settle(what: str, name: str) -> tuple[What, str]:
+    chosen = next((one for one in WHATS if one == what), None)
+    if chosen is None:
+        raise UserError(f'there is nothing called "{what}" to export', "", f"choose one of {', '.join(WHATS)}")
+    names = [info.name for info in FORMATS[chosen] if info.can_export]
+    info = format_info(chosen, name)
+    if name != "auto" and (info is None or not info.can_export):
+        raise UserError(f'{what} cannot be exported as "{name}"', "", f"choose one of {', '.join(names)}")
+    return chosen, names[0] if name == "auto" else name
+
+
+def _refuse_own_files(project: Project, out_path: Path) -> None:
+    if out_path.absolute().parent == project.path and out_path.name.startswith("project."):
+        raise UserError(
+            f"nothing was exported to {out_path.name}", "the project itself uses that file", "choose another name"
+        )
+
+
+def _write(out_path: Path, rows: Iterator[Any], nothing: str, skipped: Counter[str]) -> int:
+    """Write rows beside the file and put it in its place when it is whole. Raises NothingToDo without any row."""
+    suffix, packed = suffixes(out_path)
+    temporary = out_path.with_name(f".{out_path.name}.{os.getpid()}.tmp")
+    try:
+        if out_path.is_dir():
+            raise UserError(f"nothing was exported to {out_path}", "it is a folder", "name a file in it")
+        with temporary.open("wb") as file:
+            if packed:
+                with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as stream:
+                    count = _write_rows(stream, rows, as_list=suffix == ".json")
+            else:
+                count = _write_rows(file, rows, as_list=suffix == ".json")
+            if not count:
+                raise NothingToDo(nothing, "; ".join(f"{many} left out: {why}" for why, many in skipped.items()))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(out_path)
+    except OSError as error:
+        raise UserError(
+            f"the file {out_path.name} was not written",
+            error.strerror or str(error),
+            "choose another folder or make room",
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    return count
+
+
+def _write_rows(out: IO[bytes] | gzip.GzipFile, rows: Iterator[Any], *, as_list: bool) -> int:
+    count = 0
+    for count, row in enumerate(rows, 1):
+        if as_list:
+            out.write(b"[\n" if count == 1 else b",\n")
+        out.write(encode(row))
+        if not as_list:
+            out.write(b"\n")
+    if as_list and count:
+        out.write(b"\n]\n")
+    return count
+
+
+def _chunks(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    for start in range(0, len(items), _CHUNK):
+        yield items[start : start + _CHUNK]
+
+
+# ---- rows --------------------------------------------------------------------------------------------------
+
+
+def _prompts(project: Project, _: str, split: Split | None, __: Which, ___: Counter[str]) -> Iterator[dict[str, Any]]:
+    offset = 0
+    while prompts := project.store.prompts(split=split, limit=_CHUNK, offset=offset):
+        offset += len(prompts)
+        for prompt in prompts:
+            yield {
+                "messages": _messages(prompt.messages),
+                "tags": prompt.tags,
+                "split": prompt.split,
+                "source": prompt.source,
+                "id": prompt.id,
+            }
+
+
+def _demonstrations(
+    project: Project, name: str, split: Split | None, _: Which, skipped: Counter[str]
+) -> Iterator[dict[str, Any]]:
+    drafts = len(project.store.demonstrations(status="draft", split=split))
+    if drafts:
+        skipped["it is a draft"] += drafts
+    shape = DEMONSTRATION_SHAPES[name]
+    for chunk in _chunks(project.store.demonstrations(status="final", split=split)):
+        prompts = project.store.prompts_by_id(one.prompt_id for one in chunk)
+        for demonstration in chunk:
+            prompt = prompts[demonstration.prompt_id]
+            try:
+                row = shape(prompt.messages, demonstration.text)
+            except RowError as reason:
+                skipped[str(reason)] += 1
+                continue
+            yield {**row, "tags": prompt.tags, "split": prompt.split, "source": prompt.source, "prompt_id": prompt.id}
+
+
+def _preferences(
+    project: Project, name: str, split: Split | None, which: Which, skipped: Counter[str]
+) -> Iterator[dict[str, Any]]:
+    pairs = current_pairs(project.store, split, which)
+    skipped.update(pairs.dropped)
+    raters = {rater.id: rater.name for rater in project.store.raters()}
+    shape = PREFERENCE_SHAPES[name]
+    for chunk in _chunks(pairs.rows):
+        prompts = project.store.prompts_by_id(pair.group for pair in chunk)
+        for pair in chunk:
+            try:
+                row = shape(pair)
+            except RowError as reason:
+                skipped[str(reason)] += 1
+                continue
+            prompt = prompts[pair.group]
+            yield {
+                **row,
+                "rater": raters.get(pair.rater_id, pair.rater_id),
+                "ranking_id": pair.ranking_id,
+                "prompt_id": pair.group,
+                "tags": prompt.tags,
+                "split": prompt.split,
+                "source": prompt.source,
+                "tier_distance": pair.tier_distance,
+            }
+
+
+def _rankings(project: Project, _: str, split: Split | None, __: Which, ___: Counter[str]) -> Iterator[Any]:
+    """Every ranking with its history: superseded ones come before those that took their place."""
+    store = project.store
+    raters = {rater.id: rater for rater in store.raters()}
+    models = {model.id: model for model in store.models()}
+    successors = store.superseded_by()
+    responses: dict[str, list[Response]] = {}
+    for chunk in _chunks(store.rankings(include_superseded=True, split=split)):
+        prompts = store.prompts_by_id(ranking.prompt_id for ranking in chunk)
+        responses.clear()
+        for ranking in chunk:
+            if ranking.prompt_id not in responses:
+                responses[ranking.prompt_id] = store.responses(ranking.prompt_id)
+            yield ranking_line(
+                ranking,
+                prompts[ranking.prompt_id],
+                responses[ranking.prompt_id],
+                raters.get(ranking.rater_id) or Rater(ranking.rater_id, ranking.rater_id),
+                models,
+                successors.get(ranking.id, ""),
+            )
+
+
+_ROWS: dict[What, Callable[[Project, str, Split | None, Which, Counter[str]], Iterator[Any]]] = {
+    "prompts": _prompts,
+    "demonstrations": _demonstrations,
+    "preferences": _preferences,
+    "rankings": _rankings,
+}
+
+
+# ---- shapes ------------------------------------------------------------------------------------------------
+
+
+def _messages(messages: tuple[Message, ...], *more: Message) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in (*messages, *more)]
+
+
+def _turns(messages: tuple[Message, ...], *more: Message) -> list[dict[str, str]]:
+    return [{"from": _FROM[message.role], "value": message.content} for message in (*messages, *more)]
+
+
+def _answer(text: str) -> Message:
+    return Message("assistant", text)
+
+
+def _only_turn(messages: tuple[Message, ...]) -> str:
+    if len(messages) != 1 or messages[0].role != "user":
+        raise RowError(ONE_TURN)
+    return messages[0].content
+
+
+def _alpaca(messages: tuple[Message, ...], text: str) -> dict[str, Any]:
+    checked_prompt(messages)
+    system = messages[0].content if messages[0].role == "system" else ""
+    turns = [message.content for message in messages if message.role != "system"]
+    history = [list(pair) for pair in zip(turns[:-1:2], turns[1::2], strict=True)]
+    return {"instruction": turns[-1], "input": "", "output": text, "system": system, "history": history}
+
+
+DEMONSTRATION_SHAPES: dict[str, Callable[[tuple[Message, ...], str], dict[str, Any]]] = {
+    "messages": lambda messages, text: {"messages": _messages(messages, _answer(text))},
+    "alpaca": _alpaca,
+    "sharegpt": lambda messages, text: {"conversations": _turns(messages, _answer(text))},
+    "prompt-completion": lambda messages, text: {
+        "prompt": _messages(messages),
+        "completion": _messages((), _answer(text)),
+    },
+    "prompt-completion-plain": lambda messages, text: {"prompt": _only_turn(messages), "completion": text},
+}
+PREFERENCE_SHAPES: dict[str, Callable[[PairRow], dict[str, Any]]] = {
+    "trl": lambda pair: {
+        "prompt": _messages(pair.prompt),
+        "chosen": _messages((), _answer(pair.chosen)),
+        "rejected": _messages((), _answer(pair.rejected)),
+    },
+    "plain": lambda pair: {"prompt": _only_turn(pair.prompt), "chosen": pair.chosen, "rejected": pair.rejected},
+    "hh": lambda pair: {
+        "chosen": write_transcript(pair.prompt, pair.chosen),
+        "rejected": write_transcript(pair.prompt, pair.rejected),
+    },
+    "sharegpt": lambda pair: {
+        "conversations": _turns(pair.prompt),
+        "chosen": _turns((), _answer(pair.chosen))[0],
+        "rejected": _turns((), _answer(pair.rejected))[0],
+    },
+}

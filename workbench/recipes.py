@@ -1,0 +1,452 @@
+"""Recipes: every setting of the four training methods, with range, meaning and the source of its default.
+
+A recipe is frozen and complete: nothing is decided later. :func:`preset` makes one that suits the labels and the
+machine; :meth:`problems` names every fault, with its field, before any model is loaded.
+Sources: InstructGPT (Ouyang et al. 2022), N+ (Huang et al. 2024, "The N+ implementation details of RLHF with PPO"),
+QLoRA (Dettmers et al. 2023), DPO (Rafailov et al. 2023), TRL 1.16 (SFT, reward, DPO) and 1.12 (PPO).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from workbench.records import Method
+from workbench.settings_fields import Problem, range_problems, setting
+
+SMALL_BASE_PARAMETERS = 1_000_000_000
+"""Below this a bf16 base learns better than NF4 and still fits (measured: SFT loss 1.45 against 1.62 at 135 M)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommonRecipe:
+    """What all four methods share: the adapter, the optimiser, the batch, the device."""
+
+    quantisation: str = setting(
+        "nf4",
+        "How the frozen base is held: nf4 (4-bit, double quantisation) or bf16",
+        choices=("nf4", "bf16"),
+        source="QLoRA",
+        group="Model",
+    )
+    lora_rank: int = setting(
+        16,
+        "Rank of the LoRA matrices; ignored when training continues an adapter",
+        low=1,
+        high=512,
+        source="TRL",
+        group="Model",
+    )
+    lora_alpha: int = setting(
+        32,
+        "LoRA scale: updates are multiplied by alpha / rank",
+        low=1,
+        high=2048,
+        source="TRL",
+        group="Model",
+    )
+    learning_rate: float = setting(2e-4, "Step size of AdamW", low=1e-8, high=1e-1, source="QLoRA", group="Optimiser")
+    schedule: str = setting(
+        "linear",
+        "How the learning rate falls",
+        choices=("constant", "linear", "cosine"),
+        source="TRL",
+        group="Optimiser",
+    )
+    warmup_steps: int = setting(
+        0,
+        "Steps over which the learning rate rises from 0",
+        unit="steps",
+        low=0,
+        high=100_000,
+        group="Optimiser",
+    )
+    weight_decay: float = setting(0.0, "AdamW's decay of the weights", low=0, high=1, source="TRL", group="Optimiser")
+    max_grad_norm: float = setting(
+        1.0,
+        "Gradients longer than this are shortened to it",
+        low=0.01,
+        high=1000,
+        source="TRL",
+        group="Optimiser",
+    )
+    epochs: float = setting(3.0, "Passes over the data", low=0.01, high=1000, source="TRL")
+    max_steps: int = setting(
+        0, "Stop after so many optimiser steps; 0: after the epochs", unit="steps", low=0, high=10_000_000
+    )
+    batch: int = setting(
+        8,
+        "Rows per optimiser step (pairs for reward and DPO, episodes for PPO)",
+        low=1,
+        high=65_536,
+        source="TRL",
+    )
+    micro_batch: int = setting(
+        4, "Rows held in memory at once; the batch is accumulated from them exactly", low=1, high=4096
+    )
+    max_length: int = setting(1024, "Longest prompt plus completion", unit="tokens", low=16, high=131_072, source="TRL")
+    gradient_checkpointing: bool = setting(
+        False, "Recompute activations in the backward pass: less memory, about 30 % slower", group="Memory"
+    )
+    seed: int = setting(0, "Seed of data order, adapter and sampling", low=0, high=2**31 - 1)
+    device: str = setting(
+        "auto", "auto takes the GPU when there is one", choices=("auto", "cuda", "cpu"), group="Memory"
+    )
+    eval_every: int = setting(
+        10,
+        "Measure on held-out data every so many steps; 0: only at start and end",
+        unit="steps",
+        low=0,
+        high=100_000,
+        group="Reporting",
+    )
+    save_every: int = setting(
+        50,
+        "Write a checkpoint every so many steps; 0: only at the end",
+        unit="steps",
+        low=0,
+        high=100_000,
+        group="Reporting",
+    )
+    keep_checkpoints: int = setting(2, "Newest resumable checkpoints kept", low=1, high=1000, group="Reporting")
+
+    def problems(self) -> list[Problem]:
+        """Return every fault with its field."""
+        found = range_problems(self)
+        if self.micro_batch > self.batch:
+            found.append(
+                Problem(
+                    "micro_batch",
+                    f"micro_batch {self.micro_batch} is larger than batch {self.batch}",
+                    "lower micro_batch or raise batch",
+                )
+            )
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class SftRecipe(CommonRecipe):
+    """Supervised fine-tuning on demonstrations: loss on the completion only."""
+
+    train_on: str = setting(
+        "completion",
+        "Which tokens are trained: the completion, or the whole conversation",
+        choices=("completion", "conversation"),
+        source="TRL",
+        group="Loss",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RewardRecipe(CommonRecipe):
+    """A Bradley-Terry reward model on preference pairs: a scalar head on the last real token."""
+
+    learning_rate: float = setting(
+        1e-4, "Step size of AdamW for the adapter", low=1e-8, high=1e-1, source="TRL", group="Optimiser"
+    )
+    head_learning_rate: float = setting(
+        1e-3, "Step size of AdamW for the scalar head", low=1e-8, high=1e-1, group="Optimiser"
+    )
+    epochs: float = setting(
+        1.0, "Passes over the pairs; more overfit at once", low=0.01, high=1000, source="InstructGPT"
+    )
+    schedule: str = setting(
+        "cosine",
+        "How the learning rate falls",
+        choices=("constant", "linear", "cosine"),
+        source="N+",
+        group="Optimiser",
+    )
+    center_coefficient: float = setting(
+        0.01,
+        "Weight of (r_chosen + r_rejected)^2, which keeps scores near 0",
+        low=0,
+        high=10,
+        source="TRL docs, arXiv 2312.09244",
+        group="Loss",
+    )
+    margin_per_tier: float = setting(
+        0.0, "Margin asked for per tier between chosen and rejected", low=0, high=100, group="Loss"
+    )
+    pairs_from_rankings: str = setting(
+        "all",
+        "Every ordered pair across tiers, or only the best against the rest",
+        choices=("all", "best-vs-rest"),
+        source="InstructGPT",
+        group="Data",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DpoRecipe(CommonRecipe):
+    """Direct preference optimisation against the frozen starting model."""
+
+    learning_rate: float = setting(
+        2e-5,
+        "Step size of AdamW; for LoRA about 10x that of full training",
+        low=1e-8,
+        high=1e-1,
+        source="Tastemaker, after TRL's LoRA advice",
+        group="Optimiser",
+    )
+    epochs: float = setting(1.0, "Passes over the pairs", low=0.01, high=1000, source="DPO")
+    beta: float = setting(
+        0.1,
+        "How strongly the policy is held to its reference",
+        low=0.0001,
+        high=100,
+        source="DPO",
+        group="Loss",
+    )
+    loss_type: str = setting(
+        "sigmoid", "Which DPO loss", choices=("sigmoid", "ipo", "hinge", "robust"), source="DPO", group="Loss"
+    )
+    label_smoothing: float = setting(
+        0.0,
+        "Share of labels taken to be wrong: conservative DPO for sigmoid, unbiased for robust",
+        low=0,
+        high=0.49,
+        group="Loss",
+    )
+    pairs_from_rankings: str = setting(
+        "all",
+        "Every ordered pair across tiers, or only the best against the rest",
+        choices=("all", "best-vs-rest"),
+        source="InstructGPT",
+        group="Data",
+    )
+
+    def problems(self) -> list[Problem]:
+        """Return every fault with its field."""
+        found = CommonRecipe.problems(self)
+        if self.loss_type == "robust" and self.label_smoothing == 0:
+            found.append(
+                Problem(
+                    "label_smoothing",
+                    "robust DPO with label_smoothing 0 is plain sigmoid DPO",
+                    "set the share of wrong labels, e.g. 0.1",
+                    "warning",
+                )
+            )
+        if self.loss_type in ("ipo", "hinge") and self.label_smoothing > 0:
+            found.append(
+                Problem(
+                    "label_smoothing",
+                    f"{self.loss_type} has no label smoothing",
+                    "set it to 0, or choose sigmoid or robust",
+                )
+            )
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class PpoRecipe(CommonRecipe):
+    """PPO against a reward model (or a written rule), on a KL leash to the starting model."""
+
+    learning_rate: float = setting(
+        5e-5,
+        "Step size of AdamW for the policy adapter",
+        low=1e-8,
+        high=1e-1,
+        source="Tastemaker: 10x N+'s 3e-6, for LoRA",
+        group="Optimiser",
+    )
+    value_learning_rate: float = setting(
+        1e-4, "Step size of AdamW for the value adapter and head", low=1e-8, high=1e-1, group="Optimiser"
+    )
+    schedule: str = setting(
+        "linear",
+        "How the learning rate falls",
+        choices=("constant", "linear", "cosine"),
+        source="TRL",
+        group="Optimiser",
+    )
+    episodes: int = setting(
+        512,
+        "Responses rolled out in the whole run; takes the place of epochs",
+        low=1,
+        high=100_000_000,
+        group="Rollout",
+    )
+    batch: int = setting(32, "Episodes per rollout", low=2, high=65_536, group="Rollout")
+    mini_batches: int = setting(
+        1, "Optimiser steps per PPO epoch on one rollout", low=1, high=1024, source="N+", group="PPO"
+    )
+    ppo_epochs: int = setting(4, "Passes over each rollout", low=1, high=100, source="N+", group="PPO")
+    response_length: int = setting(
+        64, "Longest response", unit="tokens", low=1, high=32_768, source="N+ (53)", group="Rollout"
+    )
+    temperature: float = setting(
+        0.7,
+        "Sampling temperature, the same in rollout and training",
+        low=0.01,
+        high=10,
+        source="N+",
+        group="Rollout",
+    )
+    kl_coefficient: float = setting(
+        0.05, "Price of one nat of KL to the reference", low=0, high=100, source="N+", group="KL leash"
+    )
+    kl_target: float = setting(
+        0.0,
+        "Adapt the KL coefficient towards this KL per response; 0: fixed coefficient",
+        unit="nats",
+        low=0,
+        high=10_000,
+        source="Ziegler et al. 2019 (6)",
+        group="KL leash",
+    )
+    kl_horizon: int = setting(
+        10_000,
+        "Episodes over which the coefficient adapts",
+        low=1,
+        high=100_000_000,
+        source="Ziegler et al. 2019",
+        group="KL leash",
+    )
+    kl_estimator: str = setting(
+        "k1", "Estimator of the KL paid in the reward", choices=("k1", "k3"), source="TRL", group="KL leash"
+    )
+    missing_eos_penalty: float = setting(
+        1.0,
+        "Taken from the score of a response that was cut off",
+        low=0,
+        high=1000,
+        source="TRL",
+        group="Reward",
+    )
+    score_position: str = setting(
+        "last",
+        "Token that is paid the score: the last one, or one later as TRL does",
+        choices=("last", "after"),
+        source="InstructGPT",
+        group="Reward",
+    )
+    whiten_rewards: bool = setting(
+        False,
+        "Scale rewards to unit variance over the rollout, keeping their mean",
+        source="TRL",
+        group="Reward",
+    )
+    rule: str = setting("", "Score by a written rule instead of a reward model, e.g. shorter-than:40", group="Reward")
+    gamma: float = setting(1.0, "Discount", low=0, high=1, source="InstructGPT", group="PPO")
+    gae_lambda: float = setting(0.95, "GAE's lambda", low=0, high=1, source="InstructGPT", group="PPO")
+    clip_range: float = setting(
+        0.2,
+        "Probability ratios are clipped to 1 +- this",
+        low=0.001,
+        high=10,
+        source="InstructGPT",
+        group="PPO",
+    )
+    value_clip_range: float = setting(
+        0.2, "Values move at most this far from the rollout's", low=0.001, high=1000, source="N+", group="PPO"
+    )
+    value_coefficient: float = setting(0.1, "Weight of the value loss", low=0, high=100, source="N+", group="PPO")
+    max_kl: float = setting(
+        0.0,
+        "Pause and save when KL per response passes this; 0: never",
+        unit="nats",
+        low=0,
+        high=10_000,
+        group="KL leash",
+    )
+
+    def problems(self) -> list[Problem]:
+        """Return every fault with its field."""
+        found = CommonRecipe.problems(self)
+        if self.batch % self.mini_batches:
+            found.append(
+                Problem(
+                    "mini_batches",
+                    f"{self.batch} episodes do not split into {self.mini_batches} equal mini-batches",
+                    "choose a divisor of batch",
+                )
+            )
+        if self.response_length >= self.max_length:
+            found.append(
+                Problem(
+                    "response_length",
+                    f"a response of {self.response_length} tokens leaves no room for a prompt in {self.max_length}",
+                    "raise max_length or lower response_length",
+                )
+            )
+        if self.rule:
+            try:
+                parse_rule(self.rule)
+            except ValueError as error:
+                found.append(
+                    Problem("rule", str(error), "use shorter-than:TOKENS, longer-than:TOKENS or contains:TEXT")
+                )
+        return found
+
+
+Recipe = SftRecipe | RewardRecipe | DpoRecipe | PpoRecipe
+RECIPES: dict[Method, type[Recipe]] = {
+    "sft": SftRecipe,
+    "reward": RewardRecipe,
+    "dpo": DpoRecipe,
+    "ppo": PpoRecipe,
+}
+PRESETS: tuple[str, ...] = ("Quick look", "Balanced", "Thorough")
+
+
+def parse_rule(rule: str) -> tuple[str, str]:
+    """Split a rule such as ``shorter-than:40`` into its name and argument.
+
+    Rules: ``shorter-than:N`` (1 if fewer than N tokens and ended by EOS, else 0), ``longer-than:N``,
+    ``contains:TEXT``. Raises ValueError with the reason.
+    """
+    name, _, argument = rule.partition(":")
+    if name not in ("shorter-than", "longer-than", "contains"):
+        raise ValueError(f"there is no rule {name!r}")
+    if not argument:
+        raise ValueError(f"the rule {name!r} needs an argument after a colon")
+    if name != "contains" and (not argument.isdigit() or int(argument) == 0):
+        raise ValueError(f"{name!r} needs a number of tokens above 0, not {argument!r}")
+    return name, argument
+
+
+def preset(method: Method, name: str, rows: int, base_parameters: int = 0, *, cuda: bool = False) -> Recipe:
+    """Resolve a preset against the number of training rows (demonstrations, pairs or prompts) and the base's size.
+
+    Quick look ends in minutes and shows that everything works; Balanced uses the field's defaults; Thorough
+    takes more passes. Small bases are held in bf16 where they fit, since they learn better so.
+    Raises ValueError for an unknown preset.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
+    level = PRESETS.index(name)
+    small = 0 < base_parameters < SMALL_BASE_PARAMETERS
+    changes: dict[str, Any] = {"quantisation": "bf16" if small else "nf4"}
+    if not cuda:
+        changes |= {"max_length": (384, 512, 1024)[level], "gradient_checkpointing": False}
+    elif not small:
+        changes |= {"gradient_checkpointing": level > 0}
+    if method == "ppo":
+        changes |= {
+            "episodes": (128, 512, 4096)[level],
+            "batch": (16, 32, 64)[level],
+            "micro_batch": 8,
+            "ppo_epochs": (2, 4, 4)[level],
+            "mini_batches": (2, 1, 1)[level],
+            "learning_rate": (3e-4, 1e-4, 5e-5)[level],  # few rollouts want longer steps (measured at 135 M)
+            "value_learning_rate": (5e-4, 2e-4, 1e-4)[level],
+            "response_length": (48, 64, 128)[level],
+            "eval_every": 4,
+            "save_every": (4, 8, 16)[level],
+        }
+    else:
+        batch = min(8, max(1, rows // 4))
+        epochs = {"sft": (1.0, 3.0, 5.0), "reward": (1.0, 1.0, 2.0), "dpo": (1.0, 2.0, 3.0)}[method][level]
+        per_epoch = max(1, -(-rows // batch))
+        changes |= {
+            "batch": batch,
+            "micro_batch": min(4, batch),
+            "epochs": epochs,
+            "max_steps": 20 if level == 0 and per_epoch > 20 else 0,
+            "eval_every": max(1, min(10, per_epoch // 4)),
+            "save_every": max(5, min(50, per_epoch)),
+        }
+    return dataclasses.replace(RECIPES[method](), **changes)

@@ -1,0 +1,49 @@
+"""Rows of a run's frozen data files (``runs/ID/data/*.jsonl``): all that the engine ever sees of a label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from workbench.records import Message
+
+
+@dataclass(frozen=True, slots=True)
+class SftRow:
+    """A demonstration: prompt messages and the completion that is trained."""
+
+    id: str
+    group: str
+    prompt: tuple[Message, ...]
+    completion: str
+
+
+@dataclass(frozen=True, slots=True)
+class PairRow:
+    """A preference: the same prompt, a chosen and a rejected completion. ``id`` is ``RANKING:CHOSEN:REJECTED``."""
+
+    id: str
+    group: str
+    ranking_id: str
+    rater_id: str
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    tier_distance: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """A prompt to roll out or to sample from."""
+
+    id: str
+    prompt: tuple[Message, ...]
+
+
+DATA_FILES: dict[str, type] = {
+    "sft": SftRow,
+    "reward": PairRow,
+    "dpo": PairRow,
+    "ppo": PromptRow,
+}
+"""Row type by method; every run has ``data/train.jsonl`` and ``data/heldout.jsonl`` (which may be empty) of it.
+``ppo`` and ``reward`` runs may also have ``data/demonstrations.jsonl`` (:class:`SftRow`): reward calibration."""

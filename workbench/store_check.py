@@ -1,0 +1,69 @@
+"""Whether a database is sound: SQLite's own check, the sha256 of every label row, and what is derived from them.
+
+SQLite's integrity check misses most flipped bits inside a text; the hash of each row does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import apsw
+
+from workbench import database
+from workbench.store_rows import COLUMNS, HASHED_TABLES, values_hash
+
+_RULES = {
+    "the count of prompts, responses or rankings is wrong": """
+        SELECT 1 FROM tallies AS t WHERE
+          t.prompts IS NOT (SELECT count(*) FROM prompts WHERE archived = 0)
+          OR t.responses IS NOT (SELECT count(*) FROM responses AS r JOIN prompts AS p ON p.id = r.prompt_id
+            WHERE p.archived = 0)
+          OR t.rankings IS NOT (SELECT count(*) FROM rankings AS k JOIN prompts AS p ON p.id = k.prompt_id
+            WHERE p.archived = 0 AND k.superseded_by IS NULL AND k.outcome = 'ranked')
+          OR t.pairs IS NOT (SELECT ifnull(sum(k.pairs), 0) FROM rankings AS k JOIN prompts AS p ON p.id = k.prompt_id
+            WHERE p.archived = 0 AND k.superseded_by IS NULL)""",
+    "a ranking is superseded by one of another prompt or rater": """
+        SELECT 1 FROM rankings AS a JOIN rankings AS b ON b.id = a.superseded_by
+        WHERE a.prompt_id <> b.prompt_id OR a.rater_id <> b.rater_id""",
+    "a ranking that was superseded counts as current": """
+        SELECT 1 FROM rankings AS a JOIN rankings AS b ON b.supersedes = a.id WHERE a.superseded_by IS NULL""",
+}
+
+
+def faults(db: apsw.Connection, limit: int = 100) -> list[str]:
+    """Every fault found, in sentences; [] when the database is sound."""
+    found: list[str] = []
+    try:
+        found += [f"SQLite: {line}" for (line,) in db.execute(f"PRAGMA integrity_check({limit})") if line != "ok"]
+        found += [
+            f"SQLite: row {seq} of {table} refers to nothing"
+            for table, seq, *_ in db.execute("PRAGMA foreign_key_check")
+        ]
+        for table in HASHED_TABLES:
+            columns = ", ".join(COLUMNS[table])
+            for sha256, *values in db.execute(f"SELECT sha256, {columns} FROM {table}"):
+                if values_hash(values) != sha256:
+                    found.append(f"{table}: the record {values[0]} does not match its sha256")
+        found += [sentence for sentence, sql in _RULES.items() if db.execute(sql + " LIMIT 1").get is not None]
+    except (apsw.Error, UnicodeDecodeError) as error:
+        found.append(f"the database cannot be read: {error}")
+    return found[:limit]
+
+
+def faults_of_file(path: Path) -> list[str]:
+    """The faults of a database file that nobody has open, such as a backup."""
+    try:
+        with contextlib.closing(apsw.Connection(f"file:{_quoted(path)}?immutable=1", flags=_READ)) as db:
+            if db.pragma("application_id") != database.APPLICATION_ID:
+                return [f"{path.name} is not a Tastemaker database"]
+            return faults(db)
+    except apsw.Error as error:
+        return [f"{path.name}: {error}"]
+
+
+_READ = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")

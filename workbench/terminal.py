@@ -1,0 +1,99 @@
+"""What the command line prints: lines and progress bars for people, JSON lines for programs."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from typing import Any, TextIO
+
+from workbench.jsonl import encode
+
+
+class Terminal:
+    """Prints to one stream, in one of two ways.
+
+    People get sentences and, on a terminal, a progress bar that redraws in place; with ``json`` every call is one
+    JSON object a line, so that a program can follow.
+    """
+
+    def __init__(self, *, json: bool = False, stream: TextIO | None = None) -> None:
+        self.json = json
+        self._stream = stream or sys.stdout
+        self._live = not json and self._stream.isatty()
+        self._bar_width = 0
+        self._last_plain = -60.0
+
+    def say(self, text: str, **data: Any) -> None:
+        """Print a sentence; with JSON, ``{"message": text, **data}``."""
+        self._clear()
+        self._write(_line({"message": text, **data}) if self.json else text)
+
+    def result(self, data: dict[str, Any], text: str = "") -> None:
+        """Print a result: ``text`` for people, ``data`` for programs."""
+        self._clear()
+        self._write(_line(data) if self.json else text)
+
+    def progress(self, what: str, fraction: float, note: str = "") -> None:
+        """Redraw the bar; where the output is no terminal, a line at most every 15 s. ``fraction`` < 0: unknown."""
+        if self.json:
+            self._write(_line({"progress": what, "fraction": round(fraction, 4), "note": note}))
+            return
+        if not self._live:
+            if time.monotonic() - self._last_plain >= 15 or fraction >= 1:
+                self._last_plain = time.monotonic()
+                share = f"{fraction:4.0%} " if fraction >= 0 else ""
+                self._write(f"  {what}: {share}{note}".rstrip())
+            return
+        width = shutil.get_terminal_size().columns
+        line = _bar(what, fraction, note, width)
+        self._stream.write("\r" + line.ljust(self._bar_width))
+        self._stream.flush()
+        self._bar_width = len(line)
+
+    def done(self) -> None:
+        """End a progress bar's line."""
+        if self._live and self._bar_width:
+            self._stream.write("\n")
+            self._bar_width = 0
+        self._last_plain = -60.0
+
+    def _clear(self) -> None:
+        if self._live and self._bar_width:
+            self._stream.write("\r" + " " * self._bar_width + "\r")
+            self._bar_width = 0
+
+    def _write(self, line: str) -> None:
+        self._stream.write(line + "\n")
+        self._stream.flush()
+
+
+def _bar(what: str, fraction: float, note: str, width: int) -> str:
+    if fraction < 0:
+        return f"  {what} ... {note}"[: width - 1]
+    cells = 24
+    full = round(cells * min(1.0, fraction))
+    return f"  {what:<14} [{'#' * full}{'.' * (cells - full)}] {fraction:4.0%}  {note}"[: width - 1]
+
+
+def _line(data: dict[str, Any]) -> str:
+    return encode(data).decode()
+
+
+def in_bytes(count: float) -> str:
+    """Write a number of bytes for people, in powers of 1024."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit in ("B", "KiB") else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError("unreachable")
+
+
+def in_time(seconds: float) -> str:
+    """Write a duration for people: ``42 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
