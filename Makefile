@@ -24,7 +24,7 @@ run: setup       ## open the window on the sample project (without a display: th
 
 test: setup      ## every test
 	@bash .ci/system-libraries.sh $(BIN)/python
-	@QT_QPA_PLATFORM=offscreen $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -q
+	@QT_QPA_PLATFORM=offscreen $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder -q
 
 check: setup     ## formatting, lint, types, layering
 	@$(BIN)/ruff format --check .

@@ -25,11 +25,16 @@ def prepare_environment() -> None:
 
 
 def physical_cores() -> int:
-    """Return the physical cores that this process may use."""
+    """Return the physical cores that this process may use: its affinity and its container's quota count."""
     import psutil
 
     physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        allowed = min(allowed, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such file, or "max"
+        pass
     return max(1, min(physical, allowed))
 
 

@@ -32,6 +32,7 @@ from engine.lora_linear import lora_linear
 from workbench.errors import UserError
 
 _PREFIX = "base_model.model."
+_SCALING = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "fan_in_fan_out")
 _UNSUPPORTED = ("use_dora", "lora_bias", "use_qalora", "alora_invocation_tokens", "trainable_token_indices")
 
 
@@ -96,6 +97,7 @@ class Adapters:
         """Load a plain peft LoRA adapter. Raises UserError when it does not fit this base or uses what we do not."""
         folder = Path(folder)
         config, tensors = _read(folder)
+        self._refuse_ends(tensors, folder.name)
         config.target_modules = self._target_modules(tensors)
         self._inject(name, config)
         try:
@@ -268,6 +270,18 @@ class Adapters:
         named = {path for path, _ in self.base.model.named_modules() if path.rsplit(".", 1)[-1] in short}
         return sorted(short if named == paths else paths)
 
+    def _refuse_ends(self, tensors: dict[str, Tensor], source: str) -> None:
+        """Refuse LoRA on the LM head or the embeddings: sampling would use it and training would not."""
+        model = self.base.model
+        ends = (model.get_output_embeddings(), model.get_input_embeddings())
+        names = [path for path, module in model.named_modules() if module in ends]
+        if any(key.removeprefix(_PREFIX).startswith(f"{name}.lora_") for key in tensors for name in names):
+            raise UserError(
+                f"The adapter in {source} cannot be used",
+                "it changes the LM head or the embeddings, which are left alone here",
+                "choose an adapter of the linear layers inside the blocks",
+            )
+
     def _fill(self, name: str, tensors: dict[str, Tensor], source: str) -> None:
         wanted = self.state(name)
         given = {key: value for key, value in tensors.items() if key != HEAD_KEY}
@@ -322,7 +336,7 @@ def _read(folder: Path) -> tuple[Any, dict[str, Tensor]]:
         raise UserError(
             f"The adapter in {folder.name} cannot be used", f"it has {odd[0]}", "choose a plain LoRA adapter"
         )
-    known = {key: value for key, value in raw.items() if key in LoraConfig.__dataclass_fields__}
-    known |= {"lora_dropout": 0.0, "modules_to_save": None, "exclude_modules": None}
-    known |= {"layers_to_transform": None, "layers_pattern": None}  # the file's own keys say which layers
-    return LoraConfig(**known), tensors
+    # The file's own keys say which layers it has; of the rest only what scales B A x is taken over: peft's other
+    # settings (pissa, olora, ...) would change the base under every other adapter as it is injected.
+    known = {key: raw[key] for key in _SCALING if raw.get(key) is not None}
+    return LoraConfig(lora_dropout=0.0, task_type=raw.get("task_type") or "CAUSAL_LM", **known), tensors

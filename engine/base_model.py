@@ -108,7 +108,9 @@ def load_base(path: str | Path, *, quantisation: str, device: torch.device) -> L
         raise UserError(
             f"The model in {folder.name} cannot be loaded", str(error), "import it again, or choose another model"
         ) from error
-    if quantisation != "nf4":
+    if quantisation == "nf4":
+        _keep_plain_packing(model)
+    else:
         model = model.to(device=device, dtype=dtype)
     return prepare(model, tokenizer, device, dtype, note=note, quantisation=quantisation, path=str(folder))
 
@@ -156,6 +158,17 @@ def _check_head(model: Any) -> None:
 
 def _set(config: Any, key: str) -> bool:
     return getattr(config, key, None) not in (None, 1, 1.0)
+
+
+def _keep_plain_packing(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights in place on CPUs with AVX512-BF16.
+
+    It does so in the first forward pass without gradients, and its ``dequantize_4bit``, which the backward pass needs,
+    then reads the new layout as if it were the old one.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def _nf4(dtype: torch.dtype) -> Any:

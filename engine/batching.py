@@ -31,7 +31,8 @@ class Schedule:
         epochs: passes over the rows; a fraction ends within an epoch.
         max_steps: end after so many steps; 0 for no limit.
         seed: fixes the order.
-        units: rows that should stay together (the pairs of one ranking) share a value; None: every row alone.
+        units: rows that stay together (the pairs of one ranking) share a value; None: every row alone. Batches then
+            have about ``batch`` rows: none cuts a unit in two.
         fixed: the same rows share a batch in every epoch, and only the order of the batches changes. DPO needs it:
             its reference log-probabilities are computed once, in exactly the batches of the policy.
     """
@@ -120,7 +121,7 @@ def _batches(lengths: Sequence[int], batch: int, source: random.Random, units: S
         together.setdefault(units[index] if units else index, []).append(index)
     groups = list(together.values())
     source.shuffle(groups)
-    flat: list[int] = []
+    ordered: list[list[int]] = []
     window: list[list[int]] = []
     rows_in_window = 0
     for place, group in enumerate(groups, 1):
@@ -128,6 +129,13 @@ def _batches(lengths: Sequence[int], batch: int, source: random.Random, units: S
         rows_in_window += len(group)
         if rows_in_window >= WINDOW_BATCHES * batch or place == len(groups):
             window.sort(key=lambda rows: -max(lengths[index] for index in rows))
-            flat.extend(index for rows in window for index in rows)
+            ordered.extend(window)
             window, rows_in_window = [], 0
-    return [flat[start : start + batch] for start in range(0, len(flat), batch)]
+    batches: list[list[int]] = []
+    for group in ordered:
+        # A unit joins the batch if that brings the batch nearer to its size than leaving it out.
+        if batches and len(batches[-1]) + len(group) / 2 <= batch:
+            batches[-1].extend(group)
+        else:
+            batches.append(list(group))
+    return batches

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.manifests import faults_of, fsync_folder, remove_folder, seal, total_bytes
+from workbench.manifests import RESERVE_BYTES, faults_of, fsync_folder, remove_folder, seal, total_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,6 @@ RNG_TENSORS = "state_rng.safetensors"
 RNG_NUMBERS = "state_rng.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_WORDS = ("no space left", "os error 28", "file too large", "os error 27", "quota exceeded", "pytorchstreamwriter")
-_RESERVE_BYTES = 1024**3
 
 
 class DiskFullError(Exception):
@@ -61,7 +60,7 @@ def write_folder(destination: Path, write: Callable[[Path], None], *, expected_b
     parent = destination.parent
     parent.mkdir(parents=True, exist_ok=True)
     room = shutil.disk_usage(parent)
-    needed = expected_bytes + min(_RESERVE_BYTES, room.total // 50)
+    needed = expected_bytes + min(RESERVE_BYTES, room.total // 50)
     if room.free < needed:
         raise DiskFullError(needed, room.free)
     draft = parent / f".tmp-{destination.name}-{os.getpid()}"

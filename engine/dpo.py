@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -21,34 +20,19 @@ from torch import Tensor
 from engine.adapters import Adapters
 from engine.batching import Schedule, by_length, collate
 from engine.checkpoints import load_tensors, save_tensors
-from engine.eval_samples import write_eval_samples
-from engine.logps import predicting, summed_logps, token_logps
+from engine.eval_samples import write_eval_samples, write_final_samples
+from engine.logps import predicting, summed_logps, token_stats
 from engine.losses import dpo_loss
-from engine.masking import Example, pair_examples
+from engine.masking import Example
 from engine.memory import run_micro_batched
 from engine.meters import Meters, Throughput
 from engine.optim import Group, Optimiser
+from engine.pairs import EncodedPair, encode_pairs, unique_sides, whole_rankings
 from engine.session import Session
-from engine.trainee import EVAL_ROWS, Trainee, eval_due, open_start, refuse_empty, report_fit, window
+from engine.trainee import EVAL_ROWS, NOTHING_TO_TRAIN, Trainee, eval_due, open_start, window
 from workbench.recipes import DpoRecipe
-from workbench.rows import PairRow
 
 POLICY, REFERENCE = "policy", "reference"
-
-
-@dataclass(frozen=True, slots=True)
-class Preference:
-    """An encoded preference."""
-
-    id: str
-    unit: str  # its ranking: such pairs share responses and stay together
-    chosen: Example
-    rejected: Example
-
-    @property
-    def length(self) -> int:
-        """Tokens of the longer side."""
-        return max(len(self.chosen.input_ids), len(self.rejected.input_ids))
 
 
 Reference = dict[str, tuple[float, float]]
@@ -61,8 +45,8 @@ def run(session: Session) -> None:
     adapters = open_start(session, POLICY)
     session.phase("preparing", "tokenising the preferences")
     limit = window(session, adapters)
-    train = encode(session, adapters, "train", limit)
-    heldout = encode(session, adapters, "heldout", limit)[:EVAL_ROWS]
+    train = encode_pairs(session, adapters, "train", limit, unusable)
+    heldout = encode_pairs(session, adapters, "heldout", limit, unusable)[:EVAL_ROWS]
     schedule = Schedule(
         [one.length for one in train],
         batch=recipe.batch,
@@ -75,7 +59,7 @@ def run(session: Session) -> None:
     total, micro_batch = schedule.total_steps, recipe.micro_batch
     eval_batches = [[heldout[index] for index in rows] for rows in by_length([p.length for p in heldout], micro_batch)]
     batches = [[train[index] for index in schedule.rows(step)] for step in range(total)]
-    reference = reference_logps(session, adapters, [*batches, *eval_batches], micro_batch)
+    reference, micro_batch = reference_logps(session, adapters, [*batches, *eval_batches], micro_batch)
     optimiser = Optimiser([Group(adapters.parameters(POLICY), recipe.learning_rate)], recipe, total)
     trainee = Trainee(adapters, POLICY, optimiser, Throughput())
     meters = Meters()
@@ -99,13 +83,13 @@ def run(session: Session) -> None:
         trainee.throughput.restart()
         batch = batches[step - 1]
 
-        def work(part: Sequence[Preference], pairs: int = len(batch)) -> int:
+        def work(part: Sequence[EncodedPair], pairs: int = len(batch)) -> int:
             loss, tokens = pair_loss(adapters, part, reference, recipe, meters)
             (loss.sum() / pairs).backward()
             return tokens
 
         rate = optimiser.learning_rate
-        tokens, micro_batch = run_micro_batched(session, batch, micro_batch, work, reset=reset)
+        tokens, micro_batch = run_micro_batched(session, batch, micro_batch, work, reset=reset, cut=whole_rankings)
         values = meters.flush()
         names = [one.id for one in batch]
         session.check_finite(step, "loss", values["loss"], names)
@@ -117,36 +101,41 @@ def run(session: Session) -> None:
         values |= {"grad_norm": float(norm), "learning_rate": rate, "epoch": schedule.epoch(step)}
         session.metrics(step, values)
         measure(step)
-        if session.sample_asked() or step == total:
+        if session.sample_asked():
             write_eval_samples(session, adapters, POLICY, step)
         session.at_step_end(step, total, trainee.save)
     session.finish(trainee.save_model)
+    write_final_samples(session, lambda: write_eval_samples(session, adapters, POLICY, total))
 
 
-def completion_logps(adapters: Adapters, name: str | None, pairs: Sequence[Preference]) -> tuple[Tensor, Tensor, int]:
-    """Summed log-probabilities of both completions of some pairs in one forward; a shared response passes once.
+class Completions(NamedTuple):
+    """What a forward pass says of the completions of P pairs; a shared response passed once. U responses, N tokens."""
 
-    Returns (chosen [P], rejected [P], tokens passed), fp32.
-    """
-    sides = [one.chosen for one in pairs] + [one.rejected for one in pairs]
-    place: dict[tuple[tuple[int, ...], int], int] = {}
-    where = [place.setdefault((one.input_ids, one.prompt_length), len(place)) for one in sides]
-    unique = [sides[where.index(index)] for index in range(len(place))]
+    chosen: Tensor  # [P] summed log-probabilities, fp32
+    rejected: Tensor  # [P]
+    entropy: Tensor  # [N], nats, of every completion token of the U responses
+    correct: Tensor  # [N] bool: the token is the argmax
+    tokens: int  # passed through the model
+
+
+def completion_logps(adapters: Adapters, name: str | None, pairs: Sequence[EncodedPair]) -> Completions:
+    """Log-probabilities of both completions of some pairs under an adapter, in one forward."""
+    unique, where = unique_sides(pairs)
     batch = collate(unique, adapters.base.device)
     with adapters.use(name):
         hidden = adapters.hidden(batch.input_ids, batch.attention_mask)
     picked, targets = predicting(hidden, batch.input_ids, batch.loss_mask)
-    logps, _ = token_logps(picked, targets, adapters.base.head_weight)
-    sums = summed_logps(logps, batch.loss_mask)
-    both = sums[torch.tensor(where, device=sums.device)]
-    return both[: len(pairs)], both[len(pairs) :], sum(len(one.input_ids) for one in unique)
+    logps, entropy, correct = token_stats(picked, targets, adapters.base.head_weight)
+    both = summed_logps(logps, batch.loss_mask)[torch.tensor(where, device=logps.device)]
+    tokens = sum(len(one.input_ids) for one in unique)
+    return Completions(both[: len(pairs)], both[len(pairs) :], entropy, correct, tokens)
 
 
 def pair_loss(
-    adapters: Adapters, pairs: Sequence[Preference], reference: Reference, recipe: DpoRecipe, meters: Meters
+    adapters: Adapters, pairs: Sequence[EncodedPair], reference: Reference, recipe: DpoRecipe, meters: Meters
 ) -> tuple[Tensor, int]:
     """The recipe's DPO loss per pair [P], and the tokens passed; the meters get the implicit rewards."""
-    chosen, rejected, tokens = completion_logps(adapters, POLICY, pairs)
+    chosen, rejected, entropy, correct, tokens = completion_logps(adapters, POLICY, pairs)
     ref = torch.tensor([reference[one.id] for one in pairs], dtype=chosen.dtype, device=chosen.device)
     chosen_ratio, rejected_ratio = chosen - ref[:, 0], rejected - ref[:, 1]
     loss = dpo_loss(
@@ -165,46 +154,53 @@ def pair_loss(
     meters.add("rewards/margins", recipe.beta * (chosen_ratio - rejected_ratio))
     meters.add("logps/chosen", chosen)
     meters.add("logps/rejected", rejected)
+    meters.add("entropy", entropy)
+    meters.add("mean_token_accuracy", correct)
     return loss, tokens
 
 
 @torch.no_grad()
 def evaluate(
-    adapters: Adapters, batches: Sequence[Sequence[Preference]], reference: Reference, recipe: DpoRecipe
+    adapters: Adapters, batches: Sequence[Sequence[EncodedPair]], reference: Reference, recipe: DpoRecipe
 ) -> dict[str, float]:
     """Loss and implicit rewards on held-out pairs."""
     meters = Meters()
     for part in batches:
         pair_loss(adapters, part, reference, recipe, meters)
-    return {key: value for key, value in meters.flush("eval_").items() if not key.startswith("eval_logps")}
+    values = meters.flush("eval_")
+    return {key: value for key, value in values.items() if key == "eval_loss" or key.startswith("eval_rewards/")}
 
 
 @torch.no_grad()
 def reference_logps(
-    session: Session, adapters: Adapters, batches: Sequence[Sequence[Preference]], micro_batch: int
-) -> Reference:
-    """Log-probabilities under the frozen start of every pair of these batches; read from disk when they are there."""
-    parts = {
-        tuple(one.id for one in batch[start : start + micro_batch]): batch[start : start + micro_batch]
-        for batch in batches
-        for start in range(0, len(batch), micro_batch)
-    }
-    file = session.folder / "cache" / f"reference-{_content_hash(session, adapters, list(parts.values()))}.safetensors"
-    ids = [one.id for part in parts.values() for one in part]
+    session: Session, adapters: Adapters, batches: Sequence[Sequence[EncodedPair]], micro_batch: int
+) -> tuple[Reference, int]:
+    """Log-probabilities under the frozen start of every pair of these batches; read from disk when they are there.
+
+    Also returns the micro-batch that fitted into memory.
+    """
+    unique = list({tuple(one.id for one in batch): batch for batch in batches}.values())
+    file = session.folder / "cache" / f"reference-{_content_hash(session, adapters, unique, micro_batch)}.safetensors"
+    ids = [one.id for batch in unique for one in batch]
     if file.is_file():
         kept = load_tensors(file).get("logps")
         if kept is not None and kept.shape == (len(ids), 2):
-            return {name: (float(pair[0]), float(pair[1])) for name, pair in zip(ids, kept, strict=True)}
+            return {name: (float(pair[0]), float(pair[1])) for name, pair in zip(ids, kept, strict=True)}, micro_batch
     session.phase("reference", f"log-probabilities of {len(set(ids))} pairs under the start model")
     start = None  # the bare base
     if session.spec.model.adapter:
         adapters.load(REFERENCE, session.spec.model.adapter, trainable=False)
         start = REFERENCE
-    rows = []
-    for part in parts.values():
+
+    def measure(part: Sequence[EncodedPair]) -> Tensor:
         session.control.check_cancelled()
-        chosen, rejected, _ = completion_logps(adapters, start, part)
-        rows.append(torch.stack([chosen, rejected], 1).cpu())
+        found = completion_logps(adapters, start, part)
+        return torch.stack([found.chosen, found.rejected], 1).cpu()
+
+    rows = []
+    for batch in unique:
+        done, micro_batch = run_micro_batched(session, batch, micro_batch, measure, cut=whole_rankings)
+        rows += done
     if start:
         adapters.remove(REFERENCE)
     found = torch.cat(rows)
@@ -212,33 +208,26 @@ def reference_logps(
     draft = file.with_suffix(".tmp")
     save_tensors(draft, {"logps": found})
     draft.replace(file)
-    return {name: (float(pair[0]), float(pair[1])) for name, pair in zip(ids, found, strict=True)}
+    return {name: (float(pair[0]), float(pair[1])) for name, pair in zip(ids, found, strict=True)}, micro_batch
 
 
-def encode(session: Session, adapters: Adapters, name: str, limit: int) -> list[Preference]:
-    """Encode a data file; pairs that became identical (or empty) within the window are left out and counted."""
-    rows = cast(list[PairRow], session.rows(name))
-    pairs = []
-    for row in rows:
-        chosen, rejected = pair_examples(adapters.base.tokenizer, row.prompt, row.chosen, row.rejected, limit)
-        if chosen.input_ids != rejected.input_ids and chosen.trained_tokens and rejected.trained_tokens:
-            pairs.append(Preference(row.id, row.ranking_id or row.id, chosen, rejected))
-    what = "pairs" if name == "train" else "held-out pairs"
-    sides = [side for one in pairs for side in (one.chosen, one.rejected)]
-    report_fit(session, what, len(rows), len(rows) - len(pairs), sides, limit)
-    if name == "train" and not pairs:
-        refuse_empty(what, len(rows), limit)
-    return pairs
+def unusable(chosen: Example, rejected: Example) -> str:
+    """Why a pair has nothing to compare within the window, "" where it has."""
+    if not chosen.trained_tokens or not rejected.trained_tokens:
+        return NOTHING_TO_TRAIN
+    return "both sides are the same" if chosen.input_ids == rejected.input_ids else ""
 
 
-def _content_hash(session: Session, adapters: Adapters, parts: Sequence[Sequence[Preference]]) -> str:
+def _content_hash(
+    session: Session, adapters: Adapters, batches: Sequence[Sequence[EncodedPair]], micro_batch: int
+) -> str:
     model, base = session.spec.model, adapters.base
     digest = hashlib.sha256()
     for one in (model.base_sha256 or model.base, model.adapter_sha256 or model.adapter, base.quantisation, base.dtype):
         digest.update(f"{one}\n".encode())
-    digest.update(f"{base.device.type} {torch.__version__}\n".encode())
-    for part in parts:
-        for pair in part:
+    digest.update(f"{base.device.type} {torch.__version__} {micro_batch}\n".encode())
+    for batch in batches:
+        for pair in batch:
             for side in (pair.chosen, pair.rejected):
                 digest.update(torch.tensor([side.prompt_length, *side.input_ids]).numpy().tobytes())
         digest.update(b"/")

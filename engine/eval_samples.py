@@ -1,19 +1,46 @@
-"""What the model under training says to a few fixed prompts, for the eye: at the end, and whenever it is asked for."""
+"""Samples for the eye, at the end and when they are asked for: answers to fixed prompts, or scores of fixed pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import cast
 
 from engine.adapters import Adapters
 from engine.generate import generate
 from engine.masking import prompt_ids
+from engine.score import RewardModel
 from engine.session import Session
+from workbench.errors import UserError
 from workbench.protocol import Sample
 from workbench.records import Message, Sampling
+from workbench.rows import PairRow
 from workbench.run_folder import Row
 
 PROMPTS = 4
+SCORED_PAIRS = 8
 NEW_TOKENS = 64
+
+
+def write_final_samples(session: Session, write: Callable[[], None]) -> None:
+    """Write samples of the finished model, which is saved by now: what goes wrong here is told and takes nothing."""
+    try:
+        write()
+    except (UserError, RuntimeError, MemoryError) as error:
+        session.warn("samples", f"No samples were drawn from the finished model: {error}", "draw some in Compare")
+
+
+def write_scored_pairs(session: Session, model: RewardModel, step: int) -> None:
+    """Score both responses of the first held-out pairs (training pairs where none is held out) and keep the scores."""
+    rows = cast(list[PairRow], [*session.rows("heldout"), *session.rows("train")])[:SCORED_PAIRS]
+    texts = [(row, text) for row in rows for text in (row.chosen, row.rejected)]
+    scores = model.score([(row.prompt, text) for row, text in texts], session.recipe.micro_batch)
+    session.write_samples(
+        step,
+        [
+            Sample(step=step, prompt_id=row.id, prompt=_question(row.prompt), response=text, score=round(value, 5))
+            for (row, text), value in zip(texts, scores, strict=True)
+        ],
+    )
 
 
 def write_eval_samples(session: Session, adapters: Adapters, name: str, step: int) -> None:

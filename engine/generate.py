@@ -21,6 +21,7 @@ from torch import Tensor
 
 from engine.base_model import LoadedBase
 from engine.kv_cache import RowsCache, new_cache
+from engine.memory import free_memory, is_out_of_memory
 from engine.templates import stop_ids
 from workbench.errors import UserError
 from workbench.records import Sampling
@@ -136,13 +137,16 @@ def generate(
         while waiting or decoder.rows:
             if cancelled is not None and cancelled():
                 raise Cancelled
+            tried = 0
             try:
                 decoder.admit(waiting, room)
                 decoder.step()
-            except torch.OutOfMemoryError:
-                if len(decoder.rows) <= 1 and room <= 1:
+            except (RuntimeError, MemoryError) as error:
+                tried = len(decoder.rows) + decoder.prefilling
+                if not is_out_of_memory(error) or tried <= 1:
                     raise
-                room = max(1, len(decoder.rows) // 2)
+            if tried:  # outside the except block: its traceback holds the tensors
+                room = tried // 2
                 waiting += decoder.give_up(prompts)
     return [[row.completion for row in rows[index * count : (index + 1) * count]] for index in range(len(prompts))]
 
@@ -156,7 +160,9 @@ def rows_that_fit(base: LoadedBase, tokens: int) -> int:
     # Compacting holds the cache twice for a moment; the logits are held in fp32, as probabilities and summed in fp64.
     per_row = 2 * tokens * per_token + 24 * base.head_weight.shape[0]
     if base.device.type == "cuda":
-        budget, most = torch.cuda.mem_get_info(base.device)[0] // 2, 256
+        # What the allocator keeps and nobody uses is free too: after an update it is most of the memory.
+        kept = torch.cuda.memory_reserved(base.device) - torch.cuda.memory_allocated(base.device)
+        budget, most = (torch.cuda.mem_get_info(base.device)[0] + kept) // 2, 256
     else:
         import psutil
 
@@ -204,6 +210,7 @@ class _Decoder:
         self.on_token = on_token
         self.on_done = on_done
         self.rows: list[_Row] = []
+        self.prefilling = 0  # rows that are about to join
         self._cache: RowsCache | None = None
         self._logits: Tensor | None = None  # [rows, V]
 
@@ -216,6 +223,7 @@ class _Decoder:
             return
         while waiting and (not self.rows or len(self.rows) + len(waiting[-1].rows) <= room):
             group = self._next_group(waiting, room)
+            self.prefilling = sum(len(one.rows) for one in group)
             try:
                 cache, logits = self._prefill(group)
                 if self._cache is None or self._logits is None:
@@ -223,10 +231,11 @@ class _Decoder:
                 else:
                     self._cache.merge(cache)
                     self._logits = torch.cat([self._logits, logits])
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError):
                 waiting += reversed(group)
                 raise
             self.rows += [row for one in group for row in one.rows]
+            self.prefilling = 0
             if not self._cache.can_merge:
                 return
 
@@ -291,14 +300,14 @@ class _Decoder:
             self._cache.select(torch.tensor(alive, device=self.base.device))
             self.rows = [self.rows[index] for index in alive]
             ids = [ids[index] for index in alive]
-        column = torch.tensor(ids, device=self.base.device)[:, None]
+        column = torch.tensor(ids, device=self.base.device).clamp(min=0)[:, None]
         self._logits = self._forward(column, None, self._cache)
 
     def give_up(self, prompts: Sequence[Sequence[int]]) -> list[_Waiting]:
         """Let go of the batch after memory ran out; each row goes on later from what it has drawn so far."""
         left = [_Waiting([*prompts[row.prompt], *row.ids], [row]) for row in self.rows if not row.done]
-        self.rows, self._cache, self._logits = [], None, None
-        torch.cuda.empty_cache()
+        self.rows, self._cache, self._logits, self.prefilling = [], None, None, 0
+        free_memory()
         return sorted(left, key=lambda one: len(one.ids))
 
     def _worth_compacting(self, dead: int) -> bool:

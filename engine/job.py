@@ -43,6 +43,7 @@ def train(run_dir: Path, run: Callable[[Any], None] | None = None) -> int:
         with control.whole():
             events.emit(Phase(name="starting", detail="loading libraries"))
         ended = _carry_out(run_dir, control, events, run)
+        control.ending = True
     except Cancelled:
         ended = Ended(state="stopped", message="Cancelled before training began")
     except Exception as error:

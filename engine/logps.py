@@ -1,8 +1,10 @@
 """Log-probabilities of tokens from hidden states, in chunks: the [B, T, V] logits never exist.
 
-``d log p(y|h) / dh = (W_y - sum_v p_v W_v) / temperature``, so the forward pass can keep that one vector per token
-([N, D]) and the backward pass only scales it: two products with the head instead of the three that recomputing the
-logits costs, and the same memory. Softmax and logsumexp are fp32 (fp64 for an fp64 model).
+``d log p(y|h) / dh = ((1 - p_y) W_y - sum_{v != y} p_v W_v) / temperature``, so the forward pass can keep that one
+vector per token ([N, D]) and the backward pass only scales it: two products with the head instead of the three that
+recomputing the logits costs, and the same memory. The target is left out of the sum, and ``1 - p_y`` is the sum of
+the others: for a token that is nearly certain ``W_y - sum_v p_v W_v`` would be the difference of two equal vectors.
+Softmax and logsumexp are fp32 (fp64 for an fp64 model).
 """
 
 from __future__ import annotations
@@ -33,11 +35,12 @@ class _TokenLogps(torch.autograd.Function):
         even = -(-rows // max(1, -(-rows // chunk)))  # chunks of equal size: a short last one multiplies badly
         for start in range(0, rows, max(1, even)):
             part = slice(start, start + even)
-            logps[part], entropy[part], correct[part], mean = _softmax_stats(
+            logps[part], entropy[part], correct[part], others = _softmax_stats(
                 hidden[part], targets[part], weight, temperature, wants_grad
             )
-            if slope is not None and mean is not None:
-                slope[part] = (weight[targets[part]] - mean) / temperature
+            if slope is not None and others is not None:
+                share, mean = others
+                slope[part] = (weight[targets[part]] * share[:, None] - mean) / temperature
         if slope is not None:
             ctx.save_for_backward(slope)
         ctx.mark_non_differentiable(entropy, correct)
@@ -51,15 +54,16 @@ class _TokenLogps(torch.autograd.Function):
 
 def _softmax_stats(
     hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float, wants_mean: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None]:
     """One pass over the vocabulary in blocks, with a running maximum (Milakov & Gimelshein 2018).
 
-    Returns (log p(target) [N], entropy [N], target is the argmax [N], ``sum_v p_v W_v`` [N, D] or None).
+    Returns (log p(target) [N], entropy [N], whether no other token is likelier [N], and, if wanted, of all tokens but
+    the target the probability ``sum_{v != y} p_v`` [N] and ``sum_{v != y} p_v W_v`` [N, D]).
     """
     size = weight.shape[0]
     block = size if hidden.is_cuda else VOCABULARY_BLOCK
     top = torch.full(targets.shape, -torch.inf, dtype=_wide(hidden.dtype), device=hidden.device)
-    norm, energy, chosen = torch.zeros_like(top), torch.zeros_like(top), torch.zeros_like(top)
+    norm, energy, chosen, rest = (torch.zeros_like(top) for _ in range(4))
     mean = torch.zeros(hidden.shape, dtype=top.dtype, device=hidden.device) if wants_mean else None
     for start in range(0, size, block):
         part = weight[start : start + block]
@@ -70,17 +74,23 @@ def _softmax_stats(
         shrink = torch.exp(top - higher)
         here = targets - start
         inside = (here >= 0) & (here < len(part))
-        picked = logits.gather(1, here.clamp(0, len(part) - 1)[:, None]).squeeze(1)
+        column = here.clamp(0, len(part) - 1)[:, None]
+        picked = logits.gather(1, column)[:, 0]
         chosen = torch.where(inside, picked, chosen)
         powers = logits.sub_(higher[:, None]).exp()
-        mass = powers.sum(1)
-        energy = energy * shrink + torch.einsum("nv,nv->n", powers, logits) + higher * mass
-        norm = norm * shrink + mass
+        energy = energy * shrink + torch.einsum("nv,nv->n", powers, logits)
+        own = torch.where(inside, torch.exp(picked - higher), 0)
+        powers.scatter_(1, column, torch.where(inside, 0, powers.gather(1, column)[:, 0])[:, None])
+        others = powers.sum(1)
+        energy = energy + higher * (others + own)
+        norm = norm * shrink + others + own
+        rest = rest * shrink + others
         if mean is not None:
             mean = _accumulate(mean * shrink[:, None], powers, part)
         top = higher
     log_norm = top + norm.log()
-    return chosen - log_norm, log_norm - energy / norm, chosen >= top, None if mean is None else mean / norm[:, None]
+    spread = None if mean is None else (rest / norm, mean / norm[:, None])
+    return chosen - log_norm, log_norm - energy / norm, chosen >= top, spread
 
 
 def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> Tensor:

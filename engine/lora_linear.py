@@ -67,6 +67,8 @@ def dense_weight(base: nn.Module, dtype: torch.dtype) -> Tensor:
     weight: Any = base.weight
     state = getattr(weight, "quant_state", None)
     if state is not None:
+        if getattr(state, "packing_format_for_cpu", False):
+            raise RuntimeError("this 4-bit weight was repacked for inference; load the base with load_base")
         from bitsandbytes.functional import dequantize_4bit
 
         weight = dequantize_4bit(weight.data, state).to(dtype)

@@ -13,6 +13,7 @@ import torch
 if TYPE_CHECKING:
     from engine.session import Session
 
+_OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "alloc_failed")
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -23,9 +24,12 @@ def run_micro_batched(
     micro_batch: int,
     work: Callable[[Sequence[T]], R],
     *,
-    reset: Callable[[], None],
+    reset: Callable[[], None] = lambda: None,
+    cut: Callable[[Sequence[T], int], Sequence[Sequence[T]]] | None = None,
 ) -> tuple[list[R], int]:
     """Do ``work`` (forward and backward) on the rows in micro-batches; when memory runs out, halve and start again.
+
+    ``cut`` says which rows make a micro-batch; by default as many neighbours as it holds.
 
     The effective batch stays: all rows are accumulated before the caller's optimiser step. A micro-batch that ran
     out of memory in its backward pass leaves some gradients added and others not, so the whole batch starts again:
@@ -41,7 +45,7 @@ def run_micro_batched(
         results: list[R] = []
         failed = False
         try:
-            results.extend(work(rows[start : start + micro_batch]) for start in range(0, len(rows), micro_batch))
+            results.extend(work(part) for part in (cut or _neighbours)(rows, micro_batch))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or micro_batch == 1:
                 raise
@@ -57,10 +61,20 @@ def run_micro_batched(
         smaller = max(1, micro_batch // 2)
         session.warn(
             "oom",
-            f"Memory ran out with {micro_batch} rows at once; going on with {smaller}, the batch of {len(rows)} stays",
+            f"Memory ran out with {micro_batch} rows at once{_in_phase(session)}; going on with {smaller}, "
+            f"the batch of {len(rows)} stays",
             "set micro_batch lower next time, or turn gradient checkpointing on",
         )
         micro_batch = smaller
+
+
+def _in_phase(session: Session) -> str:
+    name = getattr(session, "phase_name", "")
+    return f" (phase: {name})" if name else ""
+
+
+def _neighbours(rows: Sequence[T], micro_batch: int) -> list[Sequence[T]]:
+    return [rows[start : start + micro_batch] for start in range(0, len(rows), micro_batch)]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -68,7 +82,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return True
     words = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)
+    return isinstance(error, RuntimeError) and any(one in words for one in _OUT_OF_MEMORY_WORDS)
 
 
 def free_memory() -> None:

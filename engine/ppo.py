@@ -38,7 +38,7 @@ from workbench.rows import PromptRow
 _STATE = "state_training.pt"
 EVAL_PROMPTS = 32
 RATIO_TOLERANCE = 1e-3
-"""How far the mean ratio may be from 1 before the first step of a rollout: rollout and training must agree."""
+"""How far ratios may be from 1, on average, before the first step of a rollout: rollout and training must agree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,7 @@ def run(session: Session) -> None:
     prompts = encode_prompts(session, players, "train")
     heldout = encode_prompts(session, players, "heldout")[:EVAL_PROMPTS]
     total = -(-recipe.episodes // recipe.batch)
+    total = min(total, recipe.max_steps) if recipe.max_steps else total
     trainer = _trainer(players, recipe, total)
     checkpoint = session.latest_checkpoint()
     start = trainer.restore(checkpoint) if checkpoint else 0
@@ -182,7 +183,7 @@ def rollout(
     measured: list[tuple[Tensor, Tensor, Tensor]] = []
     for mini in slots(len(episodes), recipe.mini_batches):
         done, trainer.micro_batch = run_micro_batched(
-            session, [episodes[one] for one in mini], trainer.micro_batch, measure, reset=_nothing
+            session, [episodes[one] for one in mini], trainer.micro_batch, measure
         )
         measured += done
     logps, ref_logps, values = (torch.cat(parts) for parts in zip(*measured, strict=True))
@@ -192,7 +193,7 @@ def rollout(
 
 def score(session: Session, trainer: Trainer, batch: Rollout) -> None:
     """Fill in the scores: the reward model's or the rule's, less the penalty where a response was cut off."""
-    found, _ = run_micro_batched(session, batch.episodes, len(batch.episodes), trainer.players.scores, reset=_nothing)
+    found, trainer.micro_batch = run_micro_batched(session, batch.episodes, trainer.micro_batch, trainer.players.scores)
     scores = torch.tensor([one for part in found for one in part], dtype=batch.logps.dtype)
     cut = torch.tensor([not one.ended for one in batch.episodes])
     scores = scores - trainer.players.recipe.missing_eos_penalty * cut
@@ -365,12 +366,12 @@ def _watch(session: Session, trainer: Trainer, values: dict[str, float], step: i
         trainer.kl_coefficient = adapted_kl_coefficient(
             trainer.kl_coefficient, kl, recipe.kl_target, recipe.kl_horizon, recipe.batch
         )
-    ratio = values["ppo/ratio_first"]
-    if abs(ratio - 1) > RATIO_TOLERANCE and not trainer.ratio_warned:
+    off = values["ppo/ratio_off"]
+    if off > RATIO_TOLERANCE and not trainer.ratio_warned:
         trainer.ratio_warned = True
         session.warn(
             "ratio",
-            f"Before the first step of rollout {step} the mean ratio was {ratio:.4f} instead of 1: "
+            f"Before the first step of rollout {step} the ratios were {off:.4f} away from 1 on average: "
             "rollout and training disagree on the same tokens",
             "hold the base in bf16 instead of nf4, or lower micro_batch until memory does not run out",
         )
@@ -383,7 +384,3 @@ def _watch(session: Session, trainer: Trainer, values: dict[str, float], step: i
             "look at the samples; resume to go on, or start again with a higher KL coefficient",
         )
     trainer.over_max_kl = over
-
-
-def _nothing() -> None:
-    """Nothing is accumulated that would have to be put back."""

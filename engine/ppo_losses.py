@@ -19,6 +19,7 @@ class PolicyLoss(NamedTuple):
     clipped: Tensor  # tokens whose ratio was clipped
     approx_kl: Tensor  # 0.5 (new - old)^2
     ratio: Tensor
+    ratio_off: Tensor  # |ratio - 1|
 
 
 class ValueLoss(NamedTuple):
@@ -43,6 +44,7 @@ def policy_loss(
         clipped=((clipped > plain) & mask).sum().detach(),
         approx_kl=0.5 * detached.square().sum(),
         ratio=torch.where(mask, ratio.detach(), 0).sum(),
+        ratio_off=torch.expm1(detached).abs().sum(),
     )
 
 

@@ -121,7 +121,7 @@ class Players:
         if self.rule is not None:
             return [self.rule(one.text, len(one.ids), one.ended) for one in episodes]
         reward = cast(RewardModel, self.reward)
-        raw = reward.score_ids([[*one.prompt_ids, *one.ids] for one in episodes], self.recipe.micro_batch)
+        raw = reward.score_ids([[*one.prompt_ids, *one.ids] for one in episodes], len(episodes))
         return [reward.stats.standardise(one) for one in raw.tolist()]
 
     def save_policy(self, folder: Path) -> None:

@@ -28,6 +28,7 @@ class UpdateMeters:
         self._meters = Meters()
         self._pending: list[tuple[PolicyLoss, ValueLoss, Tensor]] = []
         self._ratios: list[float] = []
+        self._first_ratio_off: float | None = None
 
     def add(self, policy: PolicyLoss, value: ValueLoss, entropy: Tensor) -> None:
         """Take a micro-batch's sums; they count once its mini-batch is whole."""
@@ -51,6 +52,8 @@ class UpdateMeters:
         self._meters.add_sum("loss/value_avg", value_sum, value_tokens)
         self._meters.add_sum("val/clipfrac_avg", _total([one.clipped for one in values]), value_tokens)
         self._ratios.append(float(ratio_sum) / tokens)
+        if self._first_ratio_off is None:
+            self._first_ratio_off = float(_total([one.ratio_off for one in policies])) / tokens
         self._pending.clear()
         return policy_sum / tokens, value_sum / value_tokens
 
@@ -63,6 +66,7 @@ class UpdateMeters:
         ratios = torch.tensor(self._ratios, dtype=torch.float64)
         values = self._meters.flush()
         values["ppo/ratio_first"] = self._ratios[0]
+        values["ppo/ratio_off"] = self._first_ratio_off or 0.0
         values["val/ratio_var"] = float(ratios.var()) if len(ratios) > 1 else 0.0
         return values
 

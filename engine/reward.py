@@ -7,9 +7,9 @@ The score is read at the last real token, EOS, by length and never by id (see :m
 
 from __future__ import annotations
 
-from collections import deque
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -18,37 +18,25 @@ from torch import Tensor
 
 from engine.adapters import Adapters
 from engine.batching import Schedule, by_length, collate
+from engine.eval_samples import write_final_samples, write_scored_pairs
 from engine.heads import ScalarHead, has_head, load_head
 from engine.losses import bradley_terry, centering
-from engine.masking import Example, pair_examples
+from engine.masking import Example
 from engine.memory import run_micro_batched
 from engine.meters import Meters, Throughput, calibration_error, wilson
 from engine.optim import Group, Optimiser
+from engine.pairs import EncodedPair, encode_pairs, unique_sides, whole_rankings
 from engine.score import RewardModel, RewardStats, score
 from engine.session import Session
-from engine.trainee import EVAL_ROWS, Trainee, eval_due, open_start, refuse_empty, report_fit, window
+from engine.trainee import EVAL_ROWS, Trainee, eval_due, open_start, window
 from workbench.recipes import RewardRecipe
-from workbench.rows import PairRow, SftRow
+from workbench.rows import SftRow
 
 REWARD = "reward"
-CALIBRATION_ROWS = 512
-"""At most so many sequences are scored to find the mean and spread of the scores."""
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredPair:
-    """An encoded preference."""
-
-    id: str
-    unit: str  # its ranking: such pairs share responses and stay together
-    chosen: Example
-    rejected: Example
-    margin: float
-
-    @property
-    def length(self) -> int:
-        """Tokens of the longer side."""
-        return max(len(self.chosen.input_ids), len(self.rejected.input_ids))
+CALIBRATION_ROWS = 192
+"""At most so many demonstrations and so many responses are scored to find the zero and the unit of the scores."""
+STOPPED_ROWS = 32
+"""The same for a run that is stopped: the researcher waits."""
 
 
 def run(session: Session) -> None:
@@ -58,8 +46,8 @@ def run(session: Session) -> None:
     head = _starting_head(session, adapters)
     session.phase("preparing", "tokenising the preferences")
     limit = window(session, adapters)
-    train = encode(session, adapters, "train", limit)
-    heldout = encode(session, adapters, "heldout", limit)
+    train = encode_pairs(session, adapters, "train", limit, unusable)
+    heldout = encode_pairs(session, adapters, "heldout", limit, unusable)[:EVAL_ROWS]
     schedule = Schedule(
         [one.length for one in train],
         batch=recipe.batch,
@@ -75,15 +63,13 @@ def run(session: Session) -> None:
     ]
     trainee = Trainee(adapters, REWARD, Optimiser(groups, recipe, total), Throughput(), head)
     meters, micro_batch = Meters(), recipe.micro_batch
-    recent: deque[float] = deque(maxlen=CALIBRATION_ROWS)  # training scores: the statistics of a checkpoint
     start = trainee.resume(session)
     session.progress(start, total)
 
     def measure(step: int) -> None:
         if heldout and eval_due(session, step, total):
             session.phase("evaluating")
-            part = heldout if step == total else heldout[:EVAL_ROWS]
-            session.metrics(step, evaluate(adapters, head, part, recipe))
+            session.metrics(step, evaluate(adapters, head, heldout, recipe))
             session.phase("training")
 
     def reset() -> None:
@@ -92,7 +78,8 @@ def run(session: Session) -> None:
 
     def save(folder: Path) -> None:
         trainee.save(folder)
-        RewardStats.of(list(recent) or [0.0], "training responses").write(folder)
+        if session.control.stop_asked():  # what is left of this run may be used as it is
+            calibrate(session, adapters, head, train, limit, STOPPED_ROWS).write(folder)
 
     session.phase("training")
     if start == 0:
@@ -101,28 +88,29 @@ def run(session: Session) -> None:
         trainee.throughput.restart()
         batch = [train[index] for index in schedule.rows(step - 1)]
 
-        def work(part: Sequence[ScoredPair], pairs: int = len(batch)) -> tuple[Tensor, int]:
+        def work(part: Sequence[EncodedPair], pairs: int = len(batch)) -> tuple[int, int]:
             chosen, rejected, tokens = pair_scores(adapters, head, part)
             loss = pair_loss(chosen, rejected, part, recipe)
             (loss.sum() / pairs).backward()
             _record(meters, chosen, rejected, loss)
-            return torch.cat([chosen, rejected]).detach(), tokens
+            return tokens, len(part)
 
         rate = trainee.optimiser.learning_rate
-        done, micro_batch = run_micro_batched(session, batch, micro_batch, work, reset=reset)
+        done, micro_batch = run_micro_batched(session, batch, micro_batch, work, reset=reset, cut=whole_rankings)
         values = meters.flush()
         names = [one.id for one in batch]
         session.check_finite(step, "loss", values["loss"], names)
         norm = trainee.optimiser.clip()
         session.check_finite(step, "grad_norm", norm, names)
         trainee.optimiser.step()
-        for scores, tokens in done:
-            recent.extend(scores.tolist())
-            trainee.throughput.add(tokens, len(scores) // 2)
+        for tokens, pairs in done:
+            trainee.throughput.add(tokens, pairs)
         values |= trainee.throughput.flush()
         values |= {"grad_norm": float(norm), "learning_rate": rate, "epoch": schedule.epoch(step)}
         session.metrics(step, values)
         measure(step)
+        if session.sample_asked():
+            write_scored_pairs(session, RewardModel(adapters, REWARD, head, RewardStats(), limit), step)
         session.at_step_end(step, total, save)
     stats = calibrate(session, adapters, head, train, limit)
 
@@ -131,25 +119,25 @@ def run(session: Session) -> None:
         stats.write(folder)
 
     session.finish(write_final)
+    finished = RewardModel(adapters, REWARD, head, stats, limit)
+    write_final_samples(session, lambda: write_scored_pairs(session, finished, total))
 
 
-def pair_scores(adapters: Adapters, head: ScalarHead, pairs: Sequence[ScoredPair]) -> tuple[Tensor, Tensor, int]:
+def pair_scores(adapters: Adapters, head: ScalarHead, pairs: Sequence[EncodedPair]) -> tuple[Tensor, Tensor, int]:
     """Score both sides of some pairs in one forward. Returns (chosen [P], rejected [P], tokens passed)."""
-    sides = [one.chosen for one in pairs] + [one.rejected for one in pairs]
-    place: dict[tuple[int, ...], int] = {}
-    where = [place.setdefault(one.input_ids, len(place)) for one in sides]
-    unique = [sides[where.index(index)] for index in range(len(place))]
+    unique, where = unique_sides(pairs)
     batch = collate(unique, adapters.base.device)
     scores = score(adapters, REWARD, head, batch.input_ids, batch.attention_mask)
     both = scores[torch.tensor(where, device=scores.device)]
     return both[: len(pairs)], both[len(pairs) :], sum(len(one.input_ids) for one in unique)
 
 
-def pair_loss(chosen: Tensor, rejected: Tensor, pairs: Sequence[ScoredPair], recipe: RewardRecipe) -> Tensor:
+def pair_loss(chosen: Tensor, rejected: Tensor, pairs: Sequence[EncodedPair], recipe: RewardRecipe) -> Tensor:
     """Bradley-Terry with the recipe's margin and centering, per pair [P]."""
     margin = None
     if recipe.margin_per_tier:
-        margin = torch.tensor([one.margin for one in pairs], dtype=chosen.dtype, device=chosen.device)
+        tiers = torch.tensor([one.tier_distance for one in pairs], dtype=chosen.dtype, device=chosen.device)
+        margin = recipe.margin_per_tier * tiers
     loss = bradley_terry(chosen, rejected, margin)
     if recipe.center_coefficient:
         loss = loss + recipe.center_coefficient * centering(chosen, rejected)
@@ -158,9 +146,9 @@ def pair_loss(chosen: Tensor, rejected: Tensor, pairs: Sequence[ScoredPair], rec
 
 @torch.no_grad()
 def evaluate(
-    adapters: Adapters, head: ScalarHead, pairs: Sequence[ScoredPair], recipe: RewardRecipe
+    adapters: Adapters, head: ScalarHead, pairs: Sequence[EncodedPair], recipe: RewardRecipe
 ) -> dict[str, float]:
-    """Loss, strict accuracy with Wilson's interval, margin and calibration error on held-out pairs."""
+    """Loss, strict accuracy with Wilson's interval over rankings, margin and calibration error on held-out pairs."""
     margins, losses = [], []
     for rows in by_length([one.length for one in pairs], recipe.micro_batch):
         part = [pairs[index] for index in rows]
@@ -168,7 +156,9 @@ def evaluate(
         margins.append(chosen - rejected)
         losses.append(pair_loss(chosen, rejected, part, recipe))
     gaps, loss = torch.cat(margins).double(), torch.cat(losses).double()
-    accuracy = wilson(float((gaps > 0).sum()), len(pairs))
+    # The pairs of one ranking hang together: as evidence they count as one.
+    rankings = len({one.unit for one in pairs})
+    accuracy = wilson(float((gaps > 0).double().mean()) * rankings, rankings)
     return {
         "eval_loss": float(loss.mean()),
         "eval_accuracy": accuracy.value,
@@ -180,37 +170,39 @@ def evaluate(
 
 
 def calibrate(
-    session: Session, adapters: Adapters, head: ScalarHead, train: Sequence[ScoredPair], limit: int
+    session: Session,
+    adapters: Adapters,
+    head: ScalarHead,
+    train: Sequence[EncodedPair],
+    limit: int,
+    most: int = CALIBRATION_ROWS,
 ) -> RewardStats:
-    """Find where scores lie on the demonstrations (or, without any, on the training responses)."""
+    """Find the zero and the unit of the scores: the demonstrations' mean, and the spread of ranked responses.
+
+    InstructGPT and N+ shift scores so that demonstrations score 0 on average; without any the ranked responses' mean
+    takes their place. The spread is that of responses of all sorts, as Ziegler et al. 2019 take that of the policy's:
+    demonstrations are all good and lie close together.
+    """
     session.phase("evaluating", "calibrating the scores")
     model = RewardModel(adapters, REWARD, head, RewardStats(), limit)
-    shown = cast(list[SftRow], session.rows("demonstrations"))[:CALIBRATION_ROWS]
     micro_batch = 2 * session.recipe.micro_batch
-    if shown:
-        return RewardStats.of(
-            model.score([(one.prompt, one.completion) for one in shown], micro_batch), "demonstrations"
-        )
-    responses = list(dict.fromkeys(side.input_ids for one in train for side in (one.chosen, one.rejected)))
-    return RewardStats.of(model.score_ids(responses[:CALIBRATION_ROWS], micro_batch).tolist(), "training responses")
+    source = random.Random(f"{session.recipe.seed}/calibration")
+    responses, _ = unique_sides(train)
+    drawn = source.sample(responses, min(most, len(responses)))
+    stats = RewardStats.of(model.score_ids([one.input_ids for one in drawn], micro_batch).tolist(), "ranked responses")
+    shown = cast(list[SftRow], session.rows("demonstrations"))
+    if not shown:
+        return stats
+    shown = source.sample(shown, min(most, len(shown)))
+    scores = model.score([(one.prompt, one.completion) for one in shown], micro_batch)
+    return replace(RewardStats.of(scores, "demonstrations"), std=stats.std)
 
 
-def encode(session: Session, adapters: Adapters, name: str, limit: int) -> list[ScoredPair]:
-    """Encode a data file. A pair one of whose sides would lose its ending is left out: a score is read at EOS."""
-    recipe = cast(RewardRecipe, session.recipe)
-    rows = cast(list[PairRow], session.rows(name))
-    pairs = []
-    for row in rows:
-        chosen, rejected = pair_examples(adapters.base.tokenizer, row.prompt, row.chosen, row.rejected, limit)
-        if chosen.cut_completion or rejected.cut_completion or chosen.input_ids == rejected.input_ids:
-            continue
-        margin = recipe.margin_per_tier * row.tier_distance
-        pairs.append(ScoredPair(row.id, row.ranking_id or row.id, chosen, rejected, margin))
-    what = "pairs" if name == "train" else "held-out pairs"
-    report_fit(session, what, len(rows), len(rows) - len(pairs), [one.chosen for one in pairs], limit)
-    if name == "train" and not pairs:
-        refuse_empty(what, len(rows), limit)
-    return pairs
+def unusable(chosen: Example, rejected: Example) -> str:
+    """Why a pair cannot be scored within the window, "" where it can: a score is read at EOS."""
+    if chosen.cut_completion or rejected.cut_completion:
+        return "a side would lose its ending"
+    return "both sides are the same" if chosen.input_ids == rejected.input_ids else ""
 
 
 def _starting_head(session: Session, adapters: Adapters) -> ScalarHead:

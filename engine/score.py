@@ -23,16 +23,20 @@ from workbench.jsonl import encode, write_atomic
 from workbench.records import Message
 
 STATS_FILE = "reward_stats.json"
+_ENOUGH_FOR_A_SPREAD = 8
 
 
 @dataclass(frozen=True, slots=True)
 class RewardStats:
-    """Where raw scores lie: subtracting ``mean`` makes the reference set score 0 on average (InstructGPT's bias)."""
+    """Where raw scores lie: subtracting ``mean`` makes the reference set score 0 on average (InstructGPT's bias).
+
+    ``std`` is the spread of ranked responses, the unit in which PPO is paid.
+    """
 
     mean: float = 0.0
     std: float = 1.0
     count: int = 0
-    reference: str = ""  # "demonstrations" or "training responses"; "" when never calibrated
+    reference: str = ""  # "demonstrations" or "ranked responses"; "" when never calibrated
 
     def standardise(self, score: float) -> float:
         """A raw score in standard deviations above the calibration set's mean."""
@@ -58,10 +62,11 @@ class RewardStats:
 
     @classmethod
     def of(cls, scores: Sequence[float], reference: str) -> RewardStats:
-        """Measure a calibration set; population mean and standard deviation (never 0)."""
+        """Measure a calibration set; population mean and standard deviation (1 when too few scores tell it)."""
         values = torch.tensor(scores, dtype=torch.float64)
-        std = float(values.std(correction=0)) if len(values) > 1 else 1.0
-        return cls(float(values.mean()), std if std > 1e-6 else 1.0, len(values), reference)
+        std = float(values.std(correction=0))
+        known = len(values) >= _ENOUGH_FOR_A_SPREAD and std > 1e-6
+        return cls(float(values.mean()), std if known else 1.0, len(values), reference)
 
 
 def last_token(hidden: Tensor, attention_mask: Tensor) -> Tensor:

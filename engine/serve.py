@@ -203,7 +203,7 @@ class Server:
         self._heavy: queue.SimpleQueue[Ticket] = queue.SimpleQueue()
         self._open: dict[str, Ticket] = {}
         self._last_seen = time.monotonic()
-        self._clients = 0
+        self._clients: set[Client] = set()
 
     def run(self) -> None:
         """Serve until a Leave, or until nobody is there for a while."""
@@ -231,8 +231,9 @@ class Server:
                 line.close()
                 continue
             line.settimeout(_SEND_TIMEOUT_S)
-            self._clients += 1
-            threading.Thread(target=self._read, args=(Client(line),), daemon=True).start()
+            client = Client(line)
+            self._clients.add(client)
+            threading.Thread(target=self._read, args=(client,), daemon=True).start()
 
     def _read(self, client: Client) -> None:
         for line in client.lines():
@@ -240,7 +241,7 @@ class Server:
                 self._take(line, client)
         client.close()
         self._last_seen = time.monotonic()
-        self._clients -= 1
+        self._clients.discard(client)
 
     def _take(self, line: bytes, client: Client) -> None:
         try:

@@ -142,6 +142,11 @@ class Session:
 
     # ---- what to say ----------------------------------------------------------------------------------------
 
+    @property
+    def phase_name(self) -> str:
+        """What is being done now."""
+        return self._phase
+
     def phase(self, name: str, detail: str = "") -> None:
         """Say what is being done now: loading, reference, training, rollout, score, update, evaluating, saving.
 

@@ -13,14 +13,14 @@ import torch
 
 from engine.adapters import Adapters
 from engine.batching import Schedule, by_length, collate
-from engine.eval_samples import write_eval_samples
+from engine.eval_samples import write_eval_samples, write_final_samples
 from engine.logps import predicting, token_stats
 from engine.masking import Example, sft_example
 from engine.memory import run_micro_batched
 from engine.meters import Meters, Throughput
 from engine.optim import Group, Optimiser
 from engine.session import Session
-from engine.trainee import EVAL_ROWS, Trainee, eval_due, open_start, refuse_empty, report_fit, window
+from engine.trainee import EVAL_ROWS, NOTHING_TO_TRAIN, Trainee, eval_due, open_start, refuse_empty, report_fit, window
 from workbench.recipes import SftRecipe
 from workbench.rows import SftRow
 
@@ -85,10 +85,11 @@ def run(session: Session) -> None:
         values |= {"grad_norm": float(norm), "learning_rate": rate, "epoch": schedule.epoch(step)}
         session.metrics(step, values)
         measure(step)
-        if session.sample_asked() or step == total:
+        if session.sample_asked():
             write_eval_samples(session, adapters, POLICY, step)
         session.at_step_end(step, total, trainee.save)
     session.finish(trainee.save_model)
+    write_final_samples(session, lambda: write_eval_samples(session, adapters, POLICY, total))
 
 
 def loss_sum(adapters: Adapters, examples: Sequence[Example], meters: Meters) -> torch.Tensor:
@@ -126,7 +127,8 @@ def encode(session: Session, adapters: Adapters, name: str, limit: int) -> tuple
             examples.append(one)
             ids.append(row.id)
     what = "demonstrations" if name == "train" else "held-out demonstrations"
-    report_fit(session, what, len(rows), len(rows) - len(examples), examples, limit)
+    dropped = len(rows) - len(examples)
+    report_fit(session, what, len(rows), {NOTHING_TO_TRAIN: dropped} if dropped else {}, examples, limit)
     if name == "train" and not examples:
         refuse_empty(what, len(rows), limit)
     return examples, ids

@@ -112,8 +112,18 @@ def encode_pair(
     return prompt, answer
 
 
-def common_prefix_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many leading ids two sequences share."""
+def generation_gap(tokenizer: Any) -> str:
+    """What the template adds to its generation prompt but not to a finished turn, "" for nothing.
+
+    Rollouts then begin behind that text and trained completions before it (templates of thinking models do so).
+    """
+    asked = render(tokenizer, _PROBE[:1], generation_prompt=True)
+    whole = render(tokenizer, _PROBE, generation_prompt=False)
+    return asked[common_prefix_length(asked, whole) :]
+
+
+def common_prefix_length(first: Sequence[object], second: Sequence[object]) -> int:
+    """How many leading ids (or letters) two sequences share."""
     for index, (a, b) in enumerate(zip(first, second, strict=False)):
         if a != b:
             return index

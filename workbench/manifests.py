@@ -18,6 +18,8 @@ from workbench.ids import now
 from workbench.jsonl import decode, encode, write_atomic
 
 MANIFEST = "tastemaker.json"
+RESERVE_BYTES = 64 * 1024**2
+"""What stays free on a disk beyond a checkpoint: for events, samples and the label store."""
 RESUME_ONLY_PREFIX = "state"
 """Files of a checkpoint that only resuming needs (optimiser, random numbers, position) start so."""
 _CHUNK_BYTES = 4 * 1024 * 1024
@@ -76,6 +78,20 @@ def seal(folder: Path, *, kind: str, run_id: str, method: str, step: int, **more
     manifest = Manifest(kind=kind, run_id=run_id, method=method, step=step, files=files, created_at=now(), **more)
     write_atomic(folder / MANIFEST, encode(manifest))
     return manifest
+
+
+def reseal(folder: Path, manifest: Manifest, kind: str = "") -> Manifest:
+    """Write the manifest of a copy that leaves some of the files out. Raises OSError."""
+    return seal(
+        folder,
+        kind=kind or manifest.kind,
+        run_id=manifest.run_id,
+        method=manifest.method,
+        step=manifest.step,
+        base_name=manifest.base_name,
+        base_sha256=manifest.base_sha256,
+        about=manifest.about,
+    )
 
 
 def read_manifest(folder: Path) -> Manifest | None:

@@ -51,7 +51,7 @@ _METRICS = (
         "share of trained tokens that are the argmax",
         "",
         "up",
-        ("sft",),
+        ("sft", "dpo"),
     ),
     Metric(
         "eval_mean_token_accuracy",
@@ -69,7 +69,7 @@ _METRICS = (
         "mean entropy of the next-token distribution over trained tokens",
         "nats",
         "",
-        ("sft",),
+        ("sft", "dpo"),
     ),
     # reward model
     Metric(
@@ -330,6 +330,15 @@ _METRICS = (
         "ratio, first mini-batch",
         "Ratio",
         "mean ratio before the first step of a rollout: must be 1",
+        "",
+        "",
+        ("ppo",),
+    ),
+    Metric(
+        "ppo/ratio_off",
+        "|ratio - 1|, first mini-batch",
+        "Ratio",
+        "mean of |ratio - 1| before the first step of a rollout: must be 0",
         "",
         "",
         ("ppo",),

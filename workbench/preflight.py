@@ -8,6 +8,7 @@ from pathlib import Path
 
 from workbench.errors import UserError
 from workbench.estimate import Estimate, Shape
+from workbench.manifests import RESERVE_BYTES
 from workbench.model_folders import check_base_folder, fingerprint
 from workbench.project import Project
 from workbench.protocol import ModelRef
@@ -127,7 +128,7 @@ def cost_problems(project: Project, recipe: Recipe, shape: Shape, cost: Estimate
         )
     free = shutil.disk_usage(project.path).free
     needed = cost.checkpoint_bytes * (recipe.keep_checkpoints + 2)
-    if free < needed + 50 * 1024**2:
+    if free < needed + RESERVE_BYTES:
         found.append(
             Problem(
                 "keep_checkpoints",

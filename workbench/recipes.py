@@ -343,7 +343,14 @@ class PpoRecipe(CommonRecipe):
     value_clip_range: float = setting(
         0.2, "Values move at most this far from the rollout's", low=0.001, high=1000, source="N+", group="PPO"
     )
-    value_coefficient: float = setting(0.1, "Weight of the value loss", low=0, high=100, source="N+", group="PPO")
+    value_coefficient: float = setting(
+        0.1,
+        "Weight of the value loss; the value has an optimiser of its own, so this only moves where its gradient is clipped",
+        low=0,
+        high=100,
+        source="N+",
+        group="PPO",
+    )
     max_kl: float = setting(
         0.0,
         "Pause and save when KL per response passes this; 0: never",
@@ -356,7 +363,7 @@ class PpoRecipe(CommonRecipe):
     def problems(self) -> list[Problem]:
         """Return every fault with its field."""
         found = CommonRecipe.problems(self)
-        if self.batch % self.mini_batches:
+        if self.mini_batches > 0 and self.batch % self.mini_batches:
             found.append(
                 Problem(
                     "mini_batches",
@@ -370,6 +377,14 @@ class PpoRecipe(CommonRecipe):
                     "response_length",
                     f"a response of {self.response_length} tokens leaves no room for a prompt in {self.max_length}",
                     "raise max_length or lower response_length",
+                )
+            )
+        if self.kl_target > 0 and self.kl_coefficient == 0:
+            found.append(
+                Problem(
+                    "kl_coefficient",
+                    "an adaptive KL coefficient that starts at 0 stays 0, since it moves by factors",
+                    "start it at 0.05, or set kl_target to 0",
                 )
             )
         if self.rule:
@@ -403,8 +418,8 @@ def parse_rule(rule: str) -> tuple[str, str]:
         raise ValueError(f"there is no rule {name!r}")
     if not argument:
         raise ValueError(f"the rule {name!r} needs an argument after a colon")
-    if name != "contains" and (not argument.isdigit() or int(argument) == 0):
-        raise ValueError(f"{name!r} needs a number of tokens above 0, not {argument!r}")
+    if name != "contains" and not (argument.isdecimal() and len(argument) < 10 and int(argument)):
+        raise ValueError(f"{name!r} needs a number of tokens above 0, not {argument[:20]!r}")
     return name, argument
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -171,3 +173,35 @@ def test_an_adapter_of_another_base_is_refused(adapters, make_base, tmp_path):
     with pytest.raises(UserError, match="does not fit this base"):
         other.load("policy", tmp_path, trainable=False)
     assert other.names == ()
+
+
+def test_an_imported_adapter_never_changes_the_base_as_it_is_loaded(adapters, tmp_path):
+    # peft's "pissa" subtracts the principal part of the adapter from the base's own weights as it is injected
+    adapters.add("policy", rank=4, alpha=8, trainable=True)
+    randomise(adapters, "policy")
+    adapters.save("policy", tmp_path)
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"init_lora_weights": "pissa"}))
+    ids = torch.tensor([ROWS[0]])
+    before = adapters.base.model(ids).logits
+    adapters.load("again", tmp_path, trainable=False)
+    assert torch.equal(adapters.base.model(ids).logits, before)
+    with adapters.use("policy"):
+        expected = adapters.hidden(ids)
+    with adapters.use("again"):
+        torch.testing.assert_close(adapters.hidden(ids), expected)
+
+
+def test_an_adapter_of_the_head_is_refused_before_it_touches_the_model(adapters, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    adapters.add("policy", rank=4, alpha=8, trainable=True)
+    adapters.save("policy", tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    for part, shape in (("A", (4, 64)), ("B", (272, 4))):
+        tensors[f"base_model.model.lm_head.lora_{part}.weight"] = torch.zeros(shape)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="LM head"):
+        adapters.load("again", tmp_path, trainable=False)
+    assert adapters.names == ("policy",)
+    assert type(adapters.base.model.lm_head) is torch.nn.Linear

@@ -112,3 +112,15 @@ def test_a_model_with_logits_of_its_own_kind_is_refused(make_base):
     model.config.final_logit_softcapping = 30.0
     with pytest.raises(UserError, match="final_logit_softcapping"):
         base_model.prepare(model, None, CPU, torch.float32)
+
+
+def test_a_4_bit_base_is_never_repacked_for_inference(tiny_model_dir):
+    # On CPUs with AVX512-BF16 bitsandbytes repacks weights in the first forward pass without gradients, and its
+    # dequantize_4bit then reads the new layout as the old one: gradients would be noise.
+    base = load_base(tiny_model_dir, quantisation="nf4", device=CPU)
+    layers = [one for one in base.model.modules() if hasattr(one, "support_avx512bf16_for_cpu")]
+    assert len(layers) == 14
+    assert not any(one.support_avx512bf16_for_cpu for one in layers)
+    layers[0].weight.quant_state.packing_format_for_cpu = True
+    with pytest.raises(RuntimeError, match="repacked"):
+        dense_weight(layers[0], torch.float32)

@@ -83,3 +83,16 @@ def test_masks_come_from_lengths_and_never_from_ids():
     assert batch.attention_mask.tolist() == [[True] * 4, [True, True, False, False]]
     assert batch.loss_mask.tolist() == [[False, False, True, True], [False, True, False, False]]
     assert batch.real_tokens == 6
+
+
+def test_a_unit_is_never_cut_though_batches_then_differ_in_size():
+    units = [str(index // 6) for index in range(60)]  # ten rankings of six pairs each
+    schedule = Schedule(LENGTHS[:60], batch=8, epochs=1, units=units)
+    steps = [schedule.rows(step) for step in range(schedule.total_steps)]
+    homes: dict[str, set[int]] = {}
+    for step, rows in enumerate(steps):
+        for row in rows:
+            homes.setdefault(units[row], set()).add(step)
+    assert all(len(home) == 1 for home in homes.values())
+    assert sorted(row for rows in steps for row in rows) == list(range(60))
+    assert {len(rows) for rows in steps} == {6}  # 12 is further from 8 than 6 is

@@ -9,9 +9,10 @@ import torch
 from engine import base_model, dpo
 from engine.adapters import Adapters
 from engine.base_model import load_base
-from engine.dpo import Preference, completion_logps, pair_loss
+from engine.dpo import completion_logps, pair_loss
 from engine.masking import Example, pair_examples
 from engine.meters import Meters
+from engine.pairs import EncodedPair
 from workbench.protocol import Metrics, Phase, Warned
 from workbench.recipes import DpoRecipe
 from workbench.records import Message
@@ -40,7 +41,7 @@ def preferences(tokenizer, texts=("the hat", "an ant", "xx", "zz")):
     pairs = []
     for better, worse in itertools.combinations(texts, 2):
         chosen, rejected = pair_examples(tokenizer, [Message("user", "say")], better, worse, 256)
-        pairs.append(Preference(f"{better}>{worse}", "k", chosen, rejected))
+        pairs.append(EncodedPair(f"{better}>{worse}", "k", chosen, rejected))
     return pairs
 
 
@@ -142,7 +143,7 @@ def test_every_number_sent_is_in_the_glossary(runs):
 
 def test_log_probabilities_are_sums_over_the_completion_with_its_eos(policy, tokenizer):
     pairs = preferences(tokenizer)
-    chosen, rejected, _ = completion_logps(policy, "policy", pairs)
+    chosen, rejected, *_ = completion_logps(policy, "policy", pairs)
     for sums, side in ((chosen, "chosen"), (rejected, "rejected")):
         for value, pair in zip(sums, pairs, strict=True):
             one = getattr(pair, side)
@@ -173,7 +174,7 @@ def test_one_step_of_eight_equals_eight_accumulated_steps_of_one(policy, tokeniz
 
 def test_implicit_rewards_by_hand(policy, tokenizer):
     pairs = preferences(tokenizer)[:1]
-    chosen, rejected, _ = completion_logps(policy, "policy", pairs)
+    chosen, rejected, *_ = completion_logps(policy, "policy", pairs)
     meters = Meters()
     # ref = pi - (2, 1): rewards 0.5 * 2 and 0.5 * 1, D = 1, loss log(1 + e^-0.5)
     reference = {pairs[0].id: (float(chosen.detach()) - 2, float(rejected.detach()) - 1)}
@@ -229,7 +230,7 @@ def test_sums_and_losses_of_the_demo_model_are_the_reference_numbers(golden, dem
         return Example(tuple(ids), (False,) * start + (True,) * (len(ids) - start), start)
 
     pairs = [
-        Preference(str(index), "", example(chosen, start), example(rejected, start))
+        EncodedPair(str(index), "", example(chosen, start), example(rejected, start))
         for index, (chosen, rejected, start) in enumerate(
             zip(g["chosen"], g["rejected"], g["prompt_length"], strict=True)
         )

@@ -175,6 +175,26 @@ def test_memory_that_runs_out_in_mid_batch_costs_no_token(make_base: MakeBase, m
     assert generate(base, PROMPTS, sampling, count=2) == whole
 
 
+def test_memory_that_runs_out_in_the_first_prefill_halves_the_rows_and_no_more(
+    make_base: MakeBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_base(dtype=torch.float64)
+    prompts = [[5, 6, 7]] * 16
+    widths: list[int] = []
+    forward = base.model.forward
+
+    def short_of_memory(input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        widths.append(len(input_ids))
+        if len(input_ids) > 8:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+        return forward(input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(base.model, "forward", short_of_memory)
+    drawn = generate(base, prompts, Sampling(1.0, 1.0, 0, 6, 8))
+    assert (widths[0], max(widths[1:])) == (16, 8)
+    assert all(len(one) == 1 for one in drawn)
+
+
 def test_pick_tokens_follows_the_distribution() -> None:
     logits = torch.tensor([[1.0, 0.0, -1.0, 2.0]]).expand(4000, 4)
     uniforms = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000

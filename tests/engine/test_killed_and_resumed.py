@@ -30,8 +30,8 @@ def prompt(n):
 
 ROWS = {
     "sft": [SftRow(str(n), str(n), prompt(n), f"This is {n}." * (1 + n % 3)) for n in range(24)],
-    "reward": [PairRow(f"{n}", str(n), "r", "me", prompt(n), f"Good {n}", "Bad") for n in range(24)],
-    "dpo": [PairRow(f"{n}", str(n), "r", "me", prompt(n), f"Good {n}", "Bad") for n in range(24)],
+    "reward": [PairRow(f"{n}", str(n), f"r{n}", "me", prompt(n), f"Good {n}", "Bad") for n in range(24)],
+    "dpo": [PairRow(f"{n}", str(n), f"r{n}", "me", prompt(n), f"Good {n}", "Bad") for n in range(24)],
     "ppo": [PromptRow(str(n), prompt(n)) for n in range(24)],
 }
 SETTINGS = {

@@ -60,6 +60,25 @@ def test_bf16_states_give_fp32_log_probabilities_near_the_exact_ones():
     assert hidden.grad.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("block", [4, 2048])
+def test_the_slope_of_a_nearly_certain_token_keeps_its_digits_in_bf16(monkeypatch, block):
+    # d log p / dh = W_y - sum_v p_v W_v: as p_y nears 1 the two are equal to bf16's eight bits, and only the
+    # form without the target in its sum still knows their difference.
+    monkeypatch.setattr(logps, "VOCABULARY_BLOCK", block)
+    hidden, weight, _ = setup(rows=64, width=32, vocabulary=24, dtype=torch.bfloat16)
+    hidden = (hidden.detach() * 1.2).requires_grad_()
+    exact = hidden.detach().double().requires_grad_()
+    table = torch.log_softmax(exact @ weight.double().T, 1)
+    targets = table.argmax(1)
+    sure = table.max(1).values.exp() > 0.9
+    assert sure.sum() > 20
+    table.gather(1, targets[:, None]).sum().backward()
+    ours, _ = token_logps(hidden, targets, weight)
+    ours.sum().backward()
+    error = (hidden.grad.double() - exact.grad).norm(dim=1) / exact.grad.norm(dim=1)
+    assert error[sure].median() < 0.04
+
+
 def test_nothing_to_predict_gives_nothing():
     hidden, weight, _ = setup()
     found, entropy = token_logps(hidden[:0], torch.zeros(0, dtype=torch.long), weight)

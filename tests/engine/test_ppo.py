@@ -381,7 +381,7 @@ def test_a_ratio_that_is_not_1_is_said_aloud_once(runs, monkeypatch):
     runs.run(folder)
     said = [one for one in folder.events() if isinstance(one, Warned)]
     assert [one.code for one in said] == ["ratio"]
-    assert "1.0101" in said[0].message
+    assert "0.0101" in said[0].message
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_prompts_of_its_batch(runs, monkeypatch):
@@ -480,3 +480,9 @@ def test_generation_and_training_agree_on_the_tokens_they_drew(runs):
         )
     assert sorted(one.ids for one in batch.episodes) == sorted(one.ids for [one] in again)
     assert samples_of(1, batch, None, players.base.tokenizer)[0].tokens
+
+
+def test_max_steps_ends_a_run_before_its_episodes_do(runs, metric):
+    folder = runs.create("ppo", prompts(), **QUICK | {"episodes": 64, "max_steps": 2})
+    runs.run(folder)
+    assert [step for step, _ in metric(folder, "objective/scores")] == [1, 2]

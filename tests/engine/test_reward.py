@@ -10,7 +10,8 @@ from engine.adapters import Adapters
 from engine.base_model import load_base
 from engine.heads import ScalarHead, load_head
 from engine.masking import pair_examples
-from engine.reward import ScoredPair, pair_loss, pair_scores
+from engine.pairs import EncodedPair
+from engine.reward import pair_loss, pair_scores
 from engine.score import RewardModel, RewardStats, load_reward, score
 from workbench.errors import UserError
 from workbench.protocol import Metrics, Warned
@@ -42,7 +43,7 @@ def ranked(tokenizer, texts=("the hat", "an ant", "xx", "zz")):
     pairs = []
     for better, worse in itertools.combinations(texts, 2):
         chosen, rejected = pair_examples(tokenizer, [Message("user", "say")], better, worse, 256)
-        pairs.append(ScoredPair(f"{better}>{worse}", "k", chosen, rejected, 0.5))
+        pairs.append(EncodedPair(f"{better}>{worse}", "k", chosen, rejected))
     return pairs
 
 
@@ -167,14 +168,17 @@ def test_scores_are_centred_on_the_demonstrations(runs, tiny_model_dir):
     scores = trained.score([(one.prompt, one.completion) for one in shown])
     centred = [trained.stats.standardise(value) for value in scores]
     assert sum(centred) / 6 == pytest.approx(0, abs=1e-4)
-    assert sum(value**2 for value in centred) / 6 == pytest.approx(1, abs=1e-3)
+    # The unit is the spread of ranked responses: good answers lie close together and would make it tiny.
+    ranked_rows = [(one.prompt, text) for one in rows() for text in (one.chosen, one.rejected)]
+    spread = torch.tensor(trained.score(list(dict.fromkeys(ranked_rows)))).std(correction=0)
+    assert trained.stats.std == pytest.approx(float(spread), rel=1e-3)
 
 
 def test_without_demonstrations_scores_are_centred_on_the_training_responses(runs):
     folder = runs.create("reward", rows(), max_steps=1)
     runs.run(folder)
     stats = RewardStats.read(folder.path / "final")
-    assert stats.reference == "training responses"
+    assert stats.reference == "ranked responses"
     assert stats.count == len({(one.prompt, text) for one in rows() for text in (one.chosen, one.rejected)})
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
 import socket
 import subprocess
 import time
@@ -22,6 +24,7 @@ from engine.heads import ScalarHead
 from engine.score import RewardModel, RewardStats, load_reward
 from engine.templates import encode_prompt
 from workbench.ids import new_id
+from workbench.model_folders import fingerprint
 from workbench.protocol import (
     AnyReply,
     CountTokensRequest,
@@ -228,6 +231,25 @@ def test_a_template_without_end_is_stopped(client: ServeClient, tiny_model_dir: 
     assert time.monotonic() - began < 30
 
 
+def test_a_damaged_adapter_or_a_changed_base_is_refused_before_it_is_loaded(
+    client: ServeClient, ref: ModelRef, reward_ref: ModelRef, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(reward_ref.adapter, tmp_path / "reward"))
+    file = folder / "adapter_model.safetensors"
+    model = msgspec.structs.replace(reward_ref, adapter=str(folder), adapter_sha256=fingerprint(folder, cached=False))
+    raw, status = bytearray(file.read_bytes()), file.stat()
+    raw[-1] ^= 1
+    file.write_bytes(bytes(raw))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))  # as a bad disk changes it: no date tells
+    last, _ = asked(ScoreRequest(id=new_id(), model=model, rows=((HELLO, "Hi"),), quantisation="fp32"), client)
+    assert isinstance(last, Failed)
+    assert last.message == "The adapter of reward has changed since it was added"
+    changed = msgspec.structs.replace(ref, base=str(shutil.copytree(ref.base, tmp_path / "base")), base_sha256="0" * 64)
+    last, _ = asked(LogpsRequest(id=new_id(), model=changed, rows=((HELLO, "Hi"),), quantisation="fp32"), client)
+    assert isinstance(last, Failed)
+    assert last.message == "The base of tiny has changed since it was added"
+
+
 def test_an_adapter_is_exported_plain_and_merged(
     client: ServeClient, reward_ref: ModelRef, reward: RewardModel, tmp_path: Path
 ) -> None:
@@ -253,6 +275,7 @@ def test_an_adapter_is_exported_plain_and_merged(
 
 
 def test_lines_that_are_no_requests_are_answered_and_survived(client: ServeClient, ref: ModelRef) -> None:
+    client.start()
     process = client._process
     assert process is not None
     with raw_line(process.socket_path) as line:

@@ -9,6 +9,7 @@ from engine.templates import (
     encode_prompt,
     end_of_turn,
     ensure_template,
+    generation_gap,
     render,
     stop_ids,
 )
@@ -103,3 +104,12 @@ def test_common_prefix_by_hand():
     assert common_prefix_length([1, 2, 3], [1, 2, 4]) == 2
     assert common_prefix_length([1, 2], [1, 2, 4]) == 2
     assert common_prefix_length([], [1]) == 0
+
+
+def test_what_a_template_adds_to_its_generation_prompt_alone_is_found(make_tokenizer):
+    plain = make_tokenizer()
+    assert generation_gap(plain) == ""
+    thinking = make_tokenizer(
+        template=plain.chat_template.replace("assistant\n' }}{% endif %}", "assistant\n<think>\n' }}{% endif %}")
+    )
+    assert generation_gap(thinking) == "<think>\n"

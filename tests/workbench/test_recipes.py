@@ -113,3 +113,9 @@ def test_every_metric_is_in_exactly_one_plot_of_its_methods() -> None:
 
 def test_ppo_shows_what_the_researcher_watches_first() -> None:
     assert list(plots_for("ppo"))[:3] == ["Score", "KL", "Reward"]
+
+
+def test_an_adaptive_kl_coefficient_cannot_start_at_nothing() -> None:
+    found = PpoRecipe(kl_coefficient=0.0, kl_target=6.0).problems()
+    assert [one.field for one in found] == ["kl_coefficient"]
+    assert PpoRecipe(kl_coefficient=0.05, kl_target=6.0).problems() == []

@@ -1,0 +1,96 @@
+"""Encoded preferences, shared by the reward model and DPO: what enters a batch, and how a batch is cut.
+
+The pairs of one ranking share their responses, so they stay together: K responses give up to K(K-1)/2 pairs, yet only
+K sequences pass through the model (Ouyang et al. 2022, section 3.5: apart, each response would be trained on K-1 times
+an epoch, and the reward model overfits).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from engine.adapters import Adapters
+from engine.masking import Example, pair_examples
+from engine.session import Session
+from engine.trainee import refuse_empty, report_fit
+from workbench.rows import PairRow
+
+Reason = str
+"""Why a pair is left out, "" for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPair:
+    """A preference in token ids."""
+
+    id: str
+    unit: str  # its ranking
+    chosen: Example
+    rejected: Example
+    tier_distance: int = 1
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longer side."""
+        return max(len(self.chosen.input_ids), len(self.rejected.input_ids))
+
+
+def encode_pairs(
+    session: Session,
+    adapters: Adapters,
+    name: str,
+    limit: int,
+    unusable: Callable[[Example, Example], Reason],
+) -> list[EncodedPair]:
+    """Encode a data file ("train" or "heldout") within ``limit`` tokens; what is left out is said, by reason.
+
+    Raises UserError when nothing is left to train on.
+    """
+    rows = cast(list[PairRow], session.rows(name))
+    pairs, dropped = [], dict[Reason, int]()
+    for row in rows:
+        chosen, rejected = pair_examples(adapters.base.tokenizer, row.prompt, row.chosen, row.rejected, limit)
+        reason = unusable(chosen, rejected)
+        if reason:
+            dropped[reason] = dropped.get(reason, 0) + 1
+        else:
+            pairs.append(EncodedPair(row.id, row.ranking_id or row.id, chosen, rejected, row.tier_distance))
+    what = "pairs" if name == "train" else "held-out pairs"
+    sides = list(dict.fromkeys(side for one in pairs for side in (one.chosen, one.rejected)))
+    report_fit(session, what, len(rows), dropped, sides, limit)
+    if name == "train" and not pairs:
+        refuse_empty(what, len(rows), limit)
+    return pairs
+
+
+def unique_sides(pairs: Sequence[EncodedPair]) -> tuple[list[Example], list[int]]:
+    """The different responses of some pairs, and where each side is among them: chosen half, then rejected half."""
+    place: dict[Example, int] = {}
+    where = [place.setdefault(side, len(place)) for side in _sides(pairs)]
+    return list(place), where
+
+
+def whole_rankings(pairs: Sequence[EncodedPair], micro_batch: int) -> list[Sequence[EncodedPair]]:
+    """Cut a batch into micro-batches of at most ``2 * micro_batch`` sequences, with rankings whole where they fit."""
+    room = 2 * micro_batch
+    parts: list[Sequence[EncodedPair]] = []
+    part: list[EncodedPair] = []
+    held: set[Example] = set()
+    for _, one_ranking in itertools.groupby(pairs, key=lambda pair: pair.unit):
+        ranking = list(one_ranking)
+        whole = len(held | set(_sides(ranking))) <= room
+        for index, pair in enumerate(ranking):
+            sides = {pair.chosen, pair.rejected}
+            if part and (len(held | sides) > room or (index == 0 and not whole)):
+                parts.append(part)
+                part, held = [], set()
+            part.append(pair)
+            held |= sides
+    return [*parts, part] if part else parts
+
+
+def _sides(pairs: Sequence[EncodedPair]) -> list[Example]:
+    return [one.chosen for one in pairs] + [one.rejected for one in pairs]

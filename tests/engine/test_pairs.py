@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import itertools
+
+from engine.masking import Example
+from engine.pairs import EncodedPair, unique_sides, whole_rankings
+
+
+def response(ranking, number):
+    return Example((ranking, number, 2), (False, True, True), 1)
+
+
+def ranking(name, responses):
+    sides = [response(name, number) for number in range(10, 10 + responses)]
+    return [
+        EncodedPair(f"{name}/{a}{b}", str(name), sides[a], sides[b])
+        for a, b in itertools.combinations(range(responses), 2)
+    ]
+
+
+def sizes(parts):
+    return [len(unique_sides(part)[0]) for part in parts]
+
+
+def test_k_responses_of_a_ranking_pass_once_whatever_the_number_of_pairs():
+    pairs = ranking(7, 4)
+    unique, where = unique_sides(pairs)
+    assert (len(pairs), len(unique)) == (6, 4)
+    assert [unique[place] for place in where[:6]] == [one.chosen for one in pairs]
+    assert [unique[place] for place in where[6:]] == [one.rejected for one in pairs]
+
+
+def test_micro_batches_hold_whole_rankings_within_their_sequences():
+    # 4 + 4 responses fit into 2 x 4 sequences, the third ranking begins another micro-batch
+    parts = whole_rankings([*ranking(1, 4), *ranking(2, 4), *ranking(3, 4)], 4)
+    assert sizes(parts) == [8, 4]
+    assert [len({one.unit for one in part}) for part in parts] == [2, 1]
+
+
+def test_a_ranking_that_is_larger_than_a_micro_batch_is_cut_without_losing_a_pair():
+    pairs = [*ranking(1, 2), *ranking(2, 5)]
+    parts = whole_rankings(pairs, 1)
+    assert [one for part in parts for one in part] == pairs
+    assert max(sizes(parts)) <= 2
+
+
+def test_plain_pairs_fill_a_micro_batch():
+    pairs = [one for name in range(5) for one in ranking(name, 2)]
+    assert [len(part) for part in whole_rankings(pairs, 2)] == [2, 2, 1]
+    assert whole_rankings([], 2) == []
