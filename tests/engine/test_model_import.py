@@ -44,6 +44,15 @@ def test_a_folder_is_taken_over_whole_and_loads(source, tmp_path):
     assert [one.name for one in (tmp_path / "models").iterdir()] == ["tiny"]
 
 
+def test_a_change_of_the_source_afterwards_is_not_a_change_of_the_import(source, tmp_path):
+    made = import_model(str(source), tmp_path / "models" / "tiny")
+    weights = (made.path / "model.safetensors").read_bytes()
+    with (source / "model.safetensors").open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"\xff\xff\xff\xff")
+    assert (made.path / "model.safetensors").read_bytes() == weights
+
+
 def test_a_base_without_a_template_says_which_one_is_used(source, tmp_path):
     (source / "chat_template.jinja").unlink()
     note = import_model(str(source), tmp_path / "plain").template_note

@@ -48,3 +48,9 @@ def test_plain_pairs_fill_a_micro_batch():
     pairs = [one for name in range(5) for one in ranking(name, 2)]
     assert [len(part) for part in whole_rankings(pairs, 2)] == [2, 2, 1]
     assert whole_rankings([], 2) == []
+
+
+def test_micro_batches_of_pairs_hold_so_many_padded_tokens_at_most():
+    pairs = [one for name in range(4) for one in ranking(name, 2)]  # two sequences of three tokens each
+    assert [len(part) for part in whole_rankings(pairs, 8, 13)] == [2, 2]
+    assert [len(part) for part in whole_rankings(pairs, 8, 1)] == [1, 1, 1, 1]

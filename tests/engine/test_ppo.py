@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -302,17 +300,21 @@ def test_every_pass_over_the_prompts_is_a_new_shuffle_of_all_of_them():
     assert len(ppo.prompts_of_step(rows, 40, 0, 2)) == 40
 
 
-def test_mini_batches_hold_every_row_once_in_unbroken_micro_batches():
-    recipe = dataclasses.replace(PpoRecipe(), batch=20, mini_batches=2)
-    seen = set()
-    for epoch in range(6):
-        minis = ppo.shuffled_minis(20, recipe, 4, 1, epoch)
-        assert [len(one) for one in minis] == [10, 10]
-        assert sorted(row for one in minis for row in one) == list(range(20))
-        micros = {tuple(mini[start : start + 4]) for mini in minis for start in (0, 4, 8)}
-        assert micros == {(0, 1, 2, 3), (4, 5, 6, 7), (8, 9), (10, 11, 12, 13), (14, 15, 16, 17), (18, 19)}
-        seen.add(tuple(map(tuple, minis)))
-    assert len(seen) > 1
+def test_mini_batches_hold_every_row_once():
+    assert ppo.mini_batches(20, 2) == [range(10), range(10, 20)]
+    assert ppo.mini_batches(7, 3) == [range(3), range(3, 6), range(6, 7)]
+
+
+def test_long_and_short_episodes_are_dealt_to_every_mini_batch(runs):
+    folder = runs.create("ppo", prompts(16), **QUICK | {"batch": 16, "mini_batches": 2})
+    session = Session(folder.path)
+    players = open_players(session)
+    trainer = ppo._trainer(players, players.recipe, 2)
+    found = ppo.rollout(session, trainer, ppo.encode_prompts(session, players, "train")[:16], 5)
+    sizes = [[found.episodes[row].tokens for row in mini] for mini in found.minis]
+    assert [len(one) for one in sizes] == [8, 8]
+    assert all(one == sorted(one, reverse=True) for one in sizes)
+    assert max(sizes[1]) > min(sizes[0])  # and not the eight longest first
 
 
 def test_prompts_that_leave_no_room_are_left_out_and_counted(runs):
@@ -334,7 +336,7 @@ def test_a_response_that_was_cut_off_pays_the_penalty(runs):
     ids = (1, 5)
     episodes = [Episode("x", "", ids, (9, 2), True, "an"), Episode("y", "", ids, (9, 9), False, "an")]
     zeros = torch.zeros(2, 12)
-    batch = ppo.Rollout(episodes, torch.tensor([2, 2]), zeros, zeros, zeros, torch.zeros(2))
+    batch = ppo.Rollout(episodes, [range(2)], torch.tensor([2, 2]), zeros, zeros, zeros, torch.zeros(2))
     ppo.score(session, trainer, batch)
     assert batch.scores.tolist() == [1.0, -2.0]
 

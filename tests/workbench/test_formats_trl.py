@@ -1,5 +1,4 @@
-"""What we export, TRL trains on, unchanged. Skips where `trl` and `datasets` are not installed (they are no
-dependency): `pip install trl datasets` in an environment of its own, then run this file there."""
+"""What we export, TRL trains on, unchanged."""
 
 from __future__ import annotations
 

@@ -1,0 +1,258 @@
+"""The same piece of work through TRL, in this process. Prints one JSON line. PPO wants TRL 1.12.0, its last.
+
+    python tests/benchmarks/peer.py WORK.json MODEL_DIR --quant bf16|nf4 --setting best|default
+
+``default`` is TRL as it comes: gradient checkpointing on. ``best`` switches that off and computes DPO's reference
+beforehand. Both compute in bf16 where the machine multiplies bf16 itself and in fp32 where it would emulate it, as
+Tastemaker does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from measure import Meter, has_bf16, prepare
+from work import Work
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--quant", choices=("bf16", "nf4"), default="bf16")
+    parser.add_argument("--setting", choices=("best", "default"), default="best")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    prepare(options.threads)
+    warnings.filterwarnings("ignore")
+    import torch
+
+    torch.set_num_threads(options.threads)
+    work = Work.read(options.work)
+    with tempfile.TemporaryDirectory() as folder:
+        {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo}[work.method](work, options, folder)
+
+
+def sft(work: Work, options: argparse.Namespace, folder: str) -> None:
+    from trl import SFTConfig, SFTTrainer
+
+    config = SFTConfig(
+        **common(work, options, folder),
+        max_length=work.max_length,
+        completion_only_loss=True,
+        train_sampling_strategy="sequential",
+        model_init_kwargs={"dtype": dtype()},
+    )
+    trainer_run(SFTTrainer, config, work, options)
+
+
+def reward(work: Work, options: argparse.Namespace, folder: str) -> None:
+    from trl import RewardConfig, RewardTrainer
+
+    config = RewardConfig(
+        **common(work, options, folder),
+        max_length=work.max_length,
+        train_sampling_strategy="sequential",
+        model_init_kwargs={"dtype": dtype()},
+    )
+    trainer_run(RewardTrainer, config, work, options, task="SEQ_CLS", modules_to_save=["score"])
+
+
+def dpo(work: Work, options: argparse.Namespace, folder: str) -> None:
+    from trl import DPOConfig, DPOTrainer
+
+    config = DPOConfig(
+        **common(work, options, folder),
+        max_length=work.max_length,
+        beta=work.beta,
+        precompute_ref_log_probs=options.setting == "best",
+        train_sampling_strategy="sequential",
+        model_init_kwargs={"dtype": dtype()},
+    )
+    trainer_run(DPOTrainer, config, work, options)
+
+
+def trainer_run(
+    trainer_type: Any, config: Any, work: Work, options: argparse.Namespace, *, task: str = "CAUSAL_LM", **lora: Any
+) -> None:
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+
+    meter = Meter()
+    rows = [{key: value for key, value in row.items() if key != "tokens"} for row in work.rows]
+    began = time.perf_counter()
+    trainer = trainer_type(
+        model=str(options.model),
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(options.model),
+        quantization_config=nf4(options.quant),
+        peft_config=lora_config(task, **lora),
+        callbacks=[watcher(meter)],
+    )
+    setup = time.perf_counter() - began
+    trainer.train()
+    logs = [one for one in trainer.state.log_history if "loss" in one]
+    keys = ("loss", "grad_norm", "accuracy", "rewards/accuracies")
+    meter.report(
+        samples=len(rows),
+        tokens=sum(row["tokens"] for row in work.rows),
+        setup_s=setup,
+        metrics={key: float(logs[-1][key]) for key in keys if key in logs[-1]},
+    )
+
+
+def ppo(work: Work, options: argparse.Namespace, folder: str) -> None:
+    """Policy = model + LoRA, reference = the same without it; reward and value are two more models, as TRL wants it."""
+    import torch
+    import trl.experimental.ppo.ppo_trainer as module
+    from datasets import Dataset
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    tokenizer = AutoTokenizer.from_pretrained(options.model, padding_side="left")
+    tokenizer.pad_token_id = 0  # it must differ from EOS: TRL masks every pad id
+    encoded = [
+        tokenizer.apply_chat_template(row["prompt"], tokenize=True, add_generation_prompt=True, return_dict=True)
+        for row in work.rows
+    ]
+    prompts = [{"input_ids": one["input_ids"]} for one in encoded]
+    drawn = 0
+    truncate = module.truncate_response
+
+    def counting(stop: int, pad: int, responses: Any) -> Any:
+        nonlocal drawn
+        kept = truncate(stop, pad, responses)
+        drawn += int((kept != pad).sum())
+        return kept
+
+    module.truncate_response = counting
+    kinds: dict[str, Any] = {"dtype": getattr(torch, dtype()), "quantization_config": nf4(options.quant)}
+    policy = AutoModelForCausalLM.from_pretrained(options.model, **kinds)
+
+    def scalar() -> Any:
+        torch.manual_seed(0)
+        made = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=1, **kinds)
+        made.config.pad_token_id = tokenizer.pad_token_id
+        return made
+
+    judge, value = scalar(), scalar()
+    judge.requires_grad_(False)
+    value = get_peft_model(value, lora_config("SEQ_CLS", modules_to_save=["score"]))
+    if options.quant == "nf4":  # TRL's own way to a 4-bit policy fails; a ready one passes
+        policy = get_peft_model(policy, lora_config("CAUSAL_LM"))
+    settings = common(work, options, folder)
+    settings.pop("max_steps")
+    config = PPOConfig(
+        **settings,
+        total_episodes=len(prompts),
+        num_mini_batches=work.mini_batches,
+        num_ppo_epochs=work.ppo_epochs,
+        response_length=work.response_length,
+        local_rollout_forward_batch_size=work.batch,
+        temperature=work.temperature,
+        stop_token="eos",
+        missing_eos_penalty=1.0,
+        kl_coef=work.kl_coefficient,
+        num_sample_generations=0,
+    )
+    meter = Meter()
+    trainer = PPOTrainer(
+        args=config,
+        processing_class=tokenizer,
+        model=policy,
+        ref_model=None,
+        reward_model=judge,
+        value_model=value,
+        peft_config=None if options.quant == "nf4" else lora_config("CAUSAL_LM"),
+        train_dataset=Dataset.from_list(prompts),
+        eval_dataset=Dataset.from_list(prompts[:8]),
+        callbacks=[watcher(meter)],
+    )
+    trainer.train()
+    last = trainer.state.log_history[-1]
+    keys = ("objective/scores", "objective/kl", "val/ratio")
+    meter.report(
+        samples=len(prompts),
+        tokens=sum(len(one["input_ids"]) for one in prompts) + drawn,
+        metrics={key: float(last[key]) for key in keys if key in last},
+    )
+
+
+def common(work: Work, options: argparse.Namespace, folder: str) -> dict[str, Any]:
+    """What every config is given."""
+    import torch
+
+    return {
+        "output_dir": folder,
+        "max_steps": work.steps,
+        "per_device_train_batch_size": work.batch,
+        "learning_rate": work.learning_rate,
+        "gradient_checkpointing": options.setting == "default",
+        "report_to": [],
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "seed": work.seed,
+        "data_seed": work.seed,
+        "bf16": has_bf16(),
+        "use_cpu": not torch.cuda.is_available(),
+        "disable_tqdm": True,
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "optim": "adamw_torch",
+        "dataloader_pin_memory": False,
+    }
+
+
+def dtype() -> str:
+    return "bfloat16" if has_bf16() else "float32"
+
+
+def nf4(quant: str) -> Any:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if quant != "nf4":
+        return None
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype()),
+    )
+
+
+def lora_config(task: str, **more: Any) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type=task, **more)
+
+
+def watcher(meter: Meter) -> Any:
+    from transformers import TrainerCallback
+
+    class Watcher(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            meter.start()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            meter.step()
+
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            meter.stop()
+
+    return Watcher()
+
+
+if __name__ == "__main__":
+    main()
