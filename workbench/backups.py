@@ -1,6 +1,8 @@
-"""Backups of a project's database: rotating, by SQLite's backup API, and never of a damaged file.
+"""Backups of a project's database: rotating, by SQLite's backup API, and never of a file that cannot be read.
 
 Named ``NUMBER-TIME.db``. The number only grows, so a clock that was set back neither hides nor thins a newer backup.
+Where single records are damaged the rest is still worth keeping: such a backup is named ``NUMBER-TIME-damaged.db``,
+never counts as good, and never thins one that is.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from workbench.errors import UserError
 KEEP_ALL = timedelta(days=2)
 _PERIODS = {"%Y-%m-%d": 12, "%G-%V": 10, "%Y-%m": 9}  # one a day, then a week, then a month: Anki's defaults
 KEEP_NEWEST = 3
-_NAME = re.compile(r"(\d{6,})-(\d{8}T\d{6})Z\.db")
+_NAME = re.compile(r"(\d{6,})-(\d{8}T\d{6})Z(-damaged)?\.db")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +34,24 @@ class Backup:
     path: Path
     number: int
     at: datetime
+    damaged: bool = False  # single records do not match their sha256
+    faults: tuple[str, ...] = ()  # of a damaged one that was just made
 
     @property
     def when(self) -> str:
-        """Its time in words."""
-        return self.at.strftime("%Y-%m-%d %H:%M UTC")
+        """Its time in words, and what is wrong with it."""
+        return self.at.strftime("%Y-%m-%d %H:%M UTC") + (", with damaged records" if self.damaged else "")
+
+    @property
+    def problem(self) -> str:
+        """What to tell of the damage that was found as it was made; '' without."""
+        if not self.faults:
+            return ""
+        more = f" and {len(self.faults) - 3} more" if len(self.faults) > 3 else ""
+        return (
+            f"Some records of the project are damaged ({'; '.join(self.faults[:3])}{more}). The backup "
+            f"{self.path.name} has them as they are; earlier backups are kept, and may have them whole."
+        )
 
 
 def backups(folder: Path) -> list[Backup]:
@@ -46,15 +61,17 @@ def backups(folder: Path) -> list[Backup]:
         if match := _NAME.fullmatch(path.name):
             with contextlib.suppress(ValueError):  # a name that only looks like ours
                 at = datetime.strptime(match[2], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
-                found.append(Backup(path, int(match[1]), at))
+                found.append(Backup(path, int(match[1]), at, bool(match[3])))
     return sorted(found, key=lambda backup: backup.number, reverse=True)
 
 
 def back_up(database_path: Path, folder: Path, *, at: datetime | None = None) -> Backup:
     """Copy the database as it stands into ``folder``, check the copy, then thin out old ones.
 
+    Damage that is limited to single records is kept too, and marked.
+
     Raises:
-        UserError: the database is damaged (nothing is kept or thinned then), or the disk is full.
+        UserError: the database is damaged beyond that (nothing is kept or thinned then), or the disk is full.
     """
     at = at or datetime.now(UTC)
     existing = backups(folder)
@@ -66,12 +83,14 @@ def back_up(database_path: Path, folder: Path, *, at: datetime | None = None) ->
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         _copy(database_path, temporary)
         faults = store_check.faults_of_file(temporary)
-        if faults:
+        if faults and not store_check.only_rows(faults):
             raise UserError(
                 "no backup was made, because the database is damaged",
                 "; ".join(faults[:3]),
                 _advice(newest_good(folder)),
             )
+        if faults:
+            path = path.with_name(path.stem + "-damaged.db")
         sync(temporary)
         temporary.replace(path)
         sync(folder)
@@ -84,7 +103,7 @@ def back_up(database_path: Path, folder: Path, *, at: datetime | None = None) ->
     finally:
         for leftover in folder.glob(f"{temporary.name}*"):
             leftover.unlink()
-    made = Backup(path, number, at)
+    made = Backup(path, number, at, bool(faults), tuple(faults))
     for old in thinned([made, *existing]):
         old.path.unlink(missing_ok=True)
     return made
@@ -92,10 +111,11 @@ def back_up(database_path: Path, folder: Path, *, at: datetime | None = None) ->
 
 def thinned(all_: Iterable[Backup]) -> list[Backup]:
     """Which backups to remove: Anki's scheme, measured from the newest by number, not from the clock."""
-    newest_first = sorted(all_, key=lambda backup: backup.number, reverse=True)
+    sorted_ = sorted(all_, key=lambda backup: backup.number, reverse=True)
+    removed = [backup for backup in sorted_ if backup.damaged][KEEP_NEWEST:]
+    newest_first = [backup for backup in sorted_ if not backup.damaged]
     room = dict(_PERIODS)
     kept: Backup | None = None
-    removed = []
     for place, backup in enumerate(newest_first):
         if kept is None or place < KEEP_NEWEST or backup.at > newest_first[0].at - KEEP_ALL:
             kept = backup
@@ -120,7 +140,7 @@ def restore(database_path: Path, backup: Path) -> Path | None:
     Returns the folder into which the old files went, or None when there were none.
     """
     faults = store_check.faults_of_file(backup)
-    if faults:
+    if not store_check.only_rows(faults):
         raise UserError(f"the backup {backup.name} cannot be restored", "; ".join(faults[:3]), "choose another one")
     temporary = database_path.with_name(".restoring.db")
     try:

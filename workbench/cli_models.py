@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from pathlib import Path
 
-from workbench.model_choice import find_model
+from workbench.cli_shared import open_to_read
+from workbench.model_choice import SHOWN_OF_ID, find_model
 from workbench.models import add_model, export_model, import_adapter, remove_model
 from workbench.project import Project
 from workbench.records import ModelRecord
+from workbench.run_registry import refresh_runs
 from workbench.serve_client import ServeClient
 from workbench.terminal import Terminal
 
 
 def model(options: argparse.Namespace, terminal: Terminal) -> int:
     """Dispatch ``tastemaker model DEED``."""
-    project = Project.open(options.dir, read_only=options.deed == "list")
-    try:
+    writes = options.deed in ("add", "remove")
+    with Project.open(options.dir) if writes else open_to_read(options.dir) as project:
+        refresh_runs(project)
         return _DEEDS[options.deed](project, options, terminal)
-    finally:
-        project.close()
 
 
 def _list(project: Project, _options: argparse.Namespace, terminal: Terminal) -> int:
@@ -31,7 +33,8 @@ def _list(project: Project, _options: argparse.Namespace, terminal: Terminal) ->
     if not models:
         terminal.say("No models yet. `tastemaker model add DIR demo` adds the demo model.")
     for one, depth in _as_tree(models):
-        terminal.say(f"{'  ' * depth}{one.name}  [{one.role}]  {one.id[-8:]}  {one.source or one.run_id[-8:]}")
+        origin = one.source or one.run_id[-SHOWN_OF_ID:]
+        terminal.say(f"{'  ' * depth}{one.name}  [{one.role}]  {one.id[-SHOWN_OF_ID:]}  {origin}")
     return 0
 
 
@@ -52,8 +55,6 @@ def _as_tree(models: list[ModelRecord]) -> list[tuple[ModelRecord, int]]:
 
 def _add(project: Project, options: argparse.Namespace, terminal: Terminal) -> int:
     if options.base:
-        from pathlib import Path
-
         base = find_model(project.store.models(), options.base, ("base",))
         added = import_adapter(project, Path(options.source), base.id)
     else:
@@ -68,7 +69,7 @@ def _add(project: Project, options: argparse.Namespace, terminal: Terminal) -> i
 
 
 def _remove(project: Project, options: argparse.Namespace, terminal: Terminal) -> int:
-    gone = find_model(project.store.models(), options.model)
+    gone = find_model(project.store.models(), options.model, whole=True)
     remove_model(project, gone.id)
     terminal.result({"removed": gone.id}, f"Removed {gone.name!r} from the project.")
     return 0

@@ -1,43 +1,62 @@
-"""Commands about runs: train, list, watch, stop, resume."""
+"""Commands about runs: train, list, delete, watch, stop, pause, resume.
+
+A project is let go of while a run is followed, and only read by what watches or commands one: other commands, and the
+window, go on beside it.
+"""
 
 from __future__ import annotations
 
 import argparse
 import shlex
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 from workbench import supervisor
+from workbench.cli_shared import Misuse, open_to_read
 from workbench.errors import UserError
-from workbench.model_choice import START_ROLES, default_reward, default_start, find_model
+from workbench.model_choice import SHOWN_OF_ID, START_ROLES, default_reward, default_start, find_model, named
 from workbench.project import Project
-from workbench.protocol import AnyEvent, Checkpoint, Diverged, Metrics, Phase, Progress, Stop, Warned
+from workbench.protocol import (
+    AnyEvent,
+    Cancel,
+    Checkpoint,
+    Command,
+    Diverged,
+    Metrics,
+    Pause,
+    Phase,
+    Progress,
+    Resume,
+    Stop,
+    Warned,
+)
 from workbench.records import ModelRecord, RunRecord
 from workbench.run_folder import EventTail, RunFolder, RunStatus
 from workbench.settings_fields import with_settings
 from workbench.terminal import Terminal, in_bytes, in_time
-from workbench.training import RunPlan, plan_run, preset_for, refresh_runs, start_run
+from workbench.training import READ_ONLY, RunPlan, delete_run, plan_run, preset_for, refresh_runs, start_run
 
-LIVE_STATES = ("queued", "running", "paused", "stopping")
 HEADLINES = ("loss", "eval_loss", "eval_accuracy", "rewards/accuracies", "objective/scores", "objective/kl")
 
 
 def train(options: argparse.Namespace, terminal: Terminal) -> int:
     """Plan a run, start it and follow it to its end."""
-    project = Project.open(options.dir)
-    try:
+    if options.plan:
+        with open_to_read(options.dir) as project:
+            plan = _plan(project, options)
+        plan = replace(plan, problems=tuple(one for one in plan.problems if one != READ_ONLY))  # planning only reads
+        _say_plan(plan, terminal)
+        return 1 if plan.errors else 0
+    with Project.open(options.dir) as project:
         refresh_runs(project)
         plan = _plan(project, options)
         _say_plan(plan, terminal)
-        if options.plan:
-            return 1 if any(one.severity == "error" for one in plan.problems) else 0
         run = start_run(project, plan)
-        if options.detach:
-            terminal.result({"run": run.id, "name": run.name}, f"Started {run.name!r}; `tastemaker watch` follows it.")
-            return 0
-        return follow(project, run, terminal)
-    finally:
-        project.close()
+    if options.detach:
+        terminal.result({"run": run.id, "name": run.name}, f"Started {run.name!r}; `tastemaker watch` follows it.")
+        return 0
+    return follow(options.dir, run, terminal)
 
 
 def _plan(project: Project, options: argparse.Namespace) -> RunPlan:
@@ -49,10 +68,16 @@ def _plan(project: Project, options: argparse.Namespace) -> RunPlan:
     )
     if start is None:
         raise UserError(
-            "This project has no model to train", "", f"add one first: tastemaker model add {options.dir} demo"
+            "There is nothing to train",
+            "this project has no model yet",
+            f"add one first: tastemaker model add {shlex.quote(str(options.dir))} demo",
         )
-    settings = dict(_key_value(text) for text in options.set)
-    recipe = with_settings(preset_for(project, options.method, options.preset, start.id), settings)
+    settings = dict(options.set)
+    standard = preset_for(project, options.method, options.preset, start.id, tuple(options.tag))
+    try:
+        recipe = with_settings(standard, settings)
+    except UserError as error:
+        raise Misuse(error.what, error.cause, error.remedy) from error
     reward_id = ""
     if options.method == "ppo" and not settings.get("rule"):
         found = find_model(models, options.reward, ("reward",)) if options.reward else default_reward(models, start)
@@ -64,14 +89,8 @@ def _plan(project: Project, options: argparse.Namespace) -> RunPlan:
         reward_model_id=reward_id,
         recipe=recipe,
         name=options.name,
+        tags=tuple(options.tag),
     )
-
-
-def _key_value(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"--set wants KEY=VALUE, not {text!r}")
-    return key.strip(), value
 
 
 def _say_plan(plan: RunPlan, terminal: Terminal) -> None:
@@ -86,17 +105,18 @@ def _say_plan(plan: RunPlan, terminal: Terminal) -> None:
         )
         return
     terminal.say(plan.summary)
-    terminal.say(
-        f"About {in_time(plan.estimate.seconds)} and {in_bytes(plan.estimate.memory_bytes)} of memory"
-        f" ({in_bytes(plan.estimate.memory_available)} available)."
-    )
+    if plan.estimate.memory_bytes:
+        terminal.say(
+            f"About {in_time(plan.estimate.seconds)} and {in_bytes(plan.estimate.memory_bytes)} of memory"
+            f" ({in_bytes(plan.estimate.memory_available)} available)."
+        )
     for one in plan.problems:
         terminal.say(f"  {one.severity}: {one.message}" + (f" ({one.remedy})" if one.remedy else ""))
 
 
-def follow(project: Project, run: RunRecord, terminal: Terminal) -> int:
+def follow(path: Path, run: RunRecord, terminal: Terminal) -> int:
     """Print a run's events until it ends. The first interrupt stops and saves it; a second one leaves at once."""
-    folder = RunFolder(project.run_dir(run.id))
+    folder = RunFolder(path / "runs" / run.id)
     tail = EventTail(folder.path)
     interrupted = False
     while True:
@@ -104,7 +124,7 @@ def follow(project: Project, run: RunRecord, terminal: Terminal) -> int:
             status = folder.state()  # before the events: the last ones are read after the end is seen
             for event in tail.read_new():
                 _say_event(event, status, run, terminal)
-            if status.state not in LIVE_STATES:
+            if not status.alive:
                 break
             time.sleep(0.2)
         except KeyboardInterrupt:
@@ -113,8 +133,9 @@ def follow(project: Project, run: RunRecord, terminal: Terminal) -> int:
             interrupted = True
             terminal.say("Stopping at the end of this step and saving; press Ctrl+C again to leave at once.")
             supervisor.send(folder.path, Stop(save=True))
-    refresh_runs(project)
-    return _say_end(project, run, folder.state(), terminal, interrupted=interrupted)
+    with open_to_read(path) as project:
+        made = model_of_run(project, run.id)
+    return _say_end(path, run, folder.state(), made, terminal, interrupted=interrupted)
 
 
 def _say_event(event: AnyEvent, status: RunStatus, run: RunRecord, terminal: Terminal) -> None:
@@ -138,15 +159,22 @@ def _say_event(event: AnyEvent, status: RunStatus, run: RunRecord, terminal: Ter
         terminal.say(f"  checkpoint at step {event.step} ({in_bytes(event.bytes)})")
 
 
-def _say_end(project: Project, run: RunRecord, status: RunStatus, terminal: Terminal, *, interrupted: bool) -> int:
+def _say_end(
+    path: Path,
+    run: RunRecord,
+    status: RunStatus,
+    made: ModelRecord | None,
+    terminal: Terminal,
+    *,
+    interrupted: bool,
+) -> int:
     terminal.done()
-    made = model_of_run(project, run.id)
     data = {"run": run.id, "state": status.state, "step": status.step, "model": made.name if made else ""}
     if status.state == "done":
         terminal.result(data, f"Done: {run.name}. New model: {made.name!r}." if made else f"Done: {run.name}.")
         return 0
     detail = " ".join(part for part in (status.detail, status.cause, status.remedy) if part)
-    again = f" Resume it with: tastemaker resume {shlex.quote(str(project.path))} {run.id[-8:]}"
+    again = f" Resume it with: tastemaker resume {shlex.quote(str(path))} {run.id[-SHOWN_OF_ID:]}"
     text = f"{run.name} {status.state} at step {status.step}. {detail}" + (again if status.resumable else "")
     terminal.result(data | {"detail": detail, "resumable": status.resumable}, text)
     return 130 if interrupted else 0 if status.state == "stopped" else 1
@@ -158,64 +186,74 @@ def model_of_run(project: Project, run_id: str) -> ModelRecord | None:
 
 
 def runs(options: argparse.Namespace, terminal: Terminal) -> int:
-    """List the runs, newest last."""
-    project = Project.open(options.dir)
-    try:
+    """List the runs, newest last; or delete one."""
+    if options.delete:
+        return _delete(options, terminal)
+    with Project.open(options.dir, read_only=True) as project:
         records = refresh_runs(project)
         for one in records:
             status = RunFolder(project.run_dir(one.id)).state()
             data = asdict(one) | {"state": status.state, "step": status.step, "total_steps": status.total_steps}
             steps = f"{status.step}/{status.total_steps}" if status.total_steps else ""
-            terminal.result(data, f"{one.id[-8:]}  {status.state:<11}  {one.method:<6}  {steps:>9}  {one.name}")
+            text = f"{one.id[-SHOWN_OF_ID:]}  {status.state:<11}  {one.method:<6}  {steps:>9}  {one.name}"
+            terminal.result(data, text)
         if not records and not terminal.json:
             terminal.say("No runs yet.")
-    finally:
-        project.close()
+    return 0
+
+
+def _delete(options: argparse.Namespace, terminal: Terminal) -> int:
+    with Project.open(options.dir) as project:
+        run = named(refresh_runs(project), options.delete, "run", whole=True)
+        delete_run(project, run.id)
+    terminal.result({"deleted": run.id}, f"Deleted {run.name!r} and its folder.")
     return 0
 
 
 def watch(options: argparse.Namespace, terminal: Terminal) -> int:
     """Follow a run from its first event."""
-    project = Project.open(options.dir)
-    try:
-        return follow(project, find_run(project, options.run), terminal)
-    finally:
-        project.close()
+    return follow(options.dir, _run(options)[0], terminal)
 
 
 def stop(options: argparse.Namespace, terminal: Terminal) -> int:
-    """Stop a run at its step's end, with or without a checkpoint."""
-    project = Project.open(options.dir)
-    try:
-        run = find_run(project, options.run)
-        supervisor.send(project.run_dir(run.id), Stop(save=not options.no_save))
-        terminal.result({"run": run.id, "stopping": True}, f"{run.name} stops at the end of its step.")
-    finally:
-        project.close()
+    """Save a run and end it at its step's end, or end it at once."""
+    when = "ends now, without a checkpoint" if options.cancel else "saves and ends at the end of its step"
+    return _command(options, terminal, Cancel() if options.cancel else Stop(save=True), "stopping", when)
+
+
+def pause(options: argparse.Namespace, terminal: Terminal) -> int:
+    """Let a run wait at its step's end until it is resumed."""
+    return _command(options, terminal, Pause(), "pausing", "pauses at the end of its step; `tastemaker resume` goes on")
+
+
+def _command(options: argparse.Namespace, terminal: Terminal, command: Command, key: str, what: str) -> int:
+    run, folder = _run(options)
+    status = folder.state()
+    if not status.alive:
+        remedy = "`tastemaker resume` takes it up again" if status.resumable else "there is nothing to do"
+        raise UserError(f"{run.name!r} is not at work", f"it is {status.state} already", remedy)
+    supervisor.send(folder.path, command)
+    if status.state == "queued" and not folder.alive():
+        what = "was taken out of the queue"
+    terminal.result({"run": run.id, key: True}, f"{run.name!r} {what}.")
     return 0
 
 
 def resume(options: argparse.Namespace, terminal: Terminal) -> int:
-    """Take up a run from its newest good checkpoint."""
-    project = Project.open(options.dir)
-    try:
-        run = find_run(project, options.run)
-        supervisor.resume(project.run_dir(run.id))
-        if options.detach:
-            terminal.result({"run": run.id, "resumed": True}, f"{run.name} goes on.")
-            return 0
-        return follow(project, run, terminal)
-    finally:
-        project.close()
+    """Let a paused run go on, or take up an ended one from its newest good checkpoint."""
+    run, folder = _run(options)
+    if folder.state().state == "paused":
+        supervisor.send(folder.path, Resume())
+    else:
+        supervisor.resume(folder.path)
+    if options.detach:
+        terminal.result({"run": run.id, "resumed": True}, f"{run.name} goes on.")
+        return 0
+    return follow(options.dir, run, terminal)
 
 
-def find_run(project: Project, text: str) -> RunRecord:
-    """Find the run that ``text`` names: its name, its id, or the beginning or end of one id. Raises UserError."""
-    records = refresh_runs(project)
-    fitting = [one for one in records if text in (one.id, one.name)]
-    fitting = fitting or [one for one in records if one.id.startswith(text) or one.id.endswith(text)]
-    if len(fitting) == 1:
-        return fitting[0]
-    if not fitting:
-        raise UserError(f"There is no run {text!r}", "", "`tastemaker runs DIR` lists them")
-    raise UserError(f"{text!r} fits {len(fitting)} runs", "", "write more of the id")
+def _run(options: argparse.Namespace) -> tuple[RunRecord, RunFolder]:
+    """The run that the command names, and its folder. Raises UserError."""
+    with Project.open(options.dir, read_only=True) as project:
+        run = named(refresh_runs(project), options.run, "run")
+        return run, RunFolder(project.run_dir(run.id))

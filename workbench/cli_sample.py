@@ -4,51 +4,88 @@ from __future__ import annotations
 
 import argparse
 import queue
+import random
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 
+from workbench.cli_data import SHOWN_REJECTED
+from workbench.cli_shared import open_to_read
 from workbench.errors import UserError
+from workbench.formats.parsed import ImportRow, Parsed
 from workbench.formats.reader import parse
 from workbench.ids import new_id, now
-from workbench.model_choice import find_model
+from workbench.model_choice import START_ROLES, find_model
+from workbench.preflight import many
 from workbench.project import Project
-from workbench.protocol import LAST_REPLIES, AnyReply, Failed, ResponseDone, SampleRequest, ScoreRequest, Scores
+from workbench.protocol import (
+    LAST_REPLIES,
+    AnyReply,
+    Failed,
+    ResponseDone,
+    SampleRequest,
+    ScoreRequest,
+    Scores,
+    ServeProgress,
+)
 from workbench.records import Message, ModelRecord, Prompt, Response, Sampling
+from workbench.run_registry import refresh_runs
 from workbench.serve_client import ServeClient
+from workbench.statistics import wilson_of_groups
 from workbench.terminal import Terminal
 
 PROMPTS_A_REQUEST = 8
+SCORES_A_REQUEST = 64
+CHARACTERS_A_REQUEST = 4_000_000
+SEED_LIMIT = 2**31
+ScoreRow = tuple[tuple[Message, ...], str]
 
 
 def sample(options: argparse.Namespace, terminal: Terminal) -> int:
     """Sample K responses to each prompt and keep them in the project, ready to be ranked."""
-    if options.n < 1:
-        raise UserError(f"--n must be at least 1, not {options.n}")
-    project = Project.open(options.dir)
+    seed = random.getrandbits(31) if options.seed is None else options.seed
+    sampling = Sampling(options.temperature, 1.0, 0, options.max_new_tokens, seed)
+    drawn = kept = 0
     client = ServeClient()
-    try:
-        model = find_model(project.store.models(), options.model)
-        prompts = project.store.prompts(split=options.split, need="responses", limit=options.limit or 1_000_000)
-        if not prompts:
-            prompts = project.store.prompts(split=options.split, limit=options.limit or 1_000_000)
-        sampling = Sampling(options.temperature, 1.0, 0, options.max_new_tokens, options.seed)
-        count = 0
-        for start in range(0, len(prompts), PROMPTS_A_REQUEST):
-            chunk = prompts[start : start + PROMPTS_A_REQUEST]
-            responses = draw(project, client, model, chunk, options.n, sampling)
-            project.store.add_responses(responses).result()
-            count += len(responses)
-            terminal.progress("sampling", (start + len(chunk)) / len(prompts), f"{count} responses")
-    finally:
-        terminal.done()
-        client.leave()
-        project.close()
-    terminal.result({"responses": count, "prompts": len(prompts)}, f"{count} responses to {len(prompts)} prompts.")
+    with Project.open(options.dir) as project:
+        try:
+            refresh_runs(project)
+            model = find_model(project.store.models(), options.model, START_ROLES["ppo"])
+            limit = options.limit or 1_000_000
+            prompts = project.store.prompts(split=options.split, need="responses", limit=limit)
+            prompts = prompts or project.store.prompts(split=options.split, limit=limit)
+            for start in range(0, len(prompts), PROMPTS_A_REQUEST):
+                chunk = prompts[start : start + PROMPTS_A_REQUEST]
+                own = replace(sampling, seed=(seed + start * options.n) % SEED_LIMIT)  # as if all were one request
+                responses = draw(project, client, model, chunk, options.n, own, terminal.say)
+                drawn += len(responses)
+                kept += keep(project, responses)
+                terminal.progress("sampling", (start + len(chunk)) / len(prompts), f"{kept} responses")
+        finally:
+            terminal.done()
+            client.leave()
+    same = f" {drawn - kept} more said what another response says, and were left out." if drawn > kept else ""
+    terminal.result(
+        {"responses": kept, "repeated": drawn - kept, "prompts": len(prompts), "seed": seed},
+        f"{many(kept, 'response')} to {many(len(prompts), 'prompt')} (seed {seed}).{same}",
+    )
     return 0
 
 
 def draw(
-    project: Project, client: ServeClient, model: ModelRecord, prompts: list[Prompt], count: int, sampling: Sampling
+    project: Project,
+    client: ServeClient,
+    model: ModelRecord,
+    prompts: Sequence[Prompt],
+    count: int,
+    sampling: Sampling,
+    say: Callable[[str], None],
 ) -> list[Response]:
-    """Draw ``count`` responses to each prompt and return them as records. Raises UserError when the engine fails."""
+    """Draw ``count`` responses to each prompt and return them as records, each with the seed that draws it again.
+
+    ``say`` is told what the engine says on the way, such as that a prompt was cut. Raises UserError when it fails.
+    """
     request = SampleRequest(
         id=new_id(),
         model=project.resolve(model),
@@ -68,21 +105,95 @@ def draw(
                     prompt_id=prompts[reply.prompt_index].id,
                     text=reply.text,
                     model_id=model.id,
-                    sampling=sampling,
+                    sampling=replace(sampling, seed=reply.seed),
                     finish_reason="stop" if reply.finish_reason == "stop" else "length",
                     token_count=reply.token_count,
                     created_at=now(),
                 )
             )
+        elif isinstance(reply, ServeProgress):
+            say(_with_title(reply.what, prompts))
         elif isinstance(reply, Failed):
             raise UserError(reply.message, reply.cause, reply.remedy)
         elif isinstance(reply, LAST_REPLIES):
             return responses
 
 
-def scores_of(
-    project: Project, client: ServeClient, model: ModelRecord, rows: list[tuple[tuple[Message, ...], str]]
-) -> Scores:
+def _with_title(what: str, prompts: Sequence[Prompt]) -> str:
+    """Name a prompt by its title where the engine counts within its request."""
+    found = re.match(r"Prompt (\d+)\b", what)
+    if not found or not 1 <= int(found[1]) <= len(prompts):
+        return what
+    return f"Prompt {prompts[int(found[1]) - 1].title!r}{what[found.end() :]}"
+
+
+def keep(project: Project, responses: Sequence[Response]) -> int:
+    """Save the responses that say something new of their prompt; returns how many. Two alike cannot be ranked."""
+    known: dict[str, set[str]] = {}
+    new = []
+    for one in responses:
+        if one.prompt_id not in known:
+            known[one.prompt_id] = {old.text.strip() for old in project.store.responses(one.prompt_id)}
+        if one.text.strip() not in known[one.prompt_id]:
+            known[one.prompt_id].add(one.text.strip())
+            new.append(one)
+    if new:
+        project.store.add_responses(new).result()
+    return len(new)
+
+
+def score(options: argparse.Namespace, terminal: Terminal) -> int:
+    """Score every row of a preferences, demonstrations or rankings file; one JSON line a row.
+
+    What is no row, the rejected rows and the accuracy, goes to stderr; with ``--json`` it is a last object.
+    """
+    parsed = parse(options.file)
+    sides = [(row.line, side, (row.prompt, text)) for row in parsed.rows for side, text in _sides(row).items() if text]
+    if not sides:
+        raise UserError(
+            f"There is nothing to score in {options.file}", f"it holds {parsed.what}", "give a file with responses"
+        )
+    with open_to_read(options.dir) as project:
+        model = find_model(project.store.models(), options.reward, ("reward",))
+        client = ServeClient()
+        try:
+            rows = [row for _, _, row in sides]
+            found = [value for part in _chunks(rows) for value in scores_of(project, client, model, part).scores]
+        finally:
+            client.leave()
+    lines: dict[int, dict[str, float]] = {}
+    for (line, side, _), value in zip(sides, found, strict=True):
+        lines.setdefault(line, {})[side] = value
+    rows_out = Terminal(json=True)
+    for line, scores in lines.items():
+        rows_out.result({"line": line} | scores)
+    _sum_up(parsed, lines, model, terminal)
+    return 0
+
+
+def _sides(row: ImportRow) -> dict[str, str]:
+    sides = {"completion": row.completion, "chosen": row.chosen, "rejected": row.rejected}
+    if row.ranking is not None:
+        sides |= {one.id: one.text for one in row.ranking.responses}
+    return sides
+
+
+def _chunks(rows: Sequence[ScoreRow]) -> Iterator[list[ScoreRow]]:
+    """Cut rows into requests that the engine takes: its lines have a limit."""
+    part: list[ScoreRow] = []
+    size = 0
+    for messages, text in rows:
+        length = len(text) + sum(len(one.content) for one in messages)
+        if part and (len(part) >= SCORES_A_REQUEST or size + length > CHARACTERS_A_REQUEST):
+            yield part
+            part, size = [], 0
+        part.append((messages, text))
+        size += length
+    if part:
+        yield part
+
+
+def scores_of(project: Project, client: ServeClient, model: ModelRecord, rows: Sequence[ScoreRow]) -> Scores:
     """Score (prompt, response) rows with a reward model. Raises UserError when the engine fails."""
     request = ScoreRequest(id=new_id(), model=project.resolve(model), rows=tuple(rows))
     reply = client.call(request, timeout=60 + 30.0 * len(rows))
@@ -93,38 +204,22 @@ def scores_of(
     raise UserError("The engine gave an unexpected answer", type(reply).__name__, "update both parts of Tastemaker")
 
 
-def score(options: argparse.Namespace, terminal: Terminal) -> int:
-    """Score every row of a preferences, demonstrations or rankings file; one JSON line a row."""
-    parsed = parse(options.file)
-    rows: list[tuple[tuple[Message, ...], str]] = []
-    labels: list[tuple[int, str]] = []
-    for row in parsed.rows:
-        sides = {"completion": row.completion, "chosen": row.chosen, "rejected": row.rejected}
-        if row.ranking is not None:
-            sides |= {one.id: one.text for one in row.ranking.responses}
-        for side, text in sides.items():
-            if text:
-                rows.append((row.prompt, text))
-                labels.append((row.line, side))
-    if not rows:
-        raise UserError(f"{options.file} has nothing to score", f"it holds {parsed.what}", "give a file with responses")
-    project = Project.open(options.dir, read_only=True)
-    client = ServeClient()
-    try:
-        model = find_model(project.store.models(), options.reward, ("reward",))
-        found = scores_of(project, client, model, rows)
-    finally:
-        client.leave()
-        project.close()
-    lines: dict[int, dict[str, object]] = {}
-    for index, (line, side) in enumerate(labels):
-        lines.setdefault(line, {"line": line})[side] = found.scores[index]
-    asked_json = Terminal(json=True)
-    right = 0
-    for data in lines.values():
-        asked_json.result(data)
-        right += "chosen" in data and float(str(data["chosen"])) > float(str(data["rejected"]))
-    pairs = sum("chosen" in data for data in lines.values())
-    if pairs and not terminal.json:
-        terminal.say(f"# accuracy {right / pairs:.3f} on {pairs} pairs (model {model.name!r})")
-    return 0
+def _sum_up(parsed: Parsed, lines: dict[int, dict[str, float]], model: ModelRecord, terminal: Terminal) -> None:
+    """Say how often the chosen side scored higher, and what was left out."""
+    prompts = {row.line: row.prompt for row in parsed.rows}
+    judged = [(prompts[line], one["chosen"] > one["rejected"]) for line, one in lines.items() if "chosen" in one]
+    data: dict[str, object] = {"rows": len(lines), "rejected": [asdict(one) for one in parsed.rejected]}
+    aside = Terminal(stream=sys.stderr)
+    if judged:
+        accuracy, low, high = wilson_of_groups(judged)
+        data |= {"pairs": len(judged), "accuracy": accuracy, "low": low, "high": high}
+    if terminal.json:
+        terminal.result({"summary": data})
+        return
+    for one in parsed.rejected[:SHOWN_REJECTED]:
+        aside.say(f"  not scored, {parsed.numbered_by} {one.line}: {one.reason}")
+    if len(parsed.rejected) > SHOWN_REJECTED:
+        aside.say(f"  and {len(parsed.rejected) - SHOWN_REJECTED} more")
+    if judged:
+        of = f"{many(len(judged), 'pair')} of {many(len({prompt for prompt, _ in judged}), 'prompt')}"
+        aside.say(f"accuracy {accuracy:.3f} (95 % {low:.3f} to {high:.3f}) on {of} (model {model.name!r})")

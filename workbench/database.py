@@ -26,10 +26,15 @@ WRITER_SETTINGS = {
 
 
 def connect(path: Path, *, read_only: bool = False, create: bool = False) -> apsw.Connection:
-    """Open the database file at ``path``. Raises apsw.Error.
+    """Open the database file at ``path``.
 
     A read-only connection to a file on a medium that cannot be written (where even the WAL's index has no place)
     falls back to an immutable one.
+
+    Raises:
+        apsw.Error: it cannot be opened.
+        UserError: it lies on such a medium and its newest labels are still in the WAL, which an immutable
+            connection would leave out without a word.
     """
     if not read_only:
         flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
@@ -52,12 +57,24 @@ def connect(path: Path, *, read_only: bool = False, create: bool = False) -> aps
         db.close()
         if os.access(path.parent, os.W_OK):
             raise
+        if has_wal(path):
+            raise UserError(
+                "the project cannot be read where it is",
+                f"its newest labels are in {path.name}-wal, and SQLite needs to write beside it to read them",
+                "copy the whole project folder to a place where you can write, and open the copy",
+            ) from None
         uri = f"file:{urllib.parse.quote(str(path))}?immutable=1"
         return apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
     except apsw.Error:
         db.close()
         raise
     return db
+
+
+def has_wal(path: Path) -> bool:
+    """Whether labels of a database are still in its write-ahead log alone."""
+    wal = path.with_name(path.name + "-wal")
+    return wal.exists() and wal.stat().st_size > 0
 
 
 def migrations(folder: Path = SCHEMA_FOLDER) -> dict[int, str]:
@@ -81,12 +98,7 @@ def migrate(db: apsw.Connection, *, backup: Callable[[], object], steps: dict[in
     """
     steps = migrations() if steps is None else steps
     version, newest = schema_version(db), max(steps)
-    if version > newest:
-        raise UserError(
-            "this project was made by a newer version of Tastemaker",
-            f"its format is {version}, and this version reads up to {newest}",
-            "update Tastemaker; the project was not changed",
-        )
+    refuse_newer(version, newest)
     todo = [number for number in steps if number > version]
     if not todo:
         return 0
@@ -108,6 +120,16 @@ def migrate(db: apsw.Connection, *, backup: Callable[[], object], steps: dict[in
     return len(todo)
 
 
+def refuse_newer(version: int, newest: int) -> None:
+    """Raise UserError for a schema version that this program does not know."""
+    if version > newest:
+        raise UserError(
+            "this project was made by a newer version of Tastemaker",
+            f"its format is {version}, and this version reads up to {newest}",
+            "update Tastemaker; the project was not changed",
+        )
+
+
 def problem_of(error: apsw.Error, path: Path, *, doing: str) -> UserError:
     """Turn a database error into what the user can do about it."""
     if isinstance(error, apsw.FullError):
@@ -126,9 +148,13 @@ def problem_of(error: apsw.Error, path: Path, *, doing: str) -> UserError:
     if isinstance(error, apsw.ReadOnlyError | apsw.PermissionsError | apsw.AuthError):
         return UserError(f"the project cannot be written: {doing}", f"{path}: {error}", "check its permissions")
     if isinstance(error, apsw.CantOpenError):
-        return UserError(f"the database cannot be opened: {doing}", f"{path}: {error}", "check that it is still there")
+        return UserError(f"the database cannot be opened: {doing}", f"{path}: {error}", _remedy(path))
     if isinstance(error, apsw.IOError):
         return UserError(
             f"the disk reported an error: {doing}", f"{path}: {error}", "check the disk and its free space"
         )
     return UserError(f"the database refused: {doing}", str(error), "please report this")
+
+
+def _remedy(path: Path) -> str:
+    return "check its permissions and those of its folder" if path.exists() else "check that it is still there"

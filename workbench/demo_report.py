@@ -12,6 +12,7 @@ from workbench.records import Method, Prompt
 from workbench.statistics import wilson
 from workbench.terminal import in_time
 
+PAGE = "index.html"
 History = list[tuple[int, dict[str, float]]]
 PLOTS: dict[Method, tuple[tuple[str, ...], ...]] = {
     "sft": (("loss", "eval_loss"),),
@@ -50,19 +51,19 @@ class Outcome:
 
     @classmethod
     def of(cls, method: Method, title: str, history: History, held_out: int, seconds: float) -> Outcome:
-        """Judge a run by its metrics; ``held_out`` rows were never trained on."""
+        """Judge a run by its metrics; ``held_out`` rows, or rankings of pairs, were never trained on."""
         return cls(method, title, verdict_of(method, history, held_out), history, seconds)
 
 
 def verdict_of(method: Method, history: History, held_out: int) -> str:
     """Say in one or two sentences what changed, and that it did not where it did not."""
     if method == "sft":
-        return _moved("held-out loss", _series(history, "eval_loss"), held_out, better="fell", worse="rose")
+        return _moved("held-out loss", _series(history, "eval_loss"), f"{held_out} rows")
     if method == "reward":
-        return _reward_verdict(_series(history, "eval_accuracy"), held_out)
+        return _reward_verdict(history, held_out)
     if method == "dpo":
         accuracies = _series(history, "eval_rewards/accuracies")
-        text = _moved("held-out loss", _series(history, "eval_loss"), held_out, better="fell", worse="rose")
+        text = _moved("held-out loss", _series(history, "eval_loss"), f"{held_out} rankings")
         if accuracies:
             low, high = wilson(accuracies[-1] * held_out, held_out)
             text += (
@@ -77,21 +78,25 @@ def _series(history: History, key: str) -> list[float]:
     return [values[key] for _, values in history if key in values]
 
 
-def _moved(what: str, values: list[float], rows: int, *, better: str, worse: str) -> str:
+def _moved(what: str, values: list[float], rows: str) -> str:
     if len(values) < 2:
         return f"the {what} was not measured twice, so nothing can be said of it."
     first, last = values[0], values[-1]
     if abs(last - first) < 0.01 * max(abs(first), 1e-9):
-        return f"the {what} did not change ({first:.3f} to {last:.3f} on {rows} rows)."
-    return f"the {what} {better if last < first else worse} from {first:.3f} to {last:.3f} ({rows} rows)."
+        return f"the {what} did not change ({first:.3f} to {last:.3f} on {rows})."
+    return f"the {what} {'fell' if last < first else 'rose'} from {first:.3f} to {last:.3f} ({rows})."
 
 
-def _reward_verdict(accuracies: list[float], rows: int) -> str:
-    if not accuracies or rows == 0:
+def _reward_verdict(history: History, rankings: int) -> str:
+    accuracies = _series(history, "eval_accuracy")
+    low, high = _series(history, "eval_accuracy_low"), _series(history, "eval_accuracy_high")
+    if not (accuracies and low and high) or rankings == 0:
         return "there were no held-out pairs, so nothing is known of its accuracy on new ones."
-    low, high = wilson(accuracies[-1] * rows, rows)
-    text = f"it agrees with {accuracies[-1]:.0%} of {rows} held-out pairs (95 % {low:.0%} to {high:.0%})"
-    return text + ("." if low > 0.5 else ": that cannot be told apart from guessing; rank more.")
+    text = (
+        f"it agrees with {accuracies[-1]:.0%} of the held-out pairs, which are of {rankings} rankings"
+        f" (95 % {low[-1]:.0%} to {high[-1]:.0%})"
+    )
+    return text + ("." if low[-1] > 0.5 else ": that cannot be told apart from guessing; rank more.")
 
 
 def _ppo_verdict(history: History) -> str:
@@ -116,7 +121,7 @@ def write_report(folder: Path, outcomes: list[Outcome], answers: list[Answer], s
     folder.mkdir(parents=True, exist_ok=True)
     images = [(one, _plot(folder, one)) for one in outcomes]
     write_atomic(folder / "summary.json", encode(_summary(outcomes, answers, seconds)))
-    page = folder / "index.html"
+    page = folder / PAGE
     write_atomic(page, _page(images, answers, seconds).encode())
     return page
 

@@ -9,8 +9,10 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import msgspec
 import psutil
@@ -68,14 +70,34 @@ def doctor(_options: argparse.Namespace, terminal: Terminal) -> int:
 
 
 def examine() -> list[Finding]:
-    """Look at everything that the window and the engine need."""
-    return [_python(), *_packages(), _window(), *_device(), _memory(), *_disk(), _models(), _runtime()]
+    """Look at everything that the window and the engine need; what cannot be looked at is a finding too."""
+    looks: tuple[tuple[str, Callable[[], list[Finding]]], ...] = (
+        ("Python", _python),
+        ("Packages", _packages),
+        ("Window", _window),
+        ("GPU", _device),
+        ("Memory", _memory),
+        ("Model cache", lambda: _disk("Model cache", cache_dir())),
+        ("Working folder", lambda: _disk("Working folder", Path.cwd())),
+        ("Base models", _models),
+        ("Private folder", lambda: [Finding("Private folder", "good", str(runtime_dir()))]),
+    )
+    return [finding for what, look in looks for finding in _looked(what, look)]
 
 
-def _python() -> Finding:
+def _looked(what: str, look: Callable[[], list[Finding]]) -> list[Finding]:
+    try:
+        return look()
+    except UserError as error:
+        return [Finding(what, "bad", f"{error.what}: {error.cause}" if error.cause else error.what, error.remedy)]
+    except OSError as error:
+        return [Finding(what, "bad", str(error), "check the folder and its rights")]
+
+
+def _python() -> list[Finding]:
     text = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     good = (3, 11) <= sys.version_info[:2] <= (3, 13)
-    return Finding("Python", "good" if good else "bad", text, "" if good else "use Python 3.11, 3.12 or 3.13")
+    return [Finding("Python", "good" if good else "bad", text, "" if good else "use Python 3.11, 3.12 or 3.13")]
 
 
 def _packages() -> list[Finding]:
@@ -97,15 +119,14 @@ def _packages() -> list[Finding]:
     return found
 
 
-def _window() -> Finding:
+def _window() -> list[Finding]:
     lacking = missing_packages()
     if lacking:
-        return Finding(
-            "Window", "note", "Qt's system libraries are missing", "sudo apt-get install " + " ".join(lacking)
-        )
+        remedy = "sudo apt-get install " + " ".join(lacking)
+        return [Finding("Window", "note", "Qt's system libraries are missing", remedy)]
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        return Finding("Window", "note", "no display here", "the command line does everything; `tastemaker demo`")
-    return Finding("Window", "good", "a display and Qt's libraries are here")
+        return [Finding("Window", "note", "no display here", "the command line does everything; `tastemaker demo`")]
+    return [Finding("Window", "good", "a display and Qt's libraries are here")]
 
 
 def probe_engine(timeout: float = 120) -> EngineProbe | None:
@@ -138,33 +159,25 @@ def _device() -> list[Finding]:
     return found
 
 
-def _memory() -> Finding:
+def _memory() -> list[Finding]:
     memory = psutil.virtual_memory()
     text = f"{in_bytes(memory.available)} of {in_bytes(memory.total)} available, {os.cpu_count()} cores"
     if memory.available < BYTES_TO_TRAIN:
-        return Finding("Memory", "note", text, "close other programs, or train with a smaller micro_batch")
-    return Finding("Memory", "good", text)
+        return [Finding("Memory", "note", text, "close other programs, or train with a smaller micro_batch")]
+    return [Finding("Memory", "good", text)]
 
 
-def _disk() -> list[Finding]:
-    found = []
-    for what, folder in (("Model cache", cache_dir()), ("Working folder", os.getcwd())):
-        free = shutil.disk_usage(folder).free
-        text = f"{folder}, {in_bytes(free)} free"
-        low = free < 5 * 1024**3
-        found.append(Finding(what, "note" if low else "good", text, "free some space" if low else ""))
-    return found
+def _disk(what: str, folder: Path) -> list[Finding]:
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        return [Finding(what, "bad", f"{folder} cannot be read and written", "check its rights")]
+    free = shutil.disk_usage(folder).free
+    low = free < 5 * 1024**3
+    text = f"{folder}, {in_bytes(free)} free"
+    return [Finding(what, "note" if low else "good", text, "free some space" if low else "")]
 
 
-def _models() -> Finding:
+def _models() -> list[Finding]:
     names = sorted(one.name for one in models_cache_dir().iterdir() if (one / "config.json").exists())
     if not names:
-        return Finding("Base models", "note", "none yet", "tastemaker model add DIR demo")
-    return Finding("Base models", "good", ", ".join(names))
-
-
-def _runtime() -> Finding:
-    try:
-        return Finding("Private folder", "good", str(runtime_dir()))
-    except UserError as error:
-        return Finding("Private folder", "bad", str(error))
+        return [Finding("Base models", "note", "none yet", "tastemaker model add DIR demo")]
+    return [Finding("Base models", "good", ", ".join(names))]

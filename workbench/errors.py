@@ -10,6 +10,8 @@ from __future__ import annotations
 class UserError(Exception):
     """Something about the user's situation that they can mend.
 
+    No part begins with a name as the user wrote it, which would be capitalised: "the model tiny is ...".
+
     Args:
         what: one sentence: what could not be done.
         cause: why.

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from typing import TypeVar
 
 from workbench.errors import UserError
-from workbench.records import Method, ModelRecord, ModelRole
+from workbench.records import Method, ModelRecord, ModelRole, RunRecord
+
+T = TypeVar("T", ModelRecord, RunRecord)
+SHOWN_OF_ID = 8
+"""As many characters of an id's end are shown in lists."""
 
 START_ROLES: dict[Method, tuple[ModelRole, ...]] = {
     "sft": ("base", "sft"),
@@ -17,32 +22,46 @@ START_ROLES: dict[Method, tuple[ModelRole, ...]] = {
 """The roles that a method may start from."""
 
 
-def find_model(models: Sequence[ModelRecord], text: str, roles: Sequence[ModelRole] = ()) -> ModelRecord:
-    """Find the model that ``text`` names: a whole id or name, or the beginning of one name, or an end of one id.
+def named(records: Sequence[T], text: str, what: str, *, whole: bool = False) -> T:
+    """Find the one record that ``text`` names: by its whole name or id, or by a beginning of one.
 
-    Raises UserError that lists near names, or the names that a beginning fits.
+    Args:
+        records: to choose from.
+        text: a name or id, the beginning of either, or an id's end of 6 characters or more.
+        what: the records' kind, for the errors: "model", "run".
+        whole: take no beginnings, only a whole name or id or an id's end as lists show it: for what cannot be undone.
+
+    Raises UserError that lists near names, or the records that the text fits.
     """
-    allowed = [one for one in models if not roles or one.role in roles]
-    exact = [one for one in allowed if text in (one.id, one.name)]
-    if exact:
-        return exact[-1]
+    exact = [one for one in records if text in (one.id, one.name)]
+    if len(text) >= (SHOWN_OF_ID if whole else 6):
+        exact = exact or [one for one in records if one.id.endswith(text)]
     start = text.casefold()
-    fitting = [
-        one
-        for one in allowed
-        if one.name.casefold().startswith(start)
-        or (len(text) >= 6 and text in (one.id[: len(text)], one.id[-len(text) :]))
-    ]
+    parts = [] if whole or not text else [one for one in records if _begins(one, start)]
+    fitting = exact or parts
     if len(fitting) == 1:
         return fitting[0]
-    kind = " or ".join(roles) + " model" if roles else "model"
     if fitting:
-        names = ", ".join(repr(one.name) for one in fitting)
-        raise UserError(f"{text!r} fits several models: {names}", "", "write the whole name")
-    if not allowed:
-        raise UserError(f"this project has no {kind} yet", "", "add or train one first")
-    near = difflib.get_close_matches(text, [one.name for one in allowed], 3, 0.4) or [one.name for one in allowed][-5:]
-    raise UserError(f"there is no {kind} {text!r}", "", "did you mean " + ", ".join(repr(name) for name in near) + "?")
+        which = ", ".join(f"{one.name!r} ({one.id[-SHOWN_OF_ID:]})" for one in fitting)
+        raise UserError(f"{text!r} fits several {what}s", f"it fits {which}", "write the whole name, or the id's end")
+    if not records:
+        raise UserError(f"There is no {what} {text!r}", f"this project has no {what} yet", "add or train one first")
+    near = difflib.get_close_matches(text, [one.name for one in records], 3, 0.4) or [one.name for one in records][-5:]
+    only = "only a whole name or id will do here" if whole else f"no {what} has such a name or id"
+    remedy = "did you mean " + ", ".join(repr(name) for name in near) + "?"
+    raise UserError(f"There is no {what} {text!r}", only, remedy)
+
+
+def _begins(one: ModelRecord | RunRecord, start: str) -> bool:
+    return one.name.casefold().startswith(start) or (len(start) >= 6 and one.id.startswith(start))
+
+
+def find_model(
+    models: Sequence[ModelRecord], text: str, roles: Sequence[ModelRole] = (), *, whole: bool = False
+) -> ModelRecord:
+    """Find the model that ``text`` names, among those with one of ``roles``. Raises UserError as :func:`named`."""
+    allowed = [one for one in models if not roles or one.role in roles]
+    return named(allowed, text, " or ".join(roles) + " model" if roles else "model", whole=whole)
 
 
 def default_start(models: Sequence[ModelRecord], method: Method) -> ModelRecord | None:

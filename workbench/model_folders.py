@@ -73,7 +73,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         header = msgspec.convert(raw, dict[str, TensorInfo])
     except OSError as error:
         raise UserError(f"{path.name} cannot be read", error.strerror or str(error), "check its permissions") from error
-    except (ValueError, TypeError, AttributeError, msgspec.ValidationError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError, msgspec.ValidationError) as error:
         raise _damaged(path, f"its header cannot be read: {error}") from error
     end = 8 + length + max((one.data_offsets[1] for one in header.values()), default=0)
     if size != end:
@@ -94,7 +94,7 @@ def check_base_folder(folder: Path, name: str = "") -> None:
     name = name or folder.name
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
         raise UserError(
-            f"{name} is an adapter, no whole model", f"it holds {ADAPTER_CONFIG}", "import it onto its base model"
+            f"the model {name} is only an adapter", f"it holds {ADAPTER_CONFIG}", "import it onto its base model"
         )
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
     if not any(all((folder / part).is_file() for part in kind) for kind in _TOKENIZERS):
@@ -102,24 +102,26 @@ def check_base_folder(folder: Path, name: str = "") -> None:
     weights = sorted(one.name for one in folder.glob("*.safetensors"))
     if not weights and (pickled := _pickled(folder)):
         raise UserError(
-            f"{name} is refused",
+            f"the model {name} is refused",
             f"its weights are pickled ({pickled[0]}), and a pickle can run code",
             "choose a model with safetensors, or convert it first",
         )
     missing += _missing_weights(folder, weights)
     if missing:
-        raise UserError(f"{name} is incomplete", f"missing: {', '.join(missing)}", "copy or download all of its files")
+        raise UserError(
+            f"the model {name} is incomplete", f"missing: {', '.join(missing)}", "copy or download all of its files"
+        )
     for file in ("config.json", "tokenizer_config.json"):
         if "auto_map" in _read_json(folder / file, name):
             raise UserError(
-                f"{name} is refused",
+                f"the model {name} is refused",
                 f"it brings its own code (auto_map in {file}), which Tastemaker never runs",
                 "choose a model whose architecture transformers knows",
             )
-    method = (_read_json(folder / "config.json", name).get("quantization_config") or {}).get("quant_method")
+    method = _object(_read_json(folder / "config.json", name), "quantization_config").get("quant_method")
     if method:
         raise UserError(
-            f"{name} is quantised already ({method})",
+            f"the model {name} is quantised already ({method})",
             "Tastemaker quantises the base itself when it loads it",
             "choose the model in its original precision",
         )
@@ -133,8 +135,8 @@ def _pickled(folder: Path) -> list[str]:
 
 def _missing_weights(folder: Path, weights: list[str]) -> list[str]:
     if (folder / _INDEX).is_file():
-        shards = set(_read_json(folder / _INDEX, folder.name).get("weight_map", {}).values())
-        return sorted(str(shard) for shard in shards if not (folder / str(shard)).is_file()) or (
+        shards = {str(one) for one in _object(_read_json(folder / _INDEX, folder.name), "weight_map").values()}
+        return sorted(shard for shard in shards if not (folder / shard).is_file()) or (
             [] if shards else ["model.safetensors"]
         )
     return [] if weights else ["model.safetensors"]
@@ -145,11 +147,17 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name} is damaged", f"{path.name}: {error}", "copy or download it again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"the model {name} is damaged", f"{path.name}: {error}", "copy or download it again") from error
     if not isinstance(found, dict):
-        raise UserError(f"{name} is damaged", f"{path.name} is no JSON object", "copy or download it again")
+        raise UserError(f"the model {name} is damaged", f"{path.name} is no JSON object", "copy or download it again")
     return found
+
+
+def _object(config: dict[str, Any], key: str) -> dict[str, Any]:
+    """A part of a configuration; {} where it is none."""
+    found = config.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def check_adapter_folder(folder: Path) -> dict[str, TensorInfo]:
@@ -163,26 +171,32 @@ def check_adapter_folder(folder: Path) -> dict[str, TensorInfo]:
     missing = [name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if not (folder / name).is_file()]
     if missing == [ADAPTER_WEIGHTS] and (pickled := _pickled(folder)):
         raise UserError(
-            f"{folder.name} is refused",
+            f"the adapter {folder.name} is refused",
             f"its weights are pickled ({pickled[0]}), and a pickle can run code",
             "save the adapter as safetensors",
         )
     if missing:
-        raise UserError(f"{folder.name} is no complete adapter", f"missing: {', '.join(missing)}", "copy all its files")
+        raise UserError(
+            f"the adapter {folder.name} is incomplete", f"missing: {', '.join(missing)}", "copy all its files"
+        )
     config = _read_json(folder / ADAPTER_CONFIG, folder.name)
     if config.get("peft_type") != "LORA":
         raise UserError(
-            f"{folder.name} cannot be used", f"it is of type {config.get('peft_type')}", "use a LoRA adapter"
+            f"the adapter {folder.name} cannot be used",
+            f"it is of type {config.get('peft_type')}",
+            "use a LoRA adapter",
         )
-    if "auto_mapping" in config and (config["auto_mapping"] or {}).get("parent_library"):
-        raise UserError(f"{folder.name} is refused", "it names code of its own (auto_mapping)", "use a plain adapter")
+    if _object(config, "auto_mapping").get("parent_library"):
+        raise UserError(
+            f"the adapter {folder.name} is refused", "it names code of its own (auto_mapping)", "use a plain adapter"
+        )
     if (folder / MANIFEST).is_file() and (faults := faults_of(folder)):
-        raise UserError(f"{folder.name} is damaged", "; ".join(faults), "copy it again")
+        raise UserError(f"the adapter {folder.name} is damaged", "; ".join(faults), "copy it again")
     header = read_header(folder / ADAPTER_WEIGHTS)
     odd = [key for key in header if ".lora_A." not in key and ".lora_B." not in key and key != HEAD_KEY]
     if odd or not header:
         raise UserError(
-            f"{folder.name} cannot be used",
+            f"the adapter {folder.name} cannot be used",
             f"it has {odd[0]}" if odd else "it holds no weights",
             "use a plain LoRA adapter",
         )
@@ -198,8 +212,9 @@ def adapter_fits_base(header: dict[str, TensorInfo], base: Path) -> str:
     }
     for key, one in header.items():
         if key == HEAD_KEY:
-            if one.shape[-1] != (hidden := _hidden_size(base)) and hidden:
-                return f"its head reads {one.shape[-1]} numbers and the base gives {hidden}"
+            width = one.shape[-1] if one.shape else 0
+            if width != (hidden := _hidden_size(base)) and hidden:
+                return f"its head reads {width} numbers and the base gives {hidden}"
             continue
         path, _, part = key.removeprefix("base_model.model.").partition(".lora_")
         shape = layers.get(path)
@@ -213,7 +228,8 @@ def adapter_fits_base(header: dict[str, TensorInfo], base: Path) -> str:
 
 
 def _hidden_size(base: Path) -> int:
-    return int(_read_json(base / "config.json", base.name).get("hidden_size") or 0)
+    size = _read_json(base / "config.json", base.name).get("hidden_size")
+    return size if isinstance(size, int) else 0
 
 
 def count_parameters(folder: Path) -> int:
@@ -221,11 +237,11 @@ def count_parameters(folder: Path) -> int:
     return sum(math.prod(one.shape) for file in folder.glob("*.safetensors") for one in read_header(file).values())
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path, *, cached: bool = True) -> str:
     """Return the sha256 of the files that define a model: weights, configuration, tokenizer.
 
-    Hashes are cached by size and modification time, so that asking again costs no reading. Raises UserError where
-    the folder cannot be read.
+    Hashes are cached by size and modification time, so that asking again costs no reading; with ``cached=False``
+    every byte is read. Raises UserError where the folder cannot be read.
     """
     try:
         files = sorted(
@@ -238,7 +254,7 @@ def fingerprint(folder: Path) -> str:
         )
         if not files:
             raise FileNotFoundError(2, "there are no model files in it")
-        known = _known(folder)
+        known = _known(folder) if cached else {}
         seen = {one.name: _hash(one, known.get(one.name)) for one in files}
     except OSError as error:
         raise UserError(
@@ -251,6 +267,19 @@ def fingerprint(folder: Path) -> str:
     for name, one in sorted(seen.items()):
         digest.update(f"{name}\0{one.sha256}\n".encode())
     return digest.hexdigest()
+
+
+def refuse_changed(folder: Path, sha256: str, what: str, *, cached: bool = True) -> None:
+    """Raise UserError when a model's files are not those that it was listed with; an unknown ``sha256`` is "".
+
+    safetensors has no checksum: without this a flipped bit or a zeroed block would load silently.
+    """
+    if sha256 and fingerprint(folder, cached=cached) != sha256:
+        raise UserError(
+            f"{what} has changed since it was added",
+            f"the files in {folder} are damaged, or are not those that the project knows",
+            "put the old files back, or add the changed model as a new one",
+        )
 
 
 def _hash(path: Path, known: _Seen | None) -> _Seen:

@@ -14,7 +14,7 @@ from workbench.errors import UserError
 from workbench.folders import models_cache_dir
 from workbench.ids import new_id, now
 from workbench.jsonl import decode, encode, write_atomic
-from workbench.manifests import fsync_folder, read_manifest, remove_folder
+from workbench.manifests import fsync_folder, read_manifest, remove_folder, reseal
 from workbench.model_folders import (
     HEAD_KEY,
     adapter_fits_base,
@@ -158,6 +158,8 @@ def import_adapter(project: Project, folder: Path | str, base_model_id: str, *, 
         for one in sorted(folder.iterdir()):
             if one.is_file() and one.suffix in _ADAPTER_SUFFIXES and not one.name.startswith((".", "state")):
                 shutil.copyfile(one, draft / one.name)
+        if manifest is not None:
+            reseal(draft, manifest)  # it names files that only resuming needs and that were left behind
         draft.rename(place)
         fsync_folder(place.parent)
     except OSError as error:
@@ -220,8 +222,17 @@ def remove_model(project: Project, model_id: str) -> None:
     """
     model = project.store.model(model_id)
     project.store.remove_model(model_id).result()
-    if model is not None and model.role != "base" and Path(model.path).parts[:1] == ("models",):
-        remove_folder(project.path / model.path)
+    if model is not None and model.role != "base" and (folder := _own_folder(project, model)) is not None:
+        remove_folder(folder)
+
+
+def _own_folder(project: Project, model: ModelRecord) -> Path | None:
+    """The folder of an imported adapter; None where the path is another's, whatever a stranger's project says."""
+    path = Path(model.path)
+    if len(path.parts) != 2 or path.parts[0] != "models" or path.parts[1] == "..":
+        return None
+    folder = project.path / path
+    return folder if folder.resolve() == project.path.resolve() / path else None
 
 
 def _describe(source: str) -> _Origin:

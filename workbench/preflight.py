@@ -68,13 +68,17 @@ def resolved_reward(
     record, ref = resolved(project, reward_model_id, "reward_model", problems)
     if record is not None and record.role != "reward":
         problems.append(
-            Problem("reward_model", f"{record.name} is a {record.role} model", "choose a model with the role reward")
+            Problem(
+                "reward_model",
+                f"The model {record.name} is a {record.role} model",
+                "choose a model with the role reward",
+            )
         )
     elif record is not None and start is not None and record.base_id != (start.base_id or start.id):
         problems.append(
             Problem(
                 "reward_model",
-                f"{record.name} and {start.name} stand on different bases",
+                f"The models {record.name} and {start.name} stand on different bases",
                 "choose two models of one base: PPO holds the base only once",
             )
         )

@@ -15,6 +15,8 @@ import apsw
 from workbench import backups, database, folders, store_check
 from workbench.errors import UserError
 from workbench.ids import new_id, now
+from workbench.jsonl import write_atomic
+from workbench.model_folders import refuse_changed
 from workbench.protocol import ModelRef
 from workbench.records import Change, ModelRecord
 from workbench.store import Store
@@ -22,6 +24,7 @@ from workbench.store import Store
 log = logging.getLogger(__name__)
 DATABASE = "project.db"
 LOCK = "project.lock"
+_LAST_FAILURE = "last-failure.txt"  # beside the backups: what was wrong with the newest attempt
 _NEW_DATABASE = ".new-project.db"
 BACKUP_EVERY_S = 30 * 60
 _FOLDERS = ("backups", "runs", "models")
@@ -40,6 +43,7 @@ class Project:
         self.read_only = read_only
         self._lock = lock
         self.store = Store(path / DATABASE, read_only=read_only)
+        self.backup_problem = _last_failure(path)
         self._changed_since_backup = False
         self._backup_due_at = time.monotonic() + BACKUP_EVERY_S
         self._backing_up = threading.Lock()
@@ -53,13 +57,13 @@ class Project:
 
     @property
     def warning(self) -> str:
-        """Why the project should not live where it is (a network or synced folder), or ''."""
-        return folders.folder_warning(self.path)
+        """What was wrong with the last backup; why the project should not live where it is (a synced folder); or ''."""
+        return " ".join(filter(None, (self.backup_problem, folders.folder_warning(self.path))))
 
     @classmethod
     def create(cls, path: Path | str) -> Project:
         """Make a new project in a new or empty folder and open it."""
-        path = Path(path).absolute()
+        path = _usable(path)
         try:
             if path.exists() and not _is_free(path):
                 raise UserError(
@@ -92,27 +96,41 @@ class Project:
             ProjectInUse: another program has it open for writing.
             UserError: it is missing, damaged (the newest good backup is named) or of a newer version.
         """
-        path = Path(path).absolute()
+        path = _usable(path)
+        file = path / DATABASE
+        try:
+            project = cls._opened(path, read_only=read_only)
+        except apsw.Error as error:
+            raise backups.problem_of(error, file, doing="the project was not opened") from error
+        except OSError as error:
+            raise UserError(
+                f"the project at {path} cannot be opened",
+                error.strerror or str(error),
+                "check the path, and the permissions of the folder and its files",
+            ) from error
+        if not read_only:
+            for name in _FOLDERS:
+                with contextlib.suppress(OSError):  # its absence is told where it matters
+                    (path / name).mkdir(mode=0o700, exist_ok=True)
+        if project.backup_problem:
+            log.warning("%s", project.backup_problem)
+        return project
+
+    @classmethod
+    def _opened(cls, path: Path, *, read_only: bool) -> Project:
         file = path / DATABASE
         if not file.is_file():
             if backups.backups(path / "backups"):
                 raise backups.ProjectDamaged(file, "the file is missing")
             raise UserError(f"there is no project at {path}", f"it has no {DATABASE}", "choose a project's folder")
-        lock = None if read_only else _take_lock(path)
-        try:
-            with contextlib.ExitStack() as on_failure:
-                if lock is not None:
-                    on_failure.callback(os.close, lock)
-                _check_file(file)
-                _migrate(file, read_only=read_only)
-                project = cls(path, lock, read_only=read_only)
-                on_failure.pop_all()
-        except apsw.Error as error:
-            raise backups.problem_of(error, file, doing="the project was not opened") from error
-        if not read_only:
-            for name in _FOLDERS:
-                with contextlib.suppress(OSError):  # its absence is told where it matters
-                    (path / name).mkdir(mode=0o700, exist_ok=True)
+        with contextlib.ExitStack() as on_failure:
+            lock = None if read_only else _take_lock(path)
+            if lock is not None:
+                on_failure.callback(os.close, lock)
+            _check_file(file)
+            _migrate(file, read_only=read_only)
+            project = cls(path, lock, read_only=read_only)
+            on_failure.pop_all()
         return project
 
     def close(self) -> None:
@@ -124,8 +142,7 @@ class Project:
         if self._backup_thread:
             self._backup_thread.join()
         if self._changed_since_backup and self._is_backup_due():
-            with contextlib.suppress(UserError):  # already in the log; the next opening tells of damage
-                self.back_up()
+            self._back_up_quietly()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -160,7 +177,7 @@ class Project:
         return self.runs_dir / run_id
 
     def resolve(self, model: ModelRecord) -> ModelRef:
-        """Name a model's folders for the engine. Raises UserError if files are missing."""
+        """Name a model's folders for the engine. Raises UserError if files are missing, changed or not its own."""
         if model.role == "base":
             base, adapter = model, None
         else:
@@ -171,11 +188,13 @@ class Project:
                     "its base model is not in the project",
                     "add the base again",
                 )
-            base, adapter = found, self.path / model.path
+            base, adapter = found, self.adapter_folder(model)
         base_path = Path(base.path)
         _need_files(base, base_path, "config.json", weights="*.safetensors")
         if adapter is not None:
             _need_files(model, adapter, "adapter_config.json", "adapter_model.safetensors")
+            refuse_changed(adapter, model.sha256, f"The adapter of {model.name}")
+        refuse_changed(base_path, base.sha256, f"The base of {model.name}" if adapter else f"The model {base.name}")
         return ModelRef(
             model_id=model.id,
             name=model.name,
@@ -184,6 +203,17 @@ class Project:
             base_sha256=base.sha256,
             adapter_sha256=model.sha256 if adapter else "",
         )
+
+    def adapter_folder(self, model: ModelRecord) -> Path:
+        """The folder of an adapter. Raises UserError where its path leads out of ``runs`` and ``models``."""
+        path = Path(model.path)
+        if path.is_absolute() or ".." in path.parts or path.parts[:1] not in (("runs",), ("models",)):
+            raise UserError(
+                f"the model {model.name} cannot be used",
+                f"its path {model.path!r} leads out of the project",
+                "remove it from the list",
+            )
+        return self.path / path
 
     def lineage(self, model_id: str) -> list[ModelRecord]:
         """A model, the one it was trained from, and so on down to its base."""
@@ -204,20 +234,35 @@ class Project:
             return store_check.faults(db)
 
     def back_up(self) -> backups.Backup:
-        """Back up now. Raises UserError when the database is damaged or the disk full."""
+        """Back up now. Raises UserError when the database is damaged or the disk full.
+
+        What was wrong is kept beside the backups and told at the next opening too, until a backup is good.
+        """
         with self._backing_up:
             self._changed_since_backup = False
             self._backup_due_at = time.monotonic() + BACKUP_EVERY_S
             try:
-                return backups.back_up(self.path / DATABASE, self.backups_dir)
-            except UserError:
-                log.exception("no backup was made")
+                made = backups.back_up(self.path / DATABASE, self.backups_dir)
+            except UserError as error:
                 self._changed_since_backup = True
+                self._note_backup(str(error))
                 raise
+            self._note_backup(made.problem)
+            return made
 
     def backups(self) -> list[backups.Backup]:
         """The project's backups, newest first."""
         return backups.backups(self.backups_dir)
+
+    def _note_backup(self, problem: str) -> None:
+        self.backup_problem = problem
+        file = self.backups_dir / _LAST_FAILURE
+        with contextlib.suppress(OSError, UserError):  # on a full disk it is told at least now
+            if problem:
+                log.warning("%s", problem)
+                write_atomic(file, problem.encode())
+            else:
+                file.unlink(missing_ok=True)
 
     def _is_backup_due(self) -> bool:
         newest = self.backups()
@@ -236,7 +281,7 @@ class Project:
             self._backup_thread.start()
 
     def _back_up_quietly(self) -> None:
-        with contextlib.suppress(UserError):  # back_up has logged it
+        with contextlib.suppress(UserError):  # back_up has told of it
             self.back_up()
 
 
@@ -257,6 +302,24 @@ def restore_backup(path: Path | str, backup: Path | str) -> Path | None:
         return backups.restore(path / DATABASE, inside if inside.exists() else Path(backup).absolute())
     finally:
         os.close(lock)
+
+
+def _usable(path: Path | str) -> Path:
+    """Make a path absolute. Raises UserError where its name is no text, which SQLite cannot open."""
+    path = Path(path).absolute()
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        shown = str(path).encode(errors="backslashreplace").decode()
+        raise UserError(f"no project can be at {shown}", "its name is not valid UTF-8", "rename the folder") from error
+    return path
+
+
+def _last_failure(path: Path) -> str:
+    try:
+        return (path / "backups" / _LAST_FAILURE).read_text(encoding="utf-8", errors="replace").strip()[:2000]
+    except OSError:
+        return ""
 
 
 def _is_free(path: Path) -> bool:
@@ -292,13 +355,13 @@ def _check_file(file: Path) -> None:
     page_size = int.from_bytes(header[16:18], "big")
     page_size = 65536 if page_size == 1 else page_size
     pages = int.from_bytes(header[28:32], "big")
-    wal = file.with_name(file.name + "-wal")
-    if size < pages * page_size and not (wal.exists() and wal.stat().st_size):
+    if size < pages * page_size and not database.has_wal(file):
         raise backups.ProjectDamaged(file, f"it was cut off: {size:,} of {pages * page_size:,} bytes are there")
     if int.from_bytes(header[68:72], "big") != database.APPLICATION_ID:
         raise UserError(
             f"{file} is not a Tastemaker project", "its database belongs to another program", "choose another"
         )
+    database.refuse_newer(int.from_bytes(header[60:64], "big"), max(database.migrations()))
 
 
 def _migrate(file: Path, *, read_only: bool) -> None:

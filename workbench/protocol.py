@@ -45,6 +45,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     recipe: dict[str, Any]  # the fields of workbench.recipes.RECIPES[method]
     model: ModelRef  # the start, and the frozen reference
     reward: ModelRef | None = None  # PPO's reward model; None when a rule scores
+    tags: tuple[str, ...] = ()  # only prompts with one of these trained; all of them where it is empty
     data_sha256: dict[str, str] = {}  # by file name under data/
     versions: dict[str, str] = {}
     created_at: str = ""

@@ -47,7 +47,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """What a good answer looks like, written by a person. Each save is a new revision; the newest counts."""
+    """What a good answer looks like, written by a person. A save is a new revision; the newest counts."""
 
     id: str
     prompt_id: str
@@ -146,6 +146,15 @@ class ModelRecord:
     sha256: str = ""  # of the files that define it (see workbench.models.fingerprint)
     note: str = ""
     created_at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignModel:
+    """A model of another project, of which only this is known: it wrote responses that were imported."""
+
+    id: str
+    name: str = ""
+    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)

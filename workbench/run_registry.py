@@ -13,7 +13,7 @@ from pathlib import Path
 from workbench.errors import UserError
 from workbench.estimate import Pace, foretold_pace, read_shape
 from workbench.ids import now
-from workbench.manifests import MANIFEST, RESUME_ONLY_PREFIX, fsync_folder, read_manifest, remove_folder, seal
+from workbench.manifests import MANIFEST, RESUME_ONLY_PREFIX, fsync_folder, read_manifest, remove_folder, reseal
 from workbench.model_folders import fingerprint
 from workbench.project import Project
 from workbench.protocol import Metrics
@@ -182,15 +182,7 @@ def _keep(checkpoint: Path, destination: Path) -> None:
                 shutil.copy2(source, draft / source.name)
     before = read_manifest(checkpoint)
     if before is not None:
-        seal(
-            draft,
-            kind="final",
-            run_id=before.run_id,
-            method=before.method,
-            step=before.step,
-            base_name=before.base_name,
-            base_sha256=before.base_sha256,
-        )
+        reseal(draft, before, kind="final")
     fsync_folder(draft)
     try:
         draft.rename(destination)

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from workbench.errors import UserError
@@ -108,6 +109,15 @@ class _Process:
         return reason or "it ended by itself"
 
 
+@dataclass(slots=True)
+class _Asked:
+    """An open request."""
+
+    on_reply: OnReply
+    process: _Process | None = None  # the one that was asked; None while it starts
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+
 class ServeClient:
     """A line to a serving engine, usable from any thread.
 
@@ -119,7 +129,7 @@ class ServeClient:
         self._argv = argv
         self._lock = threading.RLock()
         self._process: _Process | None = None
-        self._open: dict[str, OnReply] = {}
+        self._open: dict[str, _Asked] = {}
         self._reader: threading.Thread | None = None
 
     @property
@@ -156,18 +166,24 @@ class ServeClient:
 
         Returns the request's id. Raises UserError when the engine cannot be started.
         """
-        with self._lock:
-            self.start()
-            process = self._process
-            assert process is not None
-            self._open[request.id] = on_reply
+        self._open[request.id] = asked = _Asked(on_reply)  # before the start, so that it can be cancelled meanwhile
         try:
-            process.send(request)
-        except OSError:
-            self._on_death(process)
+            with self._lock:
+                self.start()
+                asked.process = process = self._process
+            assert process is not None
+            if asked.cancelled.is_set():
+                self._hand_over(Failed(id=request.id, message="This was cancelled", code="cancelled"))
+                return request.id
+            try:
+                process.send(request)
+            except OSError:
+                self._on_death(process)
         except BaseException:
             self._open.pop(request.id, None)
             raise
+        if asked.cancelled.is_set():  # while it was on its way, when the engine did not know it yet
+            self._send_cancel(process, request.id)
         return request.id
 
     def call(self, request: AnyRequest, timeout: float | None = None, on_reply: OnReply | None = None) -> AnyReply:
@@ -194,9 +210,14 @@ class ServeClient:
 
     def cancel(self, request_id: str) -> None:
         """Ask for an end of a request; its last reply is ``Failed(code="cancelled")``. Unknown ids are ignored."""
-        process = self._process
-        if process is None or request_id not in self._open:
+        asked = self._open.get(request_id)
+        if asked is None:
             return
+        asked.cancelled.set()
+        if asked.process is not None:
+            self._send_cancel(asked.process, request_id)
+
+    def _send_cancel(self, process: _Process, request_id: str) -> None:
         with contextlib.suppress(OSError):
             process.send(CancelRequest(id=request_id))
 
@@ -204,16 +225,16 @@ class ServeClient:
         """End the engine and give its memory back; open requests get their last reply. Nothing when none runs."""
         with self._lock:
             process, self._process = self._process, None
+            reader = self._reader
         if process is None:
             return
         process.leaving = True
         with contextlib.suppress(OSError):
             process.send(Leave(id=new_id()))
         process.end(timeout)
-        reader = self._reader
         if reader is not None and reader is not threading.current_thread():
             reader.join(2.0)
-        self._fail_open("The engine was closed", "", "")
+        self._fail_open(process, "The engine was closed", "", "")
 
     def close(self) -> None:
         """As :meth:`leave`, without patience: for a window that closes."""
@@ -240,11 +261,11 @@ class ServeClient:
 
     def _hand_over(self, reply: AnyReply) -> None:
         last = isinstance(reply, LAST_REPLIES)
-        on_reply = self._open.pop(reply.id, None) if last else self._open.get(reply.id)
-        if on_reply is None:
+        asked = self._open.pop(reply.id, None) if last else self._open.get(reply.id)
+        if asked is None:
             return
         try:
-            on_reply(reply)
+            asked.on_reply(reply)
         except Exception:  # a fault of one caller must not take the line down for all others
             sys.excepthook(*sys.exc_info())
 
@@ -255,10 +276,12 @@ class ServeClient:
             process.leaving = True
             self._process = None
         process.end(1.0)
-        self._fail_open("The engine ended unexpectedly", process.last_words(), "ask again: it is started anew")
+        last_words = process.last_words()
+        self._fail_open(process, "The engine ended unexpectedly", last_words, "ask again: it is started anew")
 
-    def _fail_open(self, message: str, cause: str, remedy: str) -> None:
-        for request_id in list(self._open):
+    def _fail_open(self, process: _Process, message: str, cause: str, remedy: str) -> None:
+        """End what this process was asked; another may have been started and asked meanwhile."""
+        for request_id in [key for key, asked in list(self._open.items()) if asked.process is process]:
             self._hand_over(Failed(id=request_id, message=message, cause=cause, remedy=remedy, code="died"))
 
 

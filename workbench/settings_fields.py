@@ -95,7 +95,7 @@ def range_problems(recipe: Any) -> list[Problem]:
             found.append(Problem(one.name, f"{value!r} is no choice for {one.name}", hint))
         elif one.type in (int, float) and not _in_range(value, one):
             found.append(
-                Problem(one.name, f"{one.name} is {value:g}, outside {_range_text(one)}", "choose a value inside")
+                Problem(one.name, f"{one.name} is {_shown(value)}, outside {_range_text(one)}", "choose a value inside")
             )
     return found
 
@@ -113,7 +113,7 @@ def with_settings(recipe: R, given: Mapping[str, str]) -> R:
         try:
             values[name] = parse_value(known[name], text)
         except ValueError:
-            faults.append(f"{name} wants {known[name].type.__name__}, not {text!r}")
+            faults.append(f"{name} wants {known[name].type.__name__}, not {text[:40]!r}")
     if faults:
         raise UserError("The settings cannot be used", "; ".join(faults), "see --help for the settings of each method")
     return dataclasses.replace(recipe, **values)  # type: ignore[type-var]
@@ -145,7 +145,14 @@ def _plain(hint: Any) -> tuple[type, bool]:
 
 
 def _in_range(value: float, one: Setting) -> bool:
-    return math.isfinite(value) and (one.low is None or value >= one.low) and (one.high is None or value <= one.high)
+    finite = isinstance(value, int) or math.isfinite(value)  # a long whole number fits no float
+    return finite and (one.low is None or value >= one.low) and (one.high is None or value <= one.high)
+
+
+def _shown(value: float) -> str:
+    if isinstance(value, int) and abs(value) >= 10**15:
+        return f"a number of {len(str(abs(value)))} digits"
+    return f"{value:g}"
 
 
 def _range_text(one: Setting) -> str:

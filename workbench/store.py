@@ -23,6 +23,7 @@ from workbench.records import (
     Change,
     Counts,
     Demonstration,
+    ForeignModel,
     Message,
     ModelRecord,
     ModelRole,
@@ -222,6 +223,21 @@ class Store:
         with self.reading() as db:
             return undo.labels(db)[1]
 
+    def taken_back(self, limit: int = 200) -> list[undo.TakenBack]:
+        """Acts that were undone, with what they had written, newest first: undo destroys nothing."""
+        with self.reading() as db:
+            return undo.taken_back(db, limit)
+
+    def held_out_hashes(self) -> frozenset[str]:
+        """The content hash of every held-out prompt, archived ones too: their texts must not train anything."""
+        with self.reading() as db:
+            return store_reads.held_out_hashes(db)
+
+    def foreign_models(self) -> dict[str, ForeignModel]:
+        """Models of other projects that wrote imported responses, by id."""
+        with self.reading() as db:
+            return store_reads.foreign_models(db)
+
     # ---- writes --------------------------------------------------------------------------------------------
 
     def add_prompts(self, prompts: Iterable[Prompt], *, label: str = "") -> Future[Change]:
@@ -245,7 +261,10 @@ class Store:
         return self._write(lambda db: store_acts.archive_prompts(db, given, archived))
 
     def save_demonstration(self, d: Demonstration) -> Future[Change]:
-        """Save a new revision if the text, the status or the author changed. The store numbers the revisions."""
+        """Save a new revision if the text, the status or the author changed. The store numbers the revisions.
+
+        A draft that only grew takes the place of the one that it grew from.
+        """
         return self._write(lambda db: store_acts.save_demonstration(db, d))
 
     def add_responses(self, responses: Iterable[Response]) -> Future[Change]:
@@ -254,7 +273,10 @@ class Store:
         return self._write(lambda db: store_acts.add_responses(db, given))
 
     def save_ranking(self, r: Ranking) -> Future[Change]:
-        """Save a ranking; the store fills in ``supersedes`` with the rater's current ranking of the prompt."""
+        """Save a ranking; it supersedes the rater's current ones of the prompt whose responses it places, too.
+
+        The store fills in ``supersedes``. ``Change.notes`` says where an earlier one stays.
+        """
         return self._write(lambda db: store_acts.save_ranking(db, r))
 
     def add_batch(
@@ -265,9 +287,11 @@ class Store:
         responses: Iterable[Response] = (),
         rankings: Iterable[Ranking] = (),
         raters: Iterable[Rater] = (),
+        models: Iterable[ForeignModel] = (),
         label: str,
         by_id: bool = False,
         superseded_by: Mapping[str, str] | None = None,
+        weights: Mapping[str, int] | None = None,
     ) -> Future[Change]:
         """Store an import in one transaction, undone as a whole (raters stay); see :mod:`workbench.store_batch`."""
         batch = store_batch.Batch(
@@ -278,6 +302,8 @@ class Store:
             tuple(raters),
             by_id,
             dict(superseded_by or {}),
+            tuple(models),
+            dict(weights or {}),
         )
         return self._write(lambda db: store_batch.add_batch(db, batch, label))
 

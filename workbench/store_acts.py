@@ -67,25 +67,44 @@ def archive_prompts(db: apsw.Connection, prompt_ids: Iterable[str], archived: bo
 
 
 def save_demonstration(db: apsw.Connection, d: Demonstration) -> Act:
-    """Save a new revision of a prompt's demonstration, unless the newest one says the same."""
+    """Save a new revision of a prompt's demonstration, unless the newest one says the same.
+
+    A draft to which its author has only added takes the place of that draft: no word is lost, and autosaving a long
+    text does not store it whole again each time.
+    """
     act, clean = Act("save_demonstration", author=d.author), Cleaner()
     title = _title_of(db, d.prompt_id)
     row = rows.demonstration_row(d, clean, now=act.at)
-    newest = db.execute(
-        "SELECT revision, text, status, author FROM demonstrations WHERE prompt_id = ? ORDER BY revision DESC LIMIT 1",
+    newest: Any = db.execute(
+        "SELECT revision, text, status, author, seq, id FROM demonstrations WHERE prompt_id = ? "
+        "ORDER BY revision DESC LIMIT 1",
         (d.prompt_id,),
     ).get
-    if newest and newest[1:] == (row["text"], row["status"], row["author"]):
+    if newest and newest[1:4] == (row["text"], row["status"], row["author"]):
         return act
-    if _known(db, "demonstrations", d.id):  # the caller keeps one id while its text grows
-        row["id"] = new_id()
-        row["created_at"] = act.at
     row["revision"] = newest[0] + 1 if newest else 1
-    rows.insert(db, "demonstrations", row)
+    if newest and newest[2:4] == ("draft", row["author"]) and d.status == "draft" and _grew(newest[1], row["text"]):
+        row["id"] = newest[5]
+        db.execute(
+            "UPDATE demonstrations SET text = ?, revision = ?, created_at = ? WHERE seq = ?",
+            (row["text"], row["revision"], act.at, newest[4]),
+        )
+        rows.rehash(db, "demonstrations", newest[4])
+    else:
+        if _known(db, "demonstrations", d.id):  # the caller keeps one id while its text changes
+            row["id"] = new_id()
+            row["created_at"] = act.at
+        rows.insert(db, "demonstrations", row)
     act.kinds, act.ids, act.notes = frozenset({"demonstrations"}), (row["id"],), clean.notes()
     act.burst = f"draft:{d.prompt_id}:{d.author}" if d.status == "draft" else ""
     act.label = f"{'Write' if not newest else 'Edit'} the demonstration of {quoted(title)}"
     return act
+
+
+def _grew(old: str, new: str) -> bool:
+    """Whether ``new`` is ``old`` with something added in one place."""
+    start = next((place for place, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), len(old))
+    return len(new) > len(old) and new.endswith(old[start:])
 
 
 def add_responses(db: apsw.Connection, responses: Sequence[Response]) -> Act:
@@ -107,7 +126,8 @@ def add_responses(db: apsw.Connection, responses: Sequence[Response]) -> Act:
 def save_ranking(db: apsw.Connection, r: Ranking) -> Act:
     """Save a judgement; it supersedes what the same rater judged of the prompt before.
 
-    A skip supersedes only a skip: skipping a prompt that one has judged leaves the judgement standing.
+    A judgement stays current beside a new one that does not place all of its responses. A skip supersedes only a
+    skip: skipping a prompt that one has judged leaves the judgement standing.
     """
     act, clean = Act("save_ranking", author=r.rater_id), Cleaner()
     title = _title_of(db, r.prompt_id)
@@ -115,20 +135,35 @@ def save_ranking(db: apsw.Connection, r: Ranking) -> Act:
         return act
     pairs = check_ranking(db, r)
     current: list[Any] = db.execute(
-        "SELECT id, outcome FROM rankings WHERE prompt_id = ? AND rater_id = ? AND superseded_by IS NULL "
+        "SELECT id, outcome, tiers FROM rankings WHERE prompt_id = ? AND rater_id = ? AND superseded_by IS NULL "
         "ORDER BY seq DESC",
         (r.prompt_id, r.rater_id),
     ).fetchall()
-    standing = next((id_ for id_, outcome in current if outcome != "skipped"), None)
+    standing = next((id_ for id_, outcome, _ in current if outcome != "skipped"), None)
     if r.outcome == "skipped" and standing:
         insert_ranking(db, replace(r, supersedes=""), clean, act.at, pairs, superseded_by=standing)
     else:
-        insert_ranking(db, replace(r, supersedes=current[0][0] if current else ""), clean, act.at, pairs)
-        db.executemany("UPDATE rankings SET superseded_by = ? WHERE id = ?", [(r.id, id_) for id_, _ in current])
+        covered = [id_ for id_, _, tiers in current if _covers(r, rows.read_tiers(tiers))]
+        insert_ranking(db, replace(r, supersedes=covered[0] if covered else ""), clean, act.at, pairs)
+        db.executemany("UPDATE rankings SET superseded_by = ? WHERE id = ?", [(r.id, id_) for id_ in covered])
+        if kept := len(current) - len(covered):
+            act.notes = (_kept_beside(kept),)
     verb = {"ranked": "Rank", "skipped": "Skip", "cannot-rank": "Mark as impossible to rank"}[r.outcome]
-    act.kinds, act.ids, act.notes = frozenset({"rankings"}), (r.id,), clean.notes()
+    act.kinds, act.ids, act.notes = frozenset({"rankings"}), (r.id,), (*act.notes, *clean.notes())
     act.label = f"{'Rank again' if standing and verb == 'Rank' else verb} {quoted(title)}"
     return act
+
+
+def _covers(new: Ranking, old: tuple[tuple[str, ...], ...]) -> bool:
+    """Whether a judgement is about all that an older one is about; one without tiers is about what was shown."""
+    placed = {id_ for tier in new.tiers for id_ in tier} or set(new.shown_order)
+    return not placed or placed.issuperset(id_ for tier in old for id_ in tier)
+
+
+def _kept_beside(count: int) -> str:
+    if count == 1:
+        return "An earlier judgement of this prompt places other responses too and stays beside the new one"
+    return f"{count} earlier judgements of this prompt place other responses too and stay beside the new one"
 
 
 def save_rater(db: apsw.Connection, r: Rater) -> Act:
@@ -182,7 +217,7 @@ def remove_model(db: apsw.Connection, id_: str) -> Act:
     if heirs:
         names = ", ".join(heir for (heir,) in heirs[:3]) + ("" if len(heirs) <= 3 else f" and {len(heirs) - 3} more")
         raise UserError(
-            f"the model {name} cannot be removed", f"{names} descends from it or uses it", "remove those first"
+            f"the model {name} cannot be removed", f"these descend from it or use it: {names}", "remove those first"
         )
     db.execute("DELETE FROM models WHERE id = ?", (id_,))
     act.kinds, act.ids, act.label = frozenset({"models"}), (id_,), f"Remove the model {name}"

@@ -14,7 +14,7 @@ import apsw
 from workbench import store_rows as rows
 from workbench.errors import UserError
 from workbench.ids import new_id
-from workbench.records import Demonstration, Prompt, Ranking, Rater, Response
+from workbench.records import Demonstration, ForeignModel, Prompt, Ranking, Rater, Response
 from workbench.store_acts import check_ranking, insert_ranking, upsert_rater
 from workbench.store_rows import Cleaner
 from workbench.store_writer import Act
@@ -35,6 +35,12 @@ class Batch:
     raters: Sequence[Rater] = ()
     by_id: bool = False
     superseded_by: Mapping[str, str] = field(default_factory=dict)  # ranking id -> its successor
+    models: Sequence[ForeignModel] = ()
+    weights: Mapping[str, int] = field(default_factory=dict)  # for how many a ranking counts among duplicates, if not 1
+
+
+TextPair = tuple[str, str]
+"""A better and a worse text."""
 
 
 @dataclass(slots=True)
@@ -47,6 +53,8 @@ class _State:
     by_id: bool = False
     fresh: set[str] = field(default_factory=set)  # prompts that this batch has added
     added: list[str] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict)  # of the responses seen so far
+    judged: dict[tuple[str, str], set[TextPair]] = field(default_factory=dict)  # prompt and rater: what is said already
     kinds: set[str] = field(default_factory=set)
 
     def note(self, kind: str, id_: str) -> None:
@@ -57,6 +65,7 @@ class _State:
 def add_batch(db: apsw.Connection, batch: Batch, label: str) -> Act:
     """Store a batch. Rankings of a batch supersede nothing (unless they say so): each row of a file is a judgement.
 
+    A ranking that says no more than its rater's current ones in the project say of the same texts is there already.
     ``Change.duplicates`` counts rankings and demonstrations that were there already, and prompts and responses that
     were there already and on which nothing in the batch depends.
     """
@@ -65,6 +74,8 @@ def add_batch(db: apsw.Connection, batch: Batch, label: str) -> Act:
     for rater in batch.raters:
         if upsert_rater(db, rater, state.clean, act.at):
             state.kinds.add("raters")
+    for model in batch.models:
+        rows.save_foreign_model(db, model, state.clean)
     used = _used_ids(batch)
     act.duplicates += _add_prompts(state, batch.prompts, used)
     act.duplicates += _add_demonstrations(state, batch.demonstrations)
@@ -205,9 +216,11 @@ def _add_rankings(state: _State, batch: Batch) -> int:
             shown_order=tuple(ids.get(id_, id_) for id_ in given.shown_order),
             flags=tuple(replace(flag, response_id=ids.get(flag.response_id, flag.response_id)) for flag in given.flags),
         )
-        if _ranking_known(state.db, ranking, by_id=state.by_id and ranking.prompt_id in state.fresh):
-            duplicates += 1
+        if _ranking_known(state, ranking):
+            duplicates += batch.weights.get(given.id, 1)
             continue
+        if not state.by_id and _tiers_of(state.db, ranking.id) is not None:
+            ranking = replace(ranking, id=new_id())  # another judgement has its id
         pairs = check_ranking(state.db, ranking)
         old = None
         if ranking.supersedes:
@@ -238,13 +251,57 @@ def _add_rankings(state: _State, batch: Batch) -> int:
     return duplicates
 
 
-def _ranking_known(db: apsw.Connection, r: Ranking, *, by_id: bool) -> bool:
-    found = db.execute(
-        "SELECT 1 FROM rankings WHERE id = ? UNION ALL SELECT 1 FROM rankings "
-        "WHERE NOT ? AND prompt_id = ? AND rater_id = ? AND outcome = ? AND tiers = ? LIMIT 1",
-        (r.id, by_id, r.prompt_id, r.rater_id, r.outcome, rows.to_json(r.tiers)),
+def _ranking_known(state: _State, r: Ranking) -> bool:
+    db = state.db
+    same = db.execute(
+        "SELECT 1 FROM rankings WHERE prompt_id = ? AND rater_id = ? AND outcome = ? AND tiers = ? LIMIT 1",
+        (r.prompt_id, r.rater_id, r.outcome, rows.to_json(r.tiers)),
     ).get
-    return found is not None
+    if state.by_id:
+        return _tiers_of(db, r.id) is not None or (same is not None and r.prompt_id not in state.fresh)
+    said = _says(state, r.tiers)
+    if same is not None or (said and said <= _judged(state, r)):
+        return True
+    tiers = _tiers_of(db, r.id) if said else None  # a judgement that was superseded since the file was written
+    return tiers is not None and said <= _says(state, tiers)
+
+
+def _tiers_of(db: apsw.Connection, ranking_id: str) -> tuple[tuple[str, ...], ...] | None:
+    tiers = db.execute("SELECT tiers FROM rankings WHERE id = ?", (ranking_id,)).get
+    return None if tiers is None else rows.read_tiers(tiers)
+
+
+def _judged(state: _State, r: Ranking) -> set[TextPair]:
+    """All that a rater's current rankings of a prompt said before this batch."""
+    key = r.prompt_id, r.rater_id
+    if key not in state.judged:
+        found = state.db.execute(
+            "SELECT tiers FROM rankings WHERE prompt_id = ? AND rater_id = ? AND superseded_by IS NULL "
+            "AND batch_id <> ?",
+            (*key, state.act.batch_id),
+        )
+        tiers = [rows.read_tiers(one) for (one,) in found]
+        state.judged[key] = {pair for one in tiers for pair in _says(state, one)}
+    return state.judged[key]
+
+
+def _says(state: _State, tiers: tuple[tuple[str, ...], ...]) -> set[TextPair]:
+    """The pairs of texts that tiers put in order."""
+    texts = [[_text(state, id_) for id_ in tier] for tier in tiers]
+    return {
+        (better, worse)
+        for place, tier in enumerate(texts)
+        for lower in texts[place + 1 :]
+        for better in tier
+        for worse in lower
+    }
+
+
+def _text(state: _State, response_id: str) -> str:
+    if response_id not in state.texts:
+        text = state.db.execute("SELECT text FROM responses WHERE id = ?", (response_id,)).get
+        state.texts[response_id] = "" if text is None else text
+    return state.texts[response_id]
 
 
 def _prompt_id(state: _State, given: str) -> str:

@@ -6,6 +6,7 @@ SQLite's integrity check misses most flipped bits inside a text; the hash of eac
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import apsw
@@ -31,6 +32,14 @@ _RULES = {
 }
 
 
+_ROW_FAULT = "does not match its sha256"
+
+
+def only_rows(found: Sequence[str]) -> bool:
+    """Whether all faults are of single records, so that the database itself can be read and copied."""
+    return all(fault.endswith(_ROW_FAULT) for fault in found)
+
+
 def faults(db: apsw.Connection, limit: int = 100) -> list[str]:
     """Every fault found, in sentences; [] when the database is sound."""
     found: list[str] = []
@@ -44,7 +53,7 @@ def faults(db: apsw.Connection, limit: int = 100) -> list[str]:
             columns = ", ".join(COLUMNS[table])
             for sha256, *values in db.execute(f"SELECT sha256, {columns} FROM {table}"):
                 if values_hash(values) != sha256:
-                    found.append(f"{table}: the record {values[0]} does not match its sha256")
+                    found.append(f"{table}: the record {values[0]} {_ROW_FAULT}")
         found += [sentence for sentence, sql in _RULES.items() if db.execute(sql + " LIMIT 1").get is not None]
     except (apsw.Error, UnicodeDecodeError) as error:
         found.append(f"the database cannot be read: {error}")

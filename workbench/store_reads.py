@@ -13,6 +13,7 @@ from workbench import store_rows as rows
 from workbench.records import (
     Counts,
     Demonstration,
+    ForeignModel,
     Message,
     ModelRecord,
     Prompt,
@@ -36,10 +37,7 @@ _NEEDS: dict[str, str] = {
 _NO_WORD_BREAKS = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]"
 )
-_TWIN = (
-    "EXISTS (SELECT 1 FROM prompts AS h WHERE h.content_hash = p.content_hash AND h.split = 'held-out' "
-    "AND h.archived = 0)"
-)
+_TWIN = "EXISTS (SELECT 1 FROM prompts AS h WHERE h.content_hash = p.content_hash AND h.split = 'held-out')"
 
 
 def counts(db: apsw.Connection) -> Counts:
@@ -198,9 +196,22 @@ def held_out_twins(db: apsw.Connection) -> frozenset[str]:
     """See :meth:`Store.held_out_twins`."""
     found = db.execute(
         "SELECT p.id FROM prompt_state AS s JOIN prompts AS h ON h.seq = s.seq JOIN prompts AS p "
-        "ON p.content_hash = h.content_hash WHERE s.split = 'held-out' AND s.archived = 0 AND p.split = 'train'"
+        "ON p.content_hash = h.content_hash WHERE s.split = 'held-out' AND p.split = 'train'"
     )
     return frozenset(id_ for (id_,) in found)
+
+
+def held_out_hashes(db: apsw.Connection) -> frozenset[str]:
+    """See :meth:`Store.held_out_hashes`."""
+    return frozenset(
+        hash_ for (hash_,) in db.execute("SELECT DISTINCT content_hash FROM prompts WHERE split = 'held-out'")
+    )
+
+
+def foreign_models(db: apsw.Connection) -> dict[str, ForeignModel]:
+    """See :meth:`Store.foreign_models`."""
+    found = db.execute("SELECT value FROM meta WHERE key GLOB ?", (rows.FOREIGN_MODEL + "*",))
+    return {one.id: one for one in (rows.read_foreign_model(value) for (value,) in found)}
 
 
 def raters(db: apsw.Connection) -> list[Rater]:

@@ -15,6 +15,7 @@ import msgspec
 from workbench.errors import UserError
 from workbench.records import (
     Demonstration,
+    ForeignModel,
     Message,
     ModelRecord,
     Prompt,
@@ -25,6 +26,7 @@ from workbench.records import (
     RunRecord,
     Sampling,
 )
+from workbench.turns import prompt_fault
 
 Row = dict[str, Any]
 Read = tuple[Any, ...]
@@ -170,6 +172,8 @@ def prompt_row(prompt: Prompt, clean: Cleaner, *, now: str, batch_id: str = "") 
                 f"a turn has the unknown role {message.role!r}",
                 "use system, user, assistant",
             )
+    if fault := prompt_fault(prompt.messages):
+        raise UserError("a prompt cannot be stored", fault, "let user and assistant alternate, with a user turn last")
     if prompt.split not in ("train", "held-out"):
         raise UserError("a prompt cannot be stored", f"its split is {prompt.split!r}", "use train or held-out")
     messages = tuple(Message(m.role, clean(m.content)) for m in prompt.messages)
@@ -295,6 +299,12 @@ def insert(db: apsw.Connection, table: str, row: Row) -> None:
     db.execute(f"INSERT OR FAIL INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})", values)
 
 
+def save_foreign_model(db: apsw.Connection, model: ForeignModel, clean: Cleaner) -> None:
+    """Keep what is known of a model of another project; what was known of it before stays."""
+    kept = ForeignModel(clean(model.id), clean(model.name), clean(model.sha256))
+    db.execute("INSERT OR IGNORE INTO meta (key, value) VALUES (?, ?)", (FOREIGN_MODEL + kept.id, to_json(kept)))
+
+
 def rehash(db: apsw.Connection, table: str, seq: int) -> None:
     """Bring a row's sha256 up to date after an intended change of its columns."""
     values = db.execute(f"SELECT {', '.join(COLUMNS[table])} FROM {table} WHERE seq = ?", (seq,)).get
@@ -321,11 +331,15 @@ RANKING = (
 )
 RATER = "id, name, kind, principles, created_at"
 
+FOREIGN_MODEL = "foreign-model:"
+"""Begins the keys of ``meta`` whose values are models of other projects."""
+
 _messages = msgspec.json.Decoder(tuple[Message, ...])
 _strings = msgspec.json.Decoder(tuple[str, ...])
 _tiers = msgspec.json.Decoder(tuple[tuple[str, ...], ...])
 _flags = msgspec.json.Decoder(tuple[ResponseFlag, ...])
 _sampling = msgspec.json.Decoder(Sampling)
+_foreign_model = msgspec.json.Decoder(ForeignModel)
 
 
 def read_prompt(row: Read) -> Prompt:
@@ -363,6 +377,16 @@ def read_ranking(row: Read) -> Ranking:
         supersedes,
         created,
     )
+
+
+def read_tiers(tiers: str) -> tuple[tuple[str, ...], ...]:
+    """Decode the tiers of a ranking's row."""
+    return _tiers.decode(tiers)
+
+
+def read_foreign_model(value: str) -> ForeignModel:
+    """Decode what ``meta`` says of a model of another project."""
+    return _foreign_model.decode(value)
 
 
 def read_rater(row: Read) -> Rater:

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import io
+import json
+import re
 import shutil
 import sys
 import time
 from typing import Any, TextIO
 
+import msgspec
+
 from workbench.jsonl import encode
+
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What a terminal obeys instead of showing it, but tab and newline. The last two ranges turn the text's direction."""
 
 
 class Terminal:
     """Prints to one stream, in one of two ways.
 
     People get sentences and, on a terminal, a progress bar that redraws in place; with ``json`` every call is one
-    JSON object a line, so that a program can follow.
+    JSON object a line, so that a program can follow. What a model said or a file is called is only ever shown:
+    control characters are written as escapes, and so is what the stream's encoding lacks.
     """
 
     def __init__(self, *, json: bool = False, stream: TextIO | None = None) -> None:
         self.json = json
         self._stream = stream or sys.stdout
+        if isinstance(self._stream, io.TextIOWrapper):
+            self._stream.reconfigure(errors="backslashreplace")
         self._live = not json and self._stream.isatty()
         self._bar_width = 0
         self._last_plain = -60.0
@@ -27,17 +38,17 @@ class Terminal:
     def say(self, text: str, **data: Any) -> None:
         """Print a sentence; with JSON, ``{"message": text, **data}``."""
         self._clear()
-        self._write(_line({"message": text, **data}) if self.json else text)
+        self._write(self._line({"message": text, **data}) if self.json else text)
 
     def result(self, data: dict[str, Any], text: str = "") -> None:
         """Print a result: ``text`` for people, ``data`` for programs."""
         self._clear()
-        self._write(_line(data) if self.json else text)
+        self._write(self._line(data) if self.json else text)
 
     def progress(self, what: str, fraction: float, note: str = "") -> None:
         """Redraw the bar; where the output is no terminal, a line at most every 15 s. ``fraction`` < 0: unknown."""
         if self.json:
-            self._write(_line({"progress": what, "fraction": round(fraction, 4), "note": note}))
+            self._write(self._line({"progress": what, "fraction": round(fraction, 4), "note": note}))
             return
         if not self._live:
             if time.monotonic() - self._last_plain >= 15 or fraction >= 1:
@@ -46,7 +57,7 @@ class Terminal:
                 self._write(f"  {what}: {share}{note}".rstrip())
             return
         width = shutil.get_terminal_size().columns
-        line = _bar(what, fraction, note, width)
+        line = _bar(what, fraction, _visible(note), width)
         self._stream.write("\r" + line.ljust(self._bar_width))
         self._stream.flush()
         self._bar_width = len(line)
@@ -64,8 +75,16 @@ class Terminal:
             self._bar_width = 0
 
     def _write(self, line: str) -> None:
-        self._stream.write(line + "\n")
+        self._stream.write((line if self.json else _visible(line)) + "\n")
         self._stream.flush()
+
+    def _line(self, data: dict[str, Any]) -> str:
+        try:
+            line = encode(data).decode()
+            line.encode(self._stream.encoding or "utf-8")
+        except UnicodeEncodeError:  # a file's name that is no UTF-8, or a stream that is none
+            line = json.dumps(msgspec.to_builtins(data), separators=(",", ":"))
+        return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
 
 
 def _bar(what: str, fraction: float, note: str, width: int) -> str:
@@ -76,8 +95,9 @@ def _bar(what: str, fraction: float, note: str, width: int) -> str:
     return f"  {what:<14} [{'#' * full}{'.' * (cells - full)}] {fraction:4.0%}  {note}"[: width - 1]
 
 
-def _line(data: dict[str, Any]) -> str:
-    return encode(data).decode()
+def _visible(text: str) -> str:
+    """Write control characters as escapes."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def in_bytes(count: float) -> str:

@@ -36,12 +36,13 @@ from workbench.records import Method, ModelRecord, RunRecord
 from workbench.rows import SftRow
 from workbench.run_folder import Row, RunFolder
 from workbench.run_registry import delete_run, measured_paces, refresh_runs
-from workbench.settings_fields import Problem
+from workbench.settings_fields import Problem, range_problems
 from workbench.training_data import AUTO_HELD_OUT_ONE_IN, Selected, select
 
 __all__ = ["RunPlan", "delete_run", "plan_run", "preset_for", "refresh_runs", "start_run"]
 
 DEFAULT_PRESET = "Balanced"
+READ_ONLY = Problem("", "The project is open for reading only", "close the other window on it")
 MEASURED_ROWS = 256
 """The engine measures on at most so many held-out rows at a time."""
 
@@ -63,6 +64,7 @@ class RunPlan:
     command_line: str = ""
     summary: str = ""  # what it trains on, in a sentence or two
     auto_held_out: bool = False
+    tags: tuple[str, ...] = ()  # only prompts with one of these train
     model: ModelRef | None = None
     reward_ref: ModelRef | None = None
 
@@ -77,12 +79,12 @@ class RunPlan:
         return tuple(one for one in self.problems if one.severity != "error")
 
 
-def preset_for(project: Project, method: Method, name: str, start_model_id: str) -> Recipe:
+def preset_for(project: Project, method: Method, name: str, start_model_id: str, tags: tuple[str, ...] = ()) -> Recipe:
     """Resolve a preset against the project's labels, the start model's size and the machine.
 
     Raises UserError for an unknown preset.
     """
-    rows = len(select(project, method, RECIPES[method]()).train)
+    rows = len(select(project, method, RECIPES[method](), tags).train)
     parameters = 0
     start = project.store.model(start_model_id)
     base = project.store.model(start.base_id) if start and start.base_id else start
@@ -105,6 +107,7 @@ def plan_run(
     reward_model_id: str = "",
     recipe: Recipe,
     name: str = "",
+    tags: tuple[str, ...] = (),
 ) -> RunPlan:
     """Decide and check a run without starting it. What the user must mend comes back as problems, never raised."""
     problems: list[Problem] = []
@@ -112,7 +115,11 @@ def plan_run(
     if start is not None and start.role not in START_ROLES[method]:
         wanted = " or ".join(START_ROLES[method])
         problems.append(
-            Problem("start_model", f"{start.name} is a {start.role} model", f"start {method} from a {wanted} model")
+            Problem(
+                "start_model",
+                f"The model {start.name} is a {start.role} model",
+                f"start {method} from a {wanted} model",
+            )
         )
     reward, reward_ref = resolved_reward(project, method, recipe, reward_model_id, start, problems)
     if not isinstance(recipe, RECIPES[method]):
@@ -120,13 +127,17 @@ def plan_run(
         recipe = RECIPES[method]()
     problems += recipe.problems()
     try:
-        chosen = select(project, method, recipe)
+        chosen = select(project, method, recipe, tags)
     except UserError as error:
         problems.append(Problem("data", error.what, error.remedy or error.cause))
         chosen = Selected()
-    problems += label_problems(method, chosen)
+    if tags and not chosen.train:
+        what = f"Nothing that can train has the {'tag' if len(tags) == 1 else 'tags'} {' or '.join(tags)}"
+        problems.append(Problem("tags", what, "choose other tags, or all prompts"))
+    else:
+        problems += label_problems(method, chosen)
     cost = Estimate()
-    if model is not None:
+    if model is not None and not range_problems(recipe):  # with a batch of 0 there is nothing to reckon
         try:
             shape = read_shape(Path(model.base))
             cost = estimate(
@@ -143,7 +154,7 @@ def plan_run(
         except UserError as error:
             problems.append(as_problem("start_model", error))
     if project.read_only:
-        problems.append(Problem("", "The project is open for reading only", "close the other window on it"))
+        problems.append(READ_ONLY)
     if recipe.device == "cuda" and not supervisor.has_gpu():
         problems.append(Problem("device", "This machine has no GPU that can be used", "choose the device auto or cpu"))
     return RunPlan(
@@ -157,9 +168,10 @@ def plan_run(
         demonstrations=tuple(chosen.demonstrations),
         problems=tuple(problems),
         estimate=cost,
-        command_line=_command_line(project, method, start, reward, recipe, name, len(chosen.train)),
-        summary=_summary(method, chosen),
+        command_line=_command_line(project, method, start, reward, recipe, name, tags, len(chosen.train)),
+        summary=_summary(method, chosen, tags),
         auto_held_out=chosen.auto_held_out,
+        tags=tags,
         model=model,
         reward_ref=reward_ref,
     )
@@ -194,6 +206,7 @@ def start_run(project: Project, plan: RunPlan) -> RunRecord:
         recipe=dataclasses.asdict(plan.recipe),
         model=plan.model,
         reward=plan.reward_ref,
+        tags=plan.tags,
         versions=_versions(),
         created_at=record.created_at,
     )
@@ -207,9 +220,11 @@ def start_run(project: Project, plan: RunPlan) -> RunRecord:
 # ---- the words -------------------------------------------------------------------------------------------------
 
 
-def _summary(method: Method, chosen: Selected) -> str:
+def _summary(method: Method, chosen: Selected, tags: tuple[str, ...]) -> str:
     what = ROWS_ARE[method][0]
     text = f"Trains on {many(len(chosen.train), what)}"
+    if tags:
+        text += f" of prompts tagged {' or '.join(tags)}"
     if chosen.auto_held_out:
         text += (
             f"; {len(chosen.heldout)} more are held out to measure on (a fixed tenth of the prompts, one in "
@@ -232,6 +247,7 @@ def _command_line(
     reward: ModelRecord | None,
     recipe: Recipe,
     name: str,
+    tags: tuple[str, ...],
     rows: int,
 ) -> str:
     """The ``tastemaker train`` command that does the same; only settings that its preset would not give are named."""
@@ -242,6 +258,8 @@ def _command_line(
         words += ["--reward", _said(project, reward)]
     if name:
         words += ["--name", name]
+    for tag in tags:
+        words += ["--tag", tag]
     parameters = 0
     base = project.store.model(start.base_id) if start and start.base_id else start
     if base is not None:

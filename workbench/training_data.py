@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from workbench.pairs import HELD_OUT_TWIN, Which, current_pairs
@@ -41,8 +41,11 @@ class Selected:
         return len({group_of(row) for row in self.heldout})
 
 
-def select(project: Project, method: Method, recipe: Recipe) -> Selected:
-    """Choose the rows of a run from the project's current labels."""
+def select(project: Project, method: Method, recipe: Recipe, tags: Collection[str] = ()) -> Selected:
+    """Choose the rows of a run from the project's current labels.
+
+    With ``tags`` only prompts that have one of them train; all that is held out measures, whatever its tags.
+    """
     chosen = Selected()
     which: Which = "all"
     if isinstance(recipe, RewardRecipe | DpoRecipe) and recipe.pairs_from_rankings == "best-vs-rest":
@@ -68,12 +71,17 @@ def select(project: Project, method: Method, recipe: Recipe) -> Selected:
     if len(clean) < len(chosen.train):
         chosen.dropped[HELD_OUT_TWIN] += len(chosen.train) - len(clean)
         chosen.train = clean
+    tagged = _tagged(project, tags) if tags else None
+    if tagged is not None:
+        chosen.train = [row for row in chosen.train if hashes.of(row) in tagged]
     if not chosen.heldout:
         _hold_out_a_tenth(chosen, hashes)
     if method in ("reward", "ppo"):
         measured = {hashes.of(row) for row in chosen.heldout}
         chosen.demonstrations = [
-            row for row in demonstrations(project, "train") if not {group_of(row)} & (measured | forbidden)
+            row
+            for row in demonstrations(project, "train")
+            if (group := group_of(row)) not in measured | forbidden and (tagged is None or group in tagged)
         ]
     return chosen
 
@@ -101,9 +109,28 @@ def prompts(project: Project, split: Split, dropped: Counter[str]) -> list[Promp
     return list(rows.values())
 
 
-def held_out_hashes(project: Project) -> set[str]:
-    """Return the hash of every held-out prompt's text."""
-    return {content_hash(one.messages) for one in project.store.prompts(split="held-out", limit=_ALL)}
+def held_out_hashes(project: Project) -> frozenset[str]:
+    """Return the hash of every held-out prompt's text, of archived ones too: those must not be trained on either."""
+    return project.store.held_out_hashes()
+
+
+def share_to_hold_out(project: Project, percent: int) -> list[str]:
+    """Choose train prompts that, held out, make ``percent`` of all prompts held out; none where as many are already.
+
+    The hash of the text decides, so that prompts of the same text go together and nobody's taste is in the choice.
+    """
+    every = project.store.prompts(limit=_ALL)
+    missing = round(len(every) * percent / 100) - sum(one.split == "held-out" for one in every)
+    groups: dict[str, list[str]] = {}
+    for one in every:
+        if one.split == "train":
+            groups.setdefault(content_hash(one.messages), []).append(one.id)
+    chosen: list[str] = []
+    for group in sorted(groups, key=_draw):
+        if len(chosen) >= missing:
+            break
+        chosen += groups[group]
+    return chosen
 
 
 def group_of(row: Row) -> str:
@@ -113,8 +140,16 @@ def group_of(row: Row) -> str:
 
 def is_auto_held_out(group: str) -> bool:
     """Tell whether a group falls into the tenth that is held out when a project holds nothing out itself."""
-    digest = hashlib.sha256(b"held-out\0" + group.encode()).digest()
-    return int.from_bytes(digest[:8], "big") % AUTO_HELD_OUT_ONE_IN == 0
+    return int.from_bytes(_draw(group)[:8], "big") % AUTO_HELD_OUT_ONE_IN == 0
+
+
+def _draw(group: str) -> bytes:
+    return hashlib.sha256(b"held-out\0" + group.encode()).digest()
+
+
+def _tagged(project: Project, tags: Collection[str]) -> set[str]:
+    found = (one for tag in tags for one in project.store.prompts(tag=tag, split="train", limit=_ALL))
+    return {content_hash(one.messages) for one in found}
 
 
 class _Hashes:

@@ -1,7 +1,8 @@
 """Undo and redo of labels: SQLite session changesets, kept in the database itself, so that they survive restarts.
 
-An act's changeset is stored in the transaction of the act. Undo applies its inverse; redo applies it again. A new
-act forgets what could be redone. Old entries are dropped beyond :data:`STEPS` or :data:`BYTES`, never the newest.
+An act's changeset is stored in the transaction of the act. Undo applies its inverse; redo applies it again. After a
+new act, what was undone cannot be redone any more, yet its changeset stays: nothing that a person wrote is destroyed.
+Old entries that can be undone are dropped beyond :data:`STEPS` or :data:`BYTES`, never the newest.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from workbench.store_rows import LABEL_TABLES
 
 STEPS = 500
 BYTES = 256 * 1024 * 1024
+_SAME = apsw.no_change
 BURST = timedelta(minutes=5)
+_FORGOTTEN = 2  # of undo.undone: 0 can be undone, 1 redone, and this is only kept
 _strings = msgspec.json.Decoder(tuple[str, ...])
 
 
@@ -35,6 +38,15 @@ class Entry:
     burst: str = ""  # acts in a row with the same name here are one step, if they follow within BURST
 
 
+@dataclass(frozen=True, slots=True)
+class TakenBack:
+    """An act that was undone: its label, when it was done, and the values of the rows that it had written."""
+
+    label: str
+    at: str
+    rows: tuple[tuple[str, dict[str, Any]], ...]  # table, values by column
+
+
 def watch(db: apsw.Connection) -> apsw.Session:
     """Start recording changes of the label tables."""
     session = apsw.Session(db, "main")
@@ -48,7 +60,7 @@ def push(db: apsw.Connection, entry: Entry, session: apsw.Session, *, at: str) -
     changeset = session.changeset()
     if entry.burst and _join_burst(db, entry, changeset, at):
         return
-    db.execute("DELETE FROM undo WHERE undone = 1")
+    db.execute("UPDATE undo SET undone = ? WHERE undone = 1", (_FORGOTTEN,))
     packed = zlib.compress(changeset, 1)
     db.execute(
         "INSERT INTO undo (label, kinds, ids, count, batch_id, burst, at, bytes, changeset) "
@@ -114,6 +126,27 @@ def labels(db: apsw.Connection) -> tuple[str, str]:
     undo_label = db.execute("SELECT label FROM undo WHERE undone = 0 ORDER BY seq DESC LIMIT 1").get
     redo_label = db.execute("SELECT label FROM undo WHERE undone = 1 ORDER BY seq LIMIT 1").get
     return undo_label or "", redo_label or ""
+
+
+def taken_back(db: apsw.Connection, limit: int) -> list[TakenBack]:
+    """The acts that were undone, also those that can be redone no more, the newest first."""
+    names = {
+        table: [name for (name,) in db.execute("SELECT name FROM pragma_table_info(?) ORDER BY cid", (table,))]
+        for table in LABEL_TABLES
+    }
+    found = db.execute("SELECT label, at, changeset FROM undo WHERE undone <> 0 ORDER BY seq DESC LIMIT ?", (limit,))
+    return [
+        TakenBack(
+            label,
+            at,
+            tuple(
+                (change.name, {n: v for n, v in zip(names[change.name], change.new, strict=True) if v is not _SAME})
+                for change in apsw.Changeset.iter(zlib.decompress(packed))
+                if change.new is not None
+            ),
+        )
+        for label, at, packed in found
+    ]
 
 
 def _step(db: apsw.Connection, seq: int, *, inverse: bool) -> Entry:

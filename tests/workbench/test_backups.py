@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -115,11 +116,28 @@ def test_a_backup_of_a_project_in_use_holds_what_was_saved(project, make):
     db.close()
 
 
-def test_no_backup_of_a_damaged_database_is_made_and_none_is_thinned(closed, tmp_path):
+def test_damaged_records_do_not_end_backups_but_mark_them_and_thin_no_good_one(closed, tmp_path):
     folder = tmp_path / "b"
     good = [back_up(closed, folder, at=NOON + timedelta(minutes=n)) for n in range(2)]
     raw = closed.read_bytes()
     closed.write_bytes(raw.replace(b"What is rain?", b"What is pain?"))
+    for day in range(30, 36):
+        made = back_up(closed, folder, at=NOON + timedelta(days=day))
+        assert (made.damaged, made.path.name.endswith("Z-damaged.db")) == (True, True)
+    assert "Some records of the project are damaged" in made.problem
+    assert [b.number for b in backups.backups(folder)] == [8, 7, 6, 2, 1]
+    assert newest_good(folder) == good[1]
+    assert good[1].problem == ""
+    many = replace(made, faults=("a", "b", "c", "d", "e"))
+    assert "(a; b; c and 2 more)" in many.problem
+
+
+def test_no_backup_of_a_damaged_database_is_made_and_none_is_thinned(closed, tmp_path):
+    folder = tmp_path / "b"
+    good = [back_up(closed, folder, at=NOON + timedelta(minutes=n)) for n in range(2)]
+    raw = closed.read_bytes()
+    with contextlib.closing(apsw.Connection(str(closed))) as db:
+        db.execute("UPDATE tallies SET pairs = 7")
     with pytest.raises(UserError, match=good[1].path.name):
         back_up(closed, folder, at=NOON + timedelta(days=30))
     closed.write_bytes(raw[:4096] + b"\xff" * (len(raw) - 4096))

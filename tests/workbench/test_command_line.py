@@ -35,7 +35,16 @@ def test_open_hands_the_project_to_the_window() -> None:
     assert opened == [Path("some/project")]
 
 
-@pytest.mark.parametrize("arguments", [["fly"], ["train", "dir", "magic"], ["train", "dir", "sft", "--preset", "Huge"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["fly"],
+        ["train", "dir", "magic"],
+        ["train", "dir", "sft", "--preset", "Huge"],
+        ["train", "dir", "sft", "--set", "foo"],
+        ["export", "dir", "out", "--what", "nothing"],
+    ],
+)
 def test_misuse_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         run(*arguments)
@@ -115,8 +124,20 @@ def test_a_beginning_that_fits_one_model_is_enough() -> None:
 
 
 def test_a_beginning_that_fits_several_models_is_refused_with_their_names() -> None:
-    with pytest.raises(UserError, match="'sft 1', 'sft 2'"):
+    with pytest.raises(UserError, match=r"'sft 1' \(.*\), 'sft 2'"):
         find_model(MODELS, "sft")
+
+
+def test_a_whole_name_is_asked_for_where_it_cannot_be_undone() -> None:
+    assert find_model(MODELS, "sft 1", whole=True).name == "sft 1"
+    for part in ("Smol", "sft", ""):
+        with pytest.raises(UserError, match=f"There is no model '{part}'"):
+            find_model(MODELS, part, whole=True)
+
+
+def test_no_text_names_no_model() -> None:
+    with pytest.raises(UserError, match="There is no model ''"):
+        find_model(MODELS[:1], "")
 
 
 def test_a_model_that_does_not_exist_is_refused_with_near_names() -> None:
@@ -204,9 +225,25 @@ def test_a_verdict_says_that_nothing_changed() -> None:
     assert "did not change" in verdict_of("sft", history("eval_loss", 2.0, 2.005), 12)
 
 
+def measured(value: float, low: float, high: float) -> demo_report.History:
+    return [(1, {"eval_accuracy": value, "eval_accuracy_low": low, "eval_accuracy_high": high})]
+
+
 def test_a_reward_model_no_better_than_guessing_is_called_so() -> None:
-    assert "cannot be told apart from guessing" in verdict_of("reward", history("eval_accuracy", 0.55), 20)
-    assert "guessing" not in verdict_of("reward", history("eval_accuracy", 0.9), 40)
+    assert "cannot be told apart from guessing" in verdict_of("reward", measured(0.7, 0.45, 0.87), 12)
+    assert "guessing" not in verdict_of("reward", measured(0.7, 0.6, 0.8), 120)
+    assert "no held-out pairs" in verdict_of("reward", [], 0)
+
+
+def test_the_interval_of_a_reward_model_is_the_one_that_its_run_measured() -> None:
+    text = verdict_of("reward", measured(0.7, 0.45, 0.87), 12)
+    assert "70% of the held-out pairs, which are of 12 rankings (95 % 45% to 87%)" in text
+
+
+def test_the_interval_of_dpo_counts_rankings() -> None:
+    values = [(0, {"eval_loss": 0.69}), (8, {"eval_loss": 0.5, "eval_rewards/accuracies": 0.8})]
+    low, high = wilson(8, 10)
+    assert f"80% of held-out pairs (95 % {low:.0%} to {high:.0%})" in verdict_of("dpo", values, 10)
 
 
 def test_a_score_that_rose_with_the_length_is_doubted() -> None:

@@ -106,8 +106,8 @@ def test_asking_for_prompts_finds_those_of_any_file(tmp_path: Path) -> None:
     [
         ([{"a": 1}], 'rows have "a", which no format has'),
         ([{"prompt": "a", "chosen": "b"}], "not both chosen and rejected"),
-        ([[1, 2]], "no objects"),
-        ([5], "no objects"),
+        ([[1, 2]], "first row is a list, and rows must be objects or texts"),
+        ([5], "first row is a number, and rows must be objects or texts"),
         ([{"output": "a"}], 'rows have "output"'),
     ],
 )

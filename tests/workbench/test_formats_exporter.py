@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +95,15 @@ def test_the_other_shapes_of_preferences(filled: Project, tmp_path: Path) -> Non
 
 def test_a_text_that_holds_the_marks_of_hh_is_left_out_and_said(filled: Project, tmp_path: Path) -> None:
     filled.store.add_responses([Response("x", "one", "a\n\nHuman: b"), Response("y", "one", "c")]).result()
-    filled.store.save_ranking(Ranking("k3", "one", "ann", (("x",), ("y",)))).result()
+    everything = (("x",), ("y", "one0", "one1", "one2", "one3"))
+    filled.store.save_ranking(Ranking("k3", "one", "ann", everything)).result()
     with pytest.raises(NothingToDo, match="holds the mark"):
         export_file(filled, tmp_path / "x.jsonl", what="preferences", format="hh", split="train")
     assert not (tmp_path / "x.jsonl").exists()
 
 
 def test_the_shapes_of_demonstrations(filled: Project, tmp_path: Path) -> None:
-    about = {"tags": [], "split": "held-out", "source": "own", "prompt_id": "two"}
+    about = {"author": "ann", "tags": [], "split": "held-out", "source": "own", "prompt_id": "two"}
     turns = [{"role": message.role, "content": message.content} for message in DIALOGUE]
     answer = {"role": "assistant", "content": "Well."}
     shapes: dict[str, dict[str, Any]] = {
@@ -137,13 +139,6 @@ def test_drafts_stay_out_and_are_counted(filled: Project, tmp_path: Path) -> Non
     filled.store.save_demonstration(Demonstration(new_id(), "two", "Well, I am", "ann", "draft")).result()
     report, rows = export(filled, tmp_path, what="demonstrations")
     assert (len(rows), report.skipped) == (1, {"it is a draft": 1})
-
-
-def test_a_prompt_out_of_order_is_left_out_of_alpaca(project: Project, tmp_path: Path) -> None:
-    project.store.add_prompts([Prompt("odd", (Message("user", "a"), Message("user", "b")))]).result()
-    project.store.save_demonstration(Demonstration(new_id(), "odd", "c", "ann", "final")).result()
-    with pytest.raises(NothingToDo, match="wrong order"):
-        export_file(project, tmp_path / "a.jsonl", what="demonstrations", format="alpaca")
 
 
 def test_prompts_are_written_with_tags_split_and_id(filled: Project, tmp_path: Path) -> None:
@@ -204,5 +199,42 @@ def test_what_cannot_be_written_is_refused_with_what_can(filled: Project, tmp_pa
         export_file(filled, tmp_path, what="prompts")
     with pytest.raises(UserError, match="was not written"):
         export_file(filled, tmp_path / "missing" / "out.jsonl", what="prompts")
-    with pytest.raises(UserError, match="project itself uses that file"):
-        export_file(filled, filled.path / "project.db", what="prompts")
+
+
+def test_nothing_is_exported_into_the_projects_own_folder_by_whatever_name(filled: Project, tmp_path: Path) -> None:
+    (tmp_path / "way in").symlink_to(filled.path)
+    before = (filled.path / "project.db").read_bytes()
+    for out in (
+        filled.path / "project.db",
+        filled.path / ".." / filled.path.name / "project.db",
+        tmp_path / "way in" / "project.db",
+        filled.path / "backups" / "new.jsonl",
+        filled.path / "models" / "new.jsonl",
+    ):
+        with pytest.raises(UserError, match="project's own folder"):
+            export_file(filled, out, what="prompts")
+    assert (filled.path / "project.db").read_bytes() == before
+
+
+def test_a_link_or_a_device_is_never_replaced(filled: Project, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "mine.txt")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    os.mkfifo(tmp_path / "pipe")
+    for name, why in (("link", "it is a link"), ("circle", "it is a link"), ("pipe", "it is no regular file")):
+        with pytest.raises(UserError, match=f"(?i){why}"):
+            export_file(filled, tmp_path / name, what="prompts")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    with pytest.raises(UserError, match="Choose another place"):
+        export_file(filled, tmp_path / ("x" * 300), what="prompts")
+
+
+def test_a_file_that_is_there_is_kept_unless_it_may_be_overwritten(filled: Project, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text("old")
+    with pytest.raises(UserError, match="is there already"):
+        export_file(filled, out, what="prompts", overwrite=False)
+    assert out.read_text() == "old"
+    assert export_file(filled, out, what="prompts").rows == 2
+    assert export_file(filled, tmp_path / "new.jsonl", what="prompts", overwrite=False).rows == 2

@@ -25,6 +25,19 @@ def test_lines_are_split_at_line_feeds_alone(tmp_path: Path) -> None:
     assert [raw.raw.decode() for raw in read(path)] == ["one\r", "two\u2028still two\x0b\x85", "three"]
 
 
+def test_a_file_that_has_carriage_returns_alone_is_split_at_those(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"one\rtwo\r\rthree\r")
+    assert [(raw.number, raw.raw, raw.offset) for raw in read(path)] == [
+        (1, b"one", 0),
+        (2, b"two", 4),
+        (3, b"", 8),
+        (4, b"three", 9),
+    ]
+    path.write_bytes(b"one\r")
+    assert [raw.raw for raw in read(path)] == [b"one\r"]
+
+
 def test_a_byte_order_mark_is_dropped_and_offsets_still_count_it(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xef\xbb\xbfone\ntwo\n")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from workbench.errors import UserError
+from workbench.formats import reader
 from workbench.formats.lines import Limits
 from workbench.formats.parsed import FORMATS, WHATS, Parsed, format_info
 from workbench.formats.preferences import shared_length
@@ -451,3 +452,48 @@ def test_the_list_of_formats_is_whole() -> None:
             assert info.can_import or info.can_export
             assert format_info(what, info.name) is info
     assert format_info("prompts", "nothing") is None
+
+
+# ---- whole files -------------------------------------------------------------------------------------------
+
+
+def test_prompts_and_tables_with_carriage_returns_alone_have_their_rows(tmp_path: Path) -> None:
+    (tmp_path / "cr.txt").write_bytes(b"What is rain?\rWhat is snow?\r")
+    assert [row.prompt[0].content for row in parse(tmp_path / "cr.txt").rows] == ["What is rain?", "What is snow?"]
+    (tmp_path / "cr.csv").write_bytes(b"prompt,completion\rhi,hello\rho,well\r")
+    assert [row.completion for row in parse(tmp_path / "cr.csv").rows] == ["hello", "well"]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "it is a picture"),
+        (b"%PDF-1.7\nhello\n", "it is a PDF file"),
+        (b"MZ" + bytes(8) + b"hello\n\xff\xfe\nplain words\n", "it is no text"),
+    ],
+)
+def test_a_file_that_is_no_text_gives_no_prompt_by_chance(tmp_path: Path, content: bytes, why: str) -> None:
+    (tmp_path / "file.txt").write_bytes(content)
+    with pytest.raises(UserError, match=f"(?i){why}"):
+        parse(tmp_path / "file.txt")
+
+
+def test_a_text_with_one_stray_nul_is_still_a_text(tmp_path: Path) -> None:
+    (tmp_path / "file.txt").write_text("What is r\0in?\nWhat is snow? \u00e9\n")
+    found = parse(tmp_path / "file.txt")
+    assert (len(found.rows), len(found.rejected)) == (1, 1)
+
+
+def test_rejected_rows_are_listed_up_to_a_limit_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "REJECTED_KEPT", 3)
+    found = read(tmp_path, ['{"prompt": "hi"}', *["no json"] * 5, {"prompt": ""}], "prompts")
+    assert (len(found.rows), [one.line for one in found.rejected], found.rejected_more) == (1, [2, 3, 4], 3)
+    assert found.warnings == ["6 rows were rejected; the first 3 are listed."]
+
+
+def test_a_file_of_nothing_but_bad_rows_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "REJECTED_KEPT", 3)
+    monkeypatch.setattr(reader, "_GIVEN_UP_AFTER", 200)
+    with pytest.raises(UserError, match=r"first 201 rows only 1 can be read.*line 2: not valid JSON"):
+        read(tmp_path, ['{"prompt": "hi"}', *["no json"] * 500], "prompts")
+    assert read(tmp_path, [*['{"prompt": "hi"}'] * 5, *["no json"] * 300], "prompts").rejected_more == 297

@@ -26,7 +26,9 @@ from workbench.project import Project
 from workbench.records import (
     FLAGS,
     Demonstration,
+    ForeignModel,
     Message,
+    ModelRecord,
     Prompt,
     Ranking,
     Rater,
@@ -278,3 +280,97 @@ def _is_hh(prompt: Prompt, answers: list[str]) -> bool:
         return all(bool(write_transcript(prompt.messages, text)) for text in answers)
     except RowError:
         return False
+
+
+def three_tiers(project: Project) -> None:
+    store = project.store
+    store.save_rater(Rater("ann", "Ann")).result()
+    store.add_prompts([Prompt("p", (Message("user", "What is rain?"),))]).result()
+    store.add_responses([Response(one, "p", one) for one in "abcd"]).result()
+    store.save_ranking(Ranking("k", "p", "ann", (("a",), ("b", "c"), ("d",)))).result()
+
+
+def test_preferences_of_whole_rankings_keep_the_ranking_its_tiers_and_its_id(project: Project, tmp_path: Path) -> None:
+    three_tiers(project)
+    out = tmp_path / "pairs.jsonl"
+    export_file(project, out, what="preferences")
+    with Project.create(tmp_path / "two") as two:
+        report = import_file(two, out)
+        assert (report.added, report.duplicates, report.warnings) == (5, 0, [])
+        (ranking,) = two.store.rankings()
+        texts = {one.id: one.text for one in two.store.responses(ranking.prompt_id)}
+        assert (ranking.id, [[texts[one] for one in tier] for tier in ranking.tiers]) == (
+            "k",
+            [["a"], ["b", "c"], ["d"]],
+        )
+        assert exported(two, tmp_path, "preferences", "trl")[2]["tier_distance"] == 2
+        assert (import_file(two, out).added, import_file(two, out).duplicates) == (0, 5)
+
+
+def test_preferences_brought_back_into_their_own_project_add_nothing(project: Project, tmp_path: Path) -> None:
+    three_tiers(project)
+    for which in ("all", "best-vs-rest"):
+        out = tmp_path / f"{which}.jsonl"
+        count = export_file(project, out, what="preferences", which=which).rows  # type: ignore[arg-type]
+        report = import_file(project, out)
+        assert (report.added, report.duplicates, report.batch_id) == (0, count, "")
+    assert project.store.counts().pairs == 5
+
+
+def test_pairs_that_are_not_a_whole_ranking_say_no_more_than_they_do(project: Project, tmp_path: Path) -> None:
+    three_tiers(project)
+    out = tmp_path / "best.jsonl"
+    export_file(project, out, what="preferences", which="best-vs-rest")
+    with Project.create(tmp_path / "two") as two:
+        report = import_file(two, out)
+        assert report.warnings == [
+            'The field "tier_distance" is not kept in 1 row: the other pairs of their rankings are not in the file.'
+        ]
+        assert two.store.counts().pairs == report.added == 3
+
+
+def test_rows_that_contradict_each_other_or_have_an_odd_distance_stay_pairs(project: Project, tmp_path: Path) -> None:
+    def row(chosen: str, rejected: str, distance: Any, ranking_id: str = "k") -> str:
+        about = {"ranking_id": ranking_id, "tier_distance": distance}
+        return json.dumps({"prompt": "p", "chosen": chosen, "rejected": rejected} | about)
+
+    out = tmp_path / "odd.jsonl"
+    rows = [
+        row("a", "b", 1),
+        row("b", "a", 1),
+        row("c", "d", "far", "x:y"),
+        row("e", "f", -1, "m"),
+        row("c", "e", "1", "m"),
+    ]
+    out.write_text("\n".join(rows))
+    report = import_file(project, out)
+    assert report.added == 5
+    assert project.store.counts().pairs == 5
+    assert 'The field "tier_distance" is not kept (2 rows have it).' in report.warnings
+    assert "k" not in {one.id for one in project.store.rankings()}
+
+
+def test_a_demonstration_keeps_its_author(project: Project, tmp_path: Path) -> None:
+    project.store.add_prompts([Prompt("p", (Message("user", "What is rain?"),))]).result()
+    project.store.save_demonstration(Demonstration(new_id(), "p", "Water.", "Ann", "final")).result()
+    out = tmp_path / "out.jsonl"
+    export_file(project, out, what="demonstrations")
+    with Project.create(tmp_path / "two") as two:
+        assert import_file(two, out, rater_name="somebody").warnings == []
+        assert [one.author for one in two.store.demonstrations()] == ["Ann"]
+
+
+def test_what_is_known_of_the_models_of_another_project_travels_on(project: Project, tmp_path: Path) -> None:
+    project.store.save_model(ModelRecord("m", "tiny", "base", "/x", sha256="abc")).result()
+    project.store.save_rater(Rater("ann", "Ann")).result()
+    project.store.add_prompts([Prompt("p", (Message("user", "What is rain?"),))]).result()
+    project.store.add_responses([Response("a", "p", "a", "m"), Response("b", "p", "b", "gone")]).result()
+    project.store.save_ranking(Ranking("k", "p", "ann", (("a",), ("b",)))).result()
+    first = exported(project, tmp_path, "rankings", "native")
+    out = tmp_path / "out.jsonl"
+    out.write_bytes(b"\n".join(encode(row) for row in first))
+    with Project.create(tmp_path / "two") as two:
+        import_file(two, out)
+        assert exported(two, tmp_path, "rankings", "native") == first
+        assert two.store.foreign_models() == {"m": ForeignModel("m", "tiny", "abc")}
+        assert two.store.models() == []

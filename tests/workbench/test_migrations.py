@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -121,6 +122,17 @@ def test_a_newer_project_is_refused_and_not_a_byte_of_it_changes(old, newer, mon
             Project.open(old, read_only=read_only)
     assert (old / "project.db").read_bytes() == before
     assert len(backups.backups(old / "backups")) == 1
+
+
+def test_a_newer_project_is_left_alone_also_where_its_journal_is_not_ours(old):
+    file = old / "project.db"
+    with contextlib.closing(apsw.Connection(str(file))) as db:
+        db.pragma("journal_mode", "delete")
+        db.pragma("user_version", 99)
+    before = file.read_bytes()
+    with pytest.raises(UserError, match="newer version of Tastemaker"):
+        Project.open(old)
+    assert file.read_bytes() == before
 
 
 def test_an_older_project_cannot_be_opened_for_reading_only(old, newer):

@@ -13,7 +13,14 @@ import pytest
 from workbench.errors import UserError
 from workbench.ids import new_id
 from workbench.manifests import seal
-from workbench.model_folders import adapter_fits_base, check_adapter_folder, count_parameters, read_header
+from workbench.model_folders import (
+    HEAD_KEY,
+    adapter_fits_base,
+    check_adapter_folder,
+    check_base_folder,
+    count_parameters,
+    read_header,
+)
 from workbench.models import add_model, cached_bases, export_model, fingerprint, import_adapter, remove_model
 from workbench.project import Project
 from workbench.protocol import ExportModelRequest, Failed, Finished, Imported, ImportModelRequest, ServeProgress
@@ -180,6 +187,9 @@ def test_the_manifest_of_an_adapter_says_its_role_and_its_base(project, base, tm
         (lambda folder: (folder / "adapter_config.json").write_text('{"peft_type": "IA3"}'), "IA3"),
         (lambda folder: (folder / "adapter_config.json").write_text("no json"), "damaged"),
         (lambda folder: (folder / "adapter_config.json").write_text("[]"), "no JSON object"),
+        (lambda folder: (folder / "adapter_config.json").write_text("[" * 100_000), "damaged"),
+        (lambda folder: header(folder / "adapter_model.safetensors", b"[" * 100_000), "damaged or cut short"),
+        (lambda folder: safetensors(folder / "adapter_model.safetensors", **{HEAD_KEY: ()}), "its head reads 0"),
         (
             lambda folder: os.truncate(folder / "adapter_model.safetensors", 150),
             "damaged or cut short",
@@ -198,6 +208,33 @@ def test_a_bad_adapter_is_refused_and_nothing_is_kept(project, base, tmp_path, s
     assert says.lower() in str(caught.value).lower()
     assert not any(project.models_dir.iterdir())
     assert project.store.models() == [base]
+
+
+def header(path: Path, raw: bytes) -> None:
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw)
+
+
+def test_odd_values_in_a_configuration_are_no_crash(project, base, tmp_path):
+    odd = make_adapter(tmp_path / "odd")
+    (odd / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "auto_mapping": "x"}))
+    assert import_adapter(project, odd, base.id).role == "policy"
+    folder = make_base(tmp_path / "base")
+    (folder / "config.json").write_text(json.dumps({"quantization_config": "int8", "hidden_size": "wide"}))
+    check_base_folder(folder)
+    scores = check_adapter_folder(make_adapter(tmp_path / "scores", head=True))
+    assert adapter_fits_base(scores, folder) == ""
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": ["model.safetensors"]}')
+    with pytest.raises(UserError, match=r"missing: model\.safetensors"):
+        check_base_folder(folder)
+
+
+def test_an_adapter_from_a_checkpoint_can_be_imported_again_from_the_copy(project, base, tmp_path):
+    source = make_adapter(tmp_path / "100")
+    (source / "state_training.safetensors").write_bytes(b"x")
+    seal(source, kind="checkpoint", run_id="r", method="reward", step=100, base_sha256=base.sha256)
+    made = import_adapter(project, source, base.id)
+    again = import_adapter(project, project.path / made.path, base.id, name="again")
+    assert (again.role, again.step, again.sha256) == ("reward", 100, made.sha256)
 
 
 def flip(folder: Path) -> None:
@@ -280,3 +317,22 @@ def test_removing_takes_an_imported_adapters_files_and_nobody_elses(project, bas
     remove_model(project, base.id)
     assert Path(base.path).is_dir()
     assert project.store.models() == []
+
+
+def test_removing_never_leaves_the_folder_of_imported_adapters(project, base, tmp_path):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (project.models_dir / "link").symlink_to(victim)
+    paths = ("models/../../victim", "models/..", "models", "models/link", str(victim), "models/../models/../../victim")
+    for number, path in enumerate(paths):
+        strange = ModelRecord(id=f"m{number}", name="m", role="policy", path=path, base_id=base.id, parent_id=base.id)
+        project.store.save_model(strange).result()
+        remove_model(project, strange.id)
+        assert all(folder.is_dir() for folder in (victim, project.models_dir, project.path))
+    project.models_dir.joinpath("link").unlink()
+    project.models_dir.rmdir()
+    project.models_dir.symlink_to(tmp_path)
+    strange = ModelRecord(id="m", name="m", role="policy", path="models/victim", base_id=base.id, parent_id=base.id)
+    project.store.save_model(strange).result()
+    remove_model(project, strange.id)
+    assert victim.is_dir()

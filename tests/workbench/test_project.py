@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from workbench import backups, database
 from workbench import project as project_module
 from workbench.backups import ProjectDamaged
 from workbench.errors import UserError
+from workbench.model_folders import fingerprint
 from workbench.project import Project, ProjectInUse, restore_backup
 from workbench.records import ModelRecord
 
@@ -181,8 +184,8 @@ def test_a_run_has_a_folder_by_its_id_and_by_nothing_else(project):
 
 
 def test_models_resolve_to_absolute_folders_or_say_what_is_missing(project, tmp_path):
-    base = ModelRecord("b", "Base", "base", str(tmp_path / "base"), sha256="1")
-    tuned = ModelRecord("t", "Tuned", "sft", "runs/r/final", base_id="b", parent_id="b", sha256="2")
+    base = ModelRecord("b", "Base", "base", str(tmp_path / "base"))
+    tuned = ModelRecord("t", "Tuned", "sft", "runs/r/final", base_id="b", parent_id="b")
     with pytest.raises(UserError, match="base model is not in the project"):
         project.resolve(tuned)
     project.store.save_model(base).result()
@@ -205,7 +208,41 @@ def test_models_resolve_to_absolute_folders_or_say_what_is_missing(project, tmp_
     (final / "adapter_model.safetensors").write_text("")
     ref = project.resolve(tuned)
     assert (ref.base, ref.adapter) == (str(tmp_path / "base"), str(final))
-    assert (ref.model_id, ref.name, ref.base_sha256, ref.adapter_sha256) == ("t", "Tuned", "1", "2")
+    assert (ref.model_id, ref.name, ref.base_sha256, ref.adapter_sha256) == ("t", "Tuned", "", "")
+
+
+def test_a_model_whose_files_changed_is_not_used(project, tmp_path, monkeypatch):
+    monkeypatch.setenv("TASTEMAKER_CACHE", str(tmp_path / "cache"))
+    place, final = tmp_path / "base", project.path / "models" / "t"
+    for folder, names in (
+        (place, ("config.json", "model.safetensors")),
+        (final, ("adapter_config.json", "adapter_model.safetensors")),
+    ):
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_bytes(bytes(64))
+    base = ModelRecord("b", "Base", "base", str(place), sha256=fingerprint(place))
+    tuned = ModelRecord("t", "Tuned", "sft", "models/t", base_id="b", parent_id="b", sha256=fingerprint(final))
+    project.store.save_model(base).result()
+    ref = project.resolve(tuned)
+    assert (ref.base_sha256, ref.adapter_sha256) == (base.sha256, tuned.sha256)
+    (final / "adapter_model.safetensors").write_bytes(bytes(63) + b"x")
+    with pytest.raises(UserError, match="The adapter of Tuned has changed since it was added"):
+        project.resolve(tuned)
+    (final / "adapter_model.safetensors").write_bytes(bytes(64))
+    (place / "config.json").write_bytes(b"{}")
+    with pytest.raises(UserError, match="The base of Tuned has changed"):
+        project.resolve(tuned)
+    with pytest.raises(UserError, match="The model Base has changed"):
+        project.resolve(base)
+
+
+def test_an_adapters_path_never_leads_out_of_the_project(project, tmp_path):
+    base = ModelRecord("b", "Base", "base", str(tmp_path / "base"))
+    project.store.save_model(base).result()
+    for path in ("models/../../victim", "/etc", "..", "backups/x", ""):
+        with pytest.raises(UserError, match="leads out of the project"):
+            project.resolve(ModelRecord("t", "Tuned", "sft", path, base_id="b", parent_id="b"))
 
 
 def test_lineage_goes_down_to_the_base_and_round_no_circle(project):
@@ -269,7 +306,7 @@ def test_while_one_works_a_backup_is_made_every_half_hour_beside_the_work(projec
 
 def test_a_backup_that_fails_beside_the_work_is_logged_and_tried_again_at_the_end(project, make, monkeypatch, caplog):
     def full(*_args, **_kwargs):
-        raise UserError("the disk is full")
+        raise UserError("No backup was made", "the disk is full")
 
     monkeypatch.setattr(backups, "back_up", full)
     project._backup_due_at = time.monotonic()
@@ -277,10 +314,26 @@ def test_a_backup_that_fails_beside_the_work_is_logged_and_tried_again_at_the_en
     thread = project._backup_thread
     assert isinstance(thread, threading.Thread)
     thread.join()
-    assert "no backup was made" in caplog.text
+    assert "No backup was made. The disk is full." in caplog.text
     caplog.clear()
     project.close()
-    assert "no backup was made" in caplog.text
+    (told,) = caplog.records
+    assert (told.getMessage(), told.exc_info) == ("No backup was made. The disk is full.", None)  # a sentence
+
+
+def test_a_backup_that_failed_is_told_at_the_next_opening_until_one_is_good(project, make, monkeypatch, caplog):
+    with monkeypatch.context() as patch:
+        patch.setattr(backups, "back_up", lambda *_: (_ for _ in ()).throw(UserError("No backup was made")))
+        project.store.add_prompts([make.prompt()]).result()
+        project.close()
+    caplog.clear()
+    with Project.open(project.path) as again:
+        assert again.warning == again.backup_problem == "No backup was made."
+        assert caplog.messages == ["No backup was made."]
+        again.back_up()
+        assert again.warning == ""
+    with Project.open(project.path) as again:
+        assert again.warning == ""
 
 
 # ---- damage ------------------------------------------------------------------------------------------------
@@ -375,9 +428,17 @@ def test_a_changed_byte_inside_a_label_is_found_though_sqlite_finds_nothing(labe
             assert db.pragma("integrity_check") == "ok"
         (fault, *_) = project.check()
         assert "does not match its sha256" in fault
-        with pytest.raises(UserError, match="because the database is damaged"):
-            project.back_up()
-        assert len(project.backups()) == 1
+        made = project.back_up()
+        assert made.damaged
+        assert [(b.number, b.damaged) for b in project.backups()] == [(2, True), (1, False)]
+        assert "Some records of the project are damaged (prompts: the record" in project.backup_problem
+        good = backups.newest_good(project.backups_dir)
+        assert good
+        assert good.number == 1
+    with Project.open(labelled) as project:
+        assert "Some records of the project are damaged" in project.warning
+    assert made.when.endswith("UTC, with damaged records")
+    restore_backup(labelled, made.path)  # better than nothing, where there is no better one
 
 
 def test_a_project_on_a_read_only_medium_can_be_read(small_disk, make):
@@ -389,6 +450,53 @@ def test_a_project_on_a_read_only_medium_can_be_read(small_disk, make):
     with Project.open(small_disk / "p", read_only=True) as project:
         assert project.store.counts().prompts == 1
         assert project.check() == []
+
+
+def test_a_project_whose_newest_labels_cannot_be_seen_on_a_read_only_medium_is_refused(small_disk, tmp_path, make):
+    with Project.create(tmp_path / "p") as project:
+        project.store.add_prompts([make.prompt()]).result()
+        shutil.copytree(project.path, small_disk / "p")  # as a kill would leave it: the label is in the log alone
+    assert (small_disk / "p" / "project.db-wal").stat().st_size
+    (small_disk / "p" / "project.db-shm").unlink()
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(UserError, match=r"newest labels are in project\.db-wal.*[Cc]opy the whole project folder"):
+        Project.open(small_disk / "p", read_only=True)
+
+
+def test_a_path_that_cannot_be_a_project_is_refused_in_a_sentence(tmp_path):
+    bad = Path(os.fsdecode(os.fsencode(tmp_path) + b"/q\xff"))
+    for deed in (Project.create, Project.open):
+        with pytest.raises(UserError, match=r"q\\udcff.*not valid UTF-8"):
+            deed(bad)
+        with pytest.raises(UserError, match="File name too long"):
+            deed(tmp_path / ("x" * 300))
+    assert list(tmp_path.iterdir()) == []
+    folder = tmp_path / "p"
+    Project.create(folder).close()
+    (folder / "project.lock").unlink()
+    (folder / "project.lock").mkdir()
+    with pytest.raises(UserError, match="cannot be written"):
+        Project.open(folder)
+
+
+def test_a_project_that_its_user_may_not_read_is_refused_in_a_sentence(tmp_path, monkeypatch):
+    Project.create(tmp_path / "p").close()
+
+    def refuse(file):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(project_module, "_check_file", refuse)
+    with pytest.raises(UserError, match=r"cannot be opened\. Permission denied"):
+        Project.open(tmp_path / "p")
+    monkeypatch.undo()
+    Project.open(tmp_path / "p").close()  # the lock was given back
+
+
+def test_a_database_that_is_there_and_cannot_be_opened_is_not_called_missing(tmp_path):
+    there = tmp_path / "project.db"
+    there.write_text("")
+    for path, remedy in ((there, "permissions"), (tmp_path / "gone.db", "still there")):
+        assert remedy in database.problem_of(apsw.CantOpenError("no"), path, doing="nothing was read").remedy
 
 
 def test_a_database_whose_log_cannot_be_opened_is_not_taken_for_a_read_only_medium(labelled):

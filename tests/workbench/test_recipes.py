@@ -58,6 +58,15 @@ def test_nan_is_outside_every_range() -> None:
     assert [one.field for one in DpoRecipe(beta=float("nan")).problems()] == ["beta"]
 
 
+def test_a_whole_number_too_long_for_a_float_is_outside_its_range() -> None:
+    recipe = with_settings(SftRecipe(), {"batch": "9" * 400})
+    assert "batch is a number of 400 digits" in recipe.problems()[0].message
+
+
+def test_no_mini_batches_are_a_problem_and_no_division() -> None:
+    assert [one.field for one in PpoRecipe(mini_batches=0).problems()] == ["mini_batches"]
+
+
 def test_robust_dpo_without_smoothing_is_only_a_warning() -> None:
     (problem,) = DpoRecipe(loss_type="robust").problems()
     assert problem.severity == "warning"
@@ -80,9 +89,12 @@ def test_a_rule_is_a_name_and_an_argument(rule: str, parsed: tuple[str, str]) ->
     assert parse_rule(rule) == parsed
 
 
-@pytest.mark.parametrize("rule", ["shorter-than", "shorter-than:", "shorter-than:0", "shorter-than:many", "nicer:1"])
+@pytest.mark.parametrize(
+    "rule",
+    ["shorter-than", "shorter-than:", "shorter-than:0", "shorter-than:many", "shorter-than:²", "nicer:1"],
+)
 def test_a_rule_that_means_nothing_is_refused(rule: str) -> None:
-    with pytest.raises(ValueError, match=r"rule|needs"):
+    with pytest.raises(ValueError, match=r"rule|needs a"):
         parse_rule(rule)
 
 

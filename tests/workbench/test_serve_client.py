@@ -11,7 +11,7 @@ import pytest
 from workbench.errors import UserError
 from workbench.ids import new_id
 from workbench.protocol import CountTokensRequest, Failed, Finished, ModelRef, ServeProgress, TokenCounts
-from workbench.serve_client import ServeClient
+from workbench.serve_client import ServeClient, _Process
 
 SERVER = r"""
 import json, os, socket, sys, time
@@ -156,3 +156,48 @@ def test_an_engine_that_cannot_start_says_why(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="could not be started"):
         missing.call(count(), 20)
     assert isinstance(Finished(id="x"), Finished)
+
+
+def test_a_request_that_is_cancelled_while_the_engine_starts_is_not_sent(client, monkeypatch):
+    starting, go_on = threading.Event(), threading.Event()
+    start = ServeClient.start
+
+    def slow(self):
+        starting.set()
+        go_on.wait(20)
+        start(self)
+
+    monkeypatch.setattr(ServeClient, "start", slow)
+    asked, replies = count("die"), []
+    thread = threading.Thread(target=client.request, args=(asked, replies.append))
+    thread.start()
+    assert starting.wait(20)
+    client.cancel(asked.id)
+    go_on.set()
+    thread.join(20)
+    assert [one.code for one in replies] == ["cancelled"]
+    assert isinstance(client.call(count(), 20), TokenCounts)  # it lives: it was not asked to die
+
+
+def test_an_engine_that_leaves_slowly_takes_no_request_of_the_next_one_with_it(client, monkeypatch):
+    client.call(count(), 20)
+    leaving, go_on = threading.Event(), threading.Event()
+    end = _Process.end
+
+    def slow(self, patience_s):
+        leaving.set()
+        go_on.wait(20)
+        end(self, patience_s)
+
+    monkeypatch.setattr(_Process, "end", slow)
+    thread = threading.Thread(target=client.leave)
+    thread.start()
+    assert leaving.wait(20)
+    replies = []
+    asked = client.request(count("silent"), replies.append)
+    go_on.set()
+    thread.join(20)
+    assert replies == []
+    client.cancel(asked)
+    wait_for(lambda: bool(replies))
+    assert replies[0].code == "cancelled"

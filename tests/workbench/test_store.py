@@ -19,7 +19,12 @@ from workbench.store_rows import content_hash
 def test_a_prompt_comes_back_as_it_was(store, make):
     prompt = Prompt(
         new_id(),
-        (Message("system", "Be brief."), Message("user", "Hi\r\n  \t há 🙂"), Message("assistant", "Yes?")),
+        (
+            Message("system", "Be brief."),
+            Message("user", "Hi\r\n  \t há 🙂"),
+            Message("assistant", "Yes?"),
+            Message("user", "Rain?"),
+        ),
         ("z", "a"),
         "a file",
         "held-out",
@@ -30,6 +35,20 @@ def test_a_prompt_comes_back_as_it_was(store, make):
     assert change.kinds == {"prompts"}
     assert change.ids == (prompt.id,)
     assert store.prompt("nobody") is None
+
+
+def test_what_no_model_can_answer_is_no_prompt(store):
+    user, answer = Message("user", "a"), Message("assistant", "b")
+    for turns, why in (
+        ((answer,), "begins with an assistant turn"),
+        ((user, user), "and so is the turn before it"),
+        ((user, answer), "a prompt ends with a user turn"),
+        ((user, Message("assistant", " "), user), "(?i)turn 2 is empty"),
+        ((user, Message("system", "c"), user), "only the first can be"),
+    ):
+        with pytest.raises(UserError, match=why):
+            store.add_prompts([Prompt(new_id(), turns)]).result()
+    assert store.prompts() == []
 
 
 def test_prompts_are_listed_oldest_first_and_in_pages(store, make):
@@ -159,21 +178,43 @@ def test_each_save_that_changes_a_demonstration_is_a_revision(store, make):
     first = make.demonstration(prompt, "W", final=False)
     assert store.save_demonstration(first).result().label == "Write the demonstration of “What is rain?”"
     assert store.save_demonstration(first).result().kinds == frozenset()
-    second = store.save_demonstration(replace(first, text="Water")).result()
+    second = store.save_demonstration(replace(first, text="Rain")).result()
     assert second.label.startswith("Edit")
     assert second.ids != (first.id,)  # the id was taken: a revision has its own
-    store.save_demonstration(replace(first, text="Water", status="final")).result()
+    store.save_demonstration(replace(first, text="Rain", status="final")).result()
     store.save_demonstration(replace(first, text="W", status="draft")).result()  # back to the first text: kept too
     history = store.demonstration_history(prompt.id)
     assert [(d.revision, d.text, d.status) for d in history] == [
         (4, "W", "draft"),
-        (3, "Water", "final"),
-        (2, "Water", "draft"),
+        (3, "Rain", "final"),
+        (2, "Rain", "draft"),
         (1, "W", "draft"),
     ]
     assert store.demonstration_for(prompt.id) == history[0]
     assert store.demonstration_for("nobody") is None
     assert store.demonstrations() == [history[0]]
+
+
+def test_a_draft_that_only_grows_is_one_revision_and_nothing_that_was_taken_out_is_lost(project, store, make):
+    prompt = make.prompt()
+    store.add_prompts([prompt]).result()
+    draft = make.demonstration(prompt, "", final=False)
+    text = ""
+    for word in ("Rain ", "is ", "water."):
+        text += word
+        store.save_demonstration(replace(draft, text=text)).result()
+    store.save_demonstration(replace(draft, text="Rain, I think, is water.")).result()  # into the middle
+    assert [(d.revision, d.text) for d in store.demonstration_history(prompt.id)] == [(4, "Rain, I think, is water.")]
+    for shorter in ("Rain is water.", "Snow is water."):  # taken out, replaced
+        store.save_demonstration(replace(draft, text=shorter)).result()
+    store.save_demonstration(replace(draft, text="Snow is water, too.", author="Bob")).result()
+    assert [d.text for d in store.demonstration_history(prompt.id)] == [
+        "Snow is water, too.",
+        "Snow is water.",
+        "Rain is water.",
+        "Rain, I think, is water.",
+    ]
+    assert project.check() == []
 
 
 def test_demonstrations_are_filtered_and_training_never_sees_held_out_text(store, make):
@@ -196,9 +237,10 @@ def test_demonstrations_are_filtered_and_training_never_sees_held_out_text(store
     assert of(split="held-out") == [held.id]
     assert of(status="draft") == [draft.id]
     assert store.held_out_twins() == {twin.id}
-    store.archive_prompts([held.id]).result()
-    assert of(status="final", split="train") == [train.id, twin.id]
-    assert store.held_out_twins() == frozenset()
+    store.archive_prompts([held.id]).result()  # what was measured on must not be trained on later either
+    assert of(status="final", split="train") == [train.id]
+    assert store.held_out_twins() == {twin.id}
+    assert len(store.held_out_hashes()) == 1
 
 
 def test_demonstrations_that_make_no_sense_are_refused(store, make):
@@ -245,13 +287,13 @@ def test_a_ranking_comes_back_as_it_was_and_a_second_one_supersedes_it(store, ma
     )
     assert store.save_ranking(first).result().label == "Rank “What is rain?”"
     assert replace(store.rankings()[0], created_at="") == first
-    second = make.ranking(prompt, [c], [a])
+    second = make.ranking(prompt, [c], [a, b])
     assert store.save_ranking(second).result().label.startswith("Rank again")
     (current,) = store.rankings()
     assert (current.id, current.supersedes) == (second.id, first.id)
     assert [r.id for r in store.rankings(include_superseded=True)] == [first.id, second.id]
     assert store.counts().rankings == 1
-    assert store.counts().pairs == 1
+    assert store.counts().pairs == 2
 
 
 def test_saving_a_ranking_again_is_harmless_but_another_one_may_not_take_its_id(store, make):
@@ -273,6 +315,34 @@ def test_two_raters_judge_beside_each_other(store, make):
     assert [r.rater_id for r in store.rankings(rater_id="bob")] == ["bob"]
     counts = store.counts()
     assert (counts.rankings, counts.prompts_ranked, counts.pairs) == (2, 1, 2)
+
+
+def test_a_new_ranking_leaves_a_judgement_of_other_responses_standing(store, make):
+    prompt, (a, b, c, d) = make.rankable("a", "b", "c", "d")
+    one, two = make.ranking(prompt, [a], [b]), make.ranking(prompt, [c], [d])
+    store.add_batch(rankings=[one, two], label="import").result()
+    again = make.ranking(prompt, [b], [a])
+    change = store.save_ranking(again).result()
+    assert [r.id for r in store.rankings()] == [two.id, again.id]
+    assert store.rankings()[1].supersedes == one.id
+    assert "stays beside the new one" in change.notes[0]
+    shown = replace(make.ranking(prompt), outcome="cannot-rank", tiers=(), shown_order=(a.id, b.id))
+    store.save_ranking(shown).result()
+    assert [r.id for r in store.rankings()] == [two.id, shown.id]
+    last = make.ranking(prompt, [d], [c, a, b])
+    assert store.save_ranking(last).result().notes == ()
+    assert [r.id for r in store.rankings()] == [last.id]
+
+
+def test_several_judgements_that_stay_are_counted(store, make):
+    prompt, responses = make.rankable("a", "b", "c", "d", "e")
+    pairs = [make.ranking(prompt, [responses[n]], [responses[n + 1]]) for n in (0, 1)]
+    store.add_batch(rankings=pairs, label="import").result()
+    change = store.save_ranking(make.ranking(prompt, [responses[3]], [responses[4]])).result()
+    assert change.notes == (
+        "2 earlier judgements of this prompt place other responses too and stay beside the new one",
+    )
+    assert len(store.rankings()) == 3
 
 
 def test_a_skip_supersedes_a_skip_but_never_a_judgement(store, make):
@@ -380,9 +450,9 @@ def test_a_model_or_run_on_which_something_depends_cannot_be_removed(store):
     for name in "vwxyz":
         store.save_model(ModelRecord(name, name, "sft", "", base_id="b", run_id="r")).result()
     store.save_run(RunRecord("r", "sft", "one", "running", "x")).result()
-    with pytest.raises(UserError, match=r"v, w, x and 2 more descends"):
+    with pytest.raises(UserError, match="These descend from it or use it: v, w, x and 2 more"):
         store.remove_model("b").result()
-    with pytest.raises(UserError, match="The run one"):
+    with pytest.raises(UserError, match="use it: the run one"):
         store.remove_model("x").result()
     with pytest.raises(UserError, match="came from it"):
         store.remove_run("r").result()

@@ -154,6 +154,36 @@ def test_a_history_of_corrections_is_kept_when_it_says_so(store, make):
     assert len(store.rankings()) == 1
 
 
+def test_pairs_that_a_ranking_of_the_same_rater_says_already_are_there_already(store, make):
+    prompt, (a, b, c) = make.rankable("a", "b", "c")
+    whole = make.ranking(prompt, [a], [b], [c])
+    store.save_ranking(whole).result()
+    copies = make.responses(prompt, "a", "b", "c")
+    said = [make.ranking(prompt, [copies[x]], [copies[y]]) for x, y in ((0, 1), (0, 2), (1, 2))]
+    change = store.add_batch(responses=copies, rankings=said, label="").result()
+    assert (change.duplicates, change.kinds) == (3, frozenset())
+    new = make.ranking(prompt, [copies[2]], [copies[0]])
+    used = [copies[0], copies[2]]
+    change = store.add_batch(responses=used, rankings=[new, replace(new, id=new_id())], label="").result()
+    assert (change.duplicates, change.ids) == (1, (new.id,))  # the second says what the first said
+
+
+def test_a_known_id_makes_a_duplicate_only_of_what_it_says_itself(store, make):
+    prompt, (a, b, c) = make.rankable("a", "b", "c")
+    old = make.ranking(prompt, [a], [b], [c])
+    store.save_ranking(old).result()
+    store.save_ranking(make.ranking(prompt, [c], [b], [a])).result()
+    again = replace(old, tiers=((a.id,), (b.id,)))
+    assert store.add_batch(rankings=[again], label="").result().duplicates == 1  # superseded since, and known
+    store.save_rater(Rater("bob", "Bob")).result()
+    other = replace(old, rater_id="bob", tiers=((b.id,), (a.id,)))
+    change = store.add_batch(rankings=[other], label="").result()
+    assert change.duplicates == 0
+    assert old.id not in change.ids
+    skip = replace(old, id=new_id(), tiers=(), outcome="skipped")
+    assert store.add_batch(rankings=[skip, replace(skip, id=new_id())], label="").result().duplicates == 1
+
+
 def test_archived_prompts_do_not_swallow_an_import(store, make):
     prompt = make.prompt()
     store.add_prompts([prompt]).result()

@@ -33,6 +33,7 @@ class Model:
     revisions: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
     rankings: dict[str, Ranking] = field(default_factory=dict)
     superseded: set[str] = field(default_factory=set)
+    burst: str = ""  # of the act that was done next
 
     def live(self) -> list[Prompt]:
         return [p for p in self.prompts.values() if p.id not in self.archived]
@@ -67,10 +68,10 @@ class StoreMachine(RuleBasedStateMachine):
             self.project.close()
             shutil.rmtree(self.folder)
 
-    def act(self, future: Any, change: Any) -> None:
+    def act(self, future: Any, change: Any, burst: str = "") -> None:
         """Do in the model what the store has done, if it did anything."""
         if future.result().kinds:
-            self.done.append(copy.deepcopy(self.model))
+            self.done.append(replace(copy.deepcopy(self.model), burst=burst))
             self.undone.clear()
             change()
 
@@ -118,18 +119,19 @@ class StoreMachine(RuleBasedStateMachine):
         id_ = data.draw(st.sampled_from(list(self.model.prompts)))
         status = "final" if text.strip() else "draft"
         future = self.store.save_demonstration(Demonstration(new_id(), id_, text, author, status))  # type: ignore[arg-type]
-        if future.result().kinds and status == "draft" and self.joins_burst(id_, author):
-            self.model.revisions[id_].append((stored(text), status, author))
-            return
-        self.act(future, lambda: self.model.revisions.setdefault(id_, []).append((stored(text), status, author)))
 
-    def joins_burst(self, prompt_id: str, author: str) -> bool:
-        """Whether the last act was a draft of the same prompt by the same author (then the two are one step)."""
-        if self.undone or not self.done:
-            return False
-        before, now = copy.deepcopy(self.done[-1]), copy.deepcopy(self.model)
-        added = now.revisions.pop(prompt_id, [])[len(before.revisions.pop(prompt_id, [])) :]
-        return bool(added) and all(r[1:] == ("draft", author) for r in added) and before == now
+        def change() -> None:
+            revisions = self.model.revisions.setdefault(id_, [])
+            newest = revisions[-1] if revisions else None
+            if status == "draft" and newest and newest[1:] == (status, author) and stored(text).startswith(newest[0]):
+                revisions.pop()
+            revisions.append((stored(text), status, author))
+
+        burst = f"{id_}:{author}" if status == "draft" else ""
+        if future.result().kinds and burst and not self.undone and self.done and self.done[-1].burst == burst:
+            change()  # one step with the draft before it
+        else:
+            self.act(future, change, burst)
 
     @precondition(lambda self: self.model.prompts)
     @rule(data=st.data(), texts=st.lists(TEXTS, min_size=1, max_size=3))

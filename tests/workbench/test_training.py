@@ -9,10 +9,13 @@ import time
 import pytest
 
 from engine.events import EventLog
+from workbench import cli, cli_runs
+from workbench.cli_parser import make_parser
 from workbench.errors import UserError
 from workbench.ids import new_id
 from workbench.manifests import faults_of, seal
 from workbench.model_folders import fingerprint
+from workbench.project import Project
 from workbench.protocol import Checkpoint, Ended, Metrics, Started
 from workbench.reaper import LockNote, take, write_exit, write_note
 from workbench.recipes import RECIPES, DpoRecipe, PpoRecipe, RewardRecipe, SftRecipe
@@ -20,7 +23,7 @@ from workbench.records import Demonstration, Message, ModelRecord, Prompt, Ranki
 from workbench.run_folder import RunFolder
 from workbench.run_registry import delete_run
 from workbench.training import plan_run, preset_for, refresh_runs, start_run
-from workbench.training_data import content_hash, is_auto_held_out
+from workbench.training_data import content_hash, is_auto_held_out, share_to_hold_out
 
 
 def write_safetensors(path, tensors):
@@ -140,6 +143,19 @@ def test_held_out_prompts_never_get_into_the_training_rows(project, base, method
     assert not {content_hash(row.prompt) for row in plan.demonstrations} & forbidden
     assert {content_hash(row.prompt) for row in plan.train} == {content_hash(prompt.messages) for prompt in train}
     assert not plan.auto_held_out
+
+
+@pytest.mark.parametrize("method", ["sft", "reward", "dpo", "ppo"])
+def test_a_held_out_prompt_protects_its_text_also_when_it_is_archived(project, base, method):
+    train, held = add_prompts(project, 30), add_prompts(project, 12, "held-out", "kept question")
+    twins = add_prompts(project, 12, "train", "kept question")
+    demonstrate(project, train + twins)
+    rank(project, train + twins, 3)
+    project.store.archive_prompts([prompt.id for prompt in held]).result()
+    recipe = RECIPES[method](**({"rule": "shorter-than:40"} if method == "ppo" else {}))
+    plan = plan_run(project, method, start_model_id=base.id, recipe=recipe)
+    forbidden = {content_hash(prompt.messages) for prompt in held}
+    assert not {content_hash(row.prompt) for row in [*plan.train, *plan.heldout, *plan.demonstrations]} & forbidden
 
 
 @pytest.mark.parametrize("method", ["sft", "reward", "dpo", "ppo"])
@@ -556,3 +572,111 @@ def test_runs_on_a_base_that_is_gone_do_not_stop_planning(project, base, launche
     assert not plan.estimate.measured
     assert "is not there" in messages(plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe()))
     assert preset_for(project, "sft", "Balanced", base.id).quantisation == "nf4"  # its size is unknown
+
+
+# ---- the command line ------------------------------------------------------------------------------------------
+
+
+def train(project, *arguments):
+    return cli.main(["train", str(project.path), *arguments], lambda _: 0)
+
+
+@pytest.mark.parametrize(
+    ("method", "setting"),
+    [
+        ("sft", "batch=0"),
+        ("sft", "epochs=nan"),
+        ("dpo", "epochs=inf"),
+        ("reward", "batch=" + "9" * 400),
+        ("ppo", "mini_batches=0"),
+        ("ppo", "batch=0"),
+        ("sft", "device=toaster"),
+    ],
+)
+def test_settings_outside_their_range_are_said_and_nothing_is_reckoned_with_them(
+    project, base, method, setting, capsys
+):
+    field = setting.partition("=")[0]
+    assert train(project, method, "--plan", "--set", setting, "--json") == 1
+    problems = json.loads(capsys.readouterr().out)["problems"]
+    assert field in [one["field"] for one in problems if one["severity"] == "error"]
+
+
+def test_a_setting_that_does_not_exist_is_misuse(project, base, capsys):
+    assert train(project, "sft", "--plan", "--set", "btach=2") == 2
+    assert "id you mean batch" in capsys.readouterr().err
+
+
+def test_a_plan_is_made_beside_the_window_that_has_the_project(project, base, capsys):
+    demonstrate(project, add_prompts(project, 12))
+    assert train(project, "sft", "--plan", "--json") == 0
+    assert "reading only" not in capsys.readouterr().out
+
+
+def test_the_project_is_let_go_of_before_a_run_is_followed(tmp_path, launched, monkeypatch, capsys):
+    with Project.create(tmp_path / "own") as own:
+        folder = tmp_path / "cache" / "models" / "tiny"
+        write_base(folder)
+        record = ModelRecord(id=new_id(), name="tiny", role="base", path=str(folder), sha256=fingerprint(folder))
+        own.store.save_model(record).result()
+        demonstrate(own, add_prompts(own, 12))
+    free = []
+
+    def follow(path, run, terminal):
+        with Project.open(path):
+            free.append(run.name)
+        return 0
+
+    monkeypatch.setattr(cli_runs, "follow", follow)
+    assert train(own, "sft") == 0
+    assert free == ["sft 1"]
+
+
+@pytest.mark.parametrize("method", ["sft", "reward", "dpo", "ppo"])
+def test_tags_narrow_what_trains_and_nothing_of_what_measures(project, base, method):
+    plain, held = add_prompts(project, 30), add_prompts(project, 12, "held-out", "kept question")
+    project.store.set_tags([one.id for one in plain[:9]], ["good"]).result()
+    project.store.set_tags([one.id for one in plain[9:12]], ["fine"]).result()
+    project.store.set_tags([held[0].id], ["good"]).result()
+    demonstrate(project, plain + held)
+    rank(project, plain + held, 2)
+    recipe = RECIPES[method](**({"rule": "shorter-than:40"} if method == "ppo" else {}))
+    plan = plan_run(project, method, start_model_id=base.id, recipe=recipe, tags=("good", "fine"))
+    assert not plan.errors, messages(plan)
+    wanted = {content_hash(one.messages) for one in plain[:12]}
+    assert {content_hash(row.prompt) for row in plan.train} == wanted
+    assert {content_hash(row.prompt) for row in plan.heldout} == {content_hash(one.messages) for one in held}
+    assert {content_hash(row.prompt) for row in plan.demonstrations} <= wanted
+    assert "of prompts tagged good or fine" in plan.summary
+    assert make_parser().parse_args(shlex.split(plan.command_line)[1:]).tag == ["good", "fine"]
+
+
+def test_the_tags_are_frozen_with_the_run(project, base, launched):
+    prompts = add_prompts(project, 4)
+    project.store.set_tags([prompts[0].id], ["good"]).result()
+    demonstrate(project, prompts)
+    plan = plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe(), tags=("good",))
+    run = start_run(project, plan)
+    folder = RunFolder(project.run_dir(run.id))
+    assert folder.spec().tags == ("good",)
+    assert len(list(folder.rows("train"))) == 1
+
+
+def test_tags_without_a_label_are_an_error_of_theirs(project, base):
+    demonstrate(project, add_prompts(project, 4))
+    plan = plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe(), tags=("rare",))
+    assert [one.field for one in plan.errors] == ["tags"]
+    assert "has the tag rare" in messages(plan)
+
+
+def test_a_share_to_hold_out_counts_what_is_held_out_and_keeps_twins_together(project):
+    prompts = add_prompts(project, 18) + add_prompts(project, 2, "held-out", "kept question")
+    twins = [Prompt(id=new_id(), messages=one.messages) for one in prompts[:18]]
+    project.store.add_prompts(twins).result()
+    chosen = share_to_hold_out(project, 25)  # of 38: 10, and 2 are held out already
+    assert len(chosen) == 8
+    texts = {one.id: one.messages for one in (*prompts, *twins)}
+    assert len({texts[one] for one in chosen}) == 4
+    assert share_to_hold_out(project, 25) == chosen
+    assert share_to_hold_out(project, 5) == []
+    assert set(share_to_hold_out(project, 100)) == {one.id for one in (*prompts[:18], *twins)}

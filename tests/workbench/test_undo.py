@@ -37,6 +37,27 @@ def test_a_new_act_forgets_what_could_be_redone(store, make):
     assert [p.title for p in store.prompts()] == ["b"]
 
 
+def test_what_was_undone_keeps_its_content_also_when_it_can_be_redone_no_more(store, make):
+    prompt, (a, b, _) = make.rankable()
+    ranking = replace(make.ranking(prompt, [a], [b]), note="a is kinder")
+    store.save_ranking(ranking).result()
+    store.undo().result()
+    store.set_tags([prompt.id], ["x"]).result()
+    store.save_demonstration(make.demonstration(prompt, "Water.")).result()
+    store.undo().result()
+    assert store.redo_label() == "Write the demonstration of “What is rain?”"
+    wrote, judged = store.taken_back()
+    assert [(table, row["text"]) for table, row in wrote.rows] == [("demonstrations", "Water.")]
+    ((table, row),) = judged.rows
+    assert (table, row["id"], row["note"], judged.label) == (
+        "rankings",
+        ranking.id,
+        "a is kinder",
+        "Rank “What is rain?”",
+    )
+    assert len(store.taken_back(limit=1)) == 1
+
+
 def test_undo_survives_a_restart(project, make):
     path, prompt = project.path, make.prompt()
     project.store.add_prompts([prompt]).result()
@@ -81,18 +102,18 @@ def test_undo_keeps_search_tags_and_counts_right(project, store, make):
 def test_typing_is_undone_as_a_whole_but_finishing_is_a_step_of_its_own(store, make, monkeypatch):
     prompt = make.prompt()
     store.add_prompts([prompt]).result()
-    for text in ("W", "Wa", "Wat"):
+    for text in ("W", "Wa", "at"):
         store.save_demonstration(make.demonstration(prompt, text, final=False)).result()
     store.save_demonstration(make.demonstration(prompt, "Water.")).result()
-    assert len(store.demonstration_history(prompt.id)) == 4
+    assert [d.text for d in store.demonstration_history(prompt.id)] == ["Water.", "at", "Wa"]
     store.undo().result()
-    assert store.demonstration_for(prompt.id).text == "Wat"
+    assert store.demonstration_for(prompt.id).text == "at"
     change = store.undo().result()
-    assert len(change.ids) == 3
+    assert len(change.ids) == 2
     assert store.demonstration_history(prompt.id) == []
     assert store.undo_label() == "Add “What is rain?”"
     store.redo().result()
-    assert store.demonstration_for(prompt.id).text == "Wat"
+    assert store.demonstration_for(prompt.id).text == "at"
     store.undo().result()
     store.save_demonstration(make.demonstration(prompt, "S", final=False)).result()  # joins nothing that is undone
     assert store.redo_label() == ""

@@ -9,6 +9,7 @@ from typing import Any
 from workbench.formats.parsed import RowError
 from workbench.formats.values import kind
 from workbench.records import Message, Role
+from workbench.turns import prompt_fault
 
 _ROLES: dict[str, Role] = {
     "system": "system",
@@ -103,28 +104,9 @@ def with_system(system: Any, messages: Sequence[Message]) -> tuple[Message, ...]
 
 def checked_prompt(messages: Sequence[Message]) -> tuple[Message, ...]:
     """Return the messages if they are a prompt: system or not, then user and assistant in turn, a user turn last."""
-    turns = messages[1:] if messages and messages[0].role == "system" else messages
-    if not turns:
-        raise RowError("the prompt is empty")
-    for place, message in enumerate(turns):
-        expected = "assistant" if place % 2 else "user"
-        number = place + 1 + len(messages) - len(turns)
-        if message.role != expected:
-            raise RowError(_out_of_order(turns, place, number))
-        if not message.content.strip():
-            raise RowError("the prompt is empty" if len(turns) == 1 else f"turn {number} is empty")
-    if turns[-1].role != "user":
-        raise RowError("the last turn is by the assistant; a prompt ends with a user turn")
+    if fault := prompt_fault(messages):
+        raise RowError(fault)
     return tuple(messages)
-
-
-def _out_of_order(turns: Sequence[Message], place: int, number: int) -> str:
-    role = turns[place].role
-    if role == "system":
-        return f"roles in wrong order: turn {number} is a system turn; only the first can be"
-    if place == 0:
-        return "roles in wrong order: it begins with an assistant turn"
-    return f"roles in wrong order: turn {number} is by the {role}, and so is the turn before it"
 
 
 def split_answer(messages: Sequence[Message]) -> tuple[tuple[Message, ...], str]:

@@ -14,6 +14,7 @@ from workbench.formats.conversation import is_transcript, is_turns
 from workbench.formats.demonstrations import ANSWERS
 from workbench.formats.layout import LAYOUTS, Layout, Row, layout_of, rows
 from workbench.formats.parsed import WHATS, Rejected, What, format_info
+from workbench.formats.values import kind
 
 SAMPLE_ROWS = 100
 _SCANNED_ROWS = 2000
@@ -196,10 +197,15 @@ def _unknown(path: Path, what: str, layout: Layout, sample: list[Any], fault: Re
             f"the file {path.name} cannot be imported", f"{row} {fault.line}: {fault.reason}", "mend the file"
         )
     found = next((value for value in sample if isinstance(value, dict)), None)
-    keys = ", ".join(f'"{str(key)[:40]}"' for key in list(found)[:12]) if found is not None else "no objects"
+    if found is None:
+        cause = f"its first row is {kind(sample[0])}, and rows must be objects" + (
+            " or texts" if what in ("auto", "prompts") else ""
+        )
+        return UserError(f"the file {path.name} cannot be imported", cause, remedy)
+    keys = ", ".join(f'"{str(key)[:40]}"' for key in list(found)[:12])
     cause = f"its rows have {keys}" + (
         ", but not what " + what + " need" if what != "auto" else ", which no format has"
     )
-    if found is not None and len({"chosen", "rejected"} & found.keys()) == 1:
+    if len({"chosen", "rejected"} & found.keys()) == 1:
         cause = f"its rows have {keys}, but not both chosen and rejected"
     return UserError(f"the file {path.name} cannot be imported", cause, remedy)

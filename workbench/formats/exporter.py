@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import os
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from workbench.formats.rankings import ranking_line
 from workbench.jsonl import encode
 from workbench.pairs import Which, current_pairs
 from workbench.project import Project
-from workbench.records import Message, Rater, Response, Split
+from workbench.records import ForeignModel, Message, ModelRecord, Rater, Response, Split
 from workbench.rows import PairRow
 
 _T = TypeVar("_T")
@@ -45,6 +46,7 @@ def export_file(
     format: str = "auto",
     split: Split | None = None,
     which: Which = "all",
+    overwrite: bool = True,
 ) -> ExportReport:
     """Write labels to a file as one act: the file is whole or not there.
 
@@ -55,18 +57,19 @@ def export_file(
         format: "auto" for the first of :data:`FORMATS`, or its name.
         split: only that split; None for all.
         which: for preferences, every ordered pair across tiers, or the best tier against the rest.
+        overwrite: replace a file that is there; whoever passes True has asked the user.
 
     Raises:
-        UserError: unknown format, nowhere to write, disk full.
+        UserError: unknown format, nowhere to write, a place that is not for exports, disk full.
     """
     out_path = Path(out_path)
     chosen, name = _settle(what, format)
     if split not in (None, "train", "held-out"):
         raise UserError("nothing was exported", f'there is no split "{split}"', "use train or held-out")
+    _refuse_place(project, out_path, overwrite=overwrite)
     project.store.wait()
     skipped: Counter[str] = Counter()
     rows = _ROWS[chosen](project, name, split, which, skipped)
-    _refuse_own_files(project, out_path)
     count = _write(out_path, rows, f"there are no {chosen} to export", skipped)
     return ExportReport(count, out_path, dict(skipped))
 
@@ -82,11 +85,28 @@ def _settle(what: str, name: str) -> tuple[What, str]:
     return chosen, names[0] if name == "auto" else name
 
 
-def _refuse_own_files(project: Project, out_path: Path) -> None:
-    if out_path.absolute().parent == project.path and out_path.name.startswith("project."):
-        raise UserError(
-            f"nothing was exported to {out_path.name}", "the project itself uses that file", "choose another name"
-        )
+def _refuse_place(project: Project, out_path: Path, *, overwrite: bool) -> None:
+    """Refuse the project's own folder by whatever name, and anything there that a new file must not replace."""
+    nothing = f"nothing was exported to {out_path}"
+    try:
+        place = out_path.parent.resolve() / out_path.name
+        mode = place.lstat().st_mode
+    except FileNotFoundError:
+        mode = None
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise UserError(nothing, getattr(error, "strerror", "") or str(error), "choose another place") from error
+    home = project.path.resolve()
+    if home == place or home in place.parents:
+        raise UserError(nothing, "it lies in the project's own folder", "choose a place outside the project")
+    if mode is None:
+        return
+    if stat.S_ISDIR(mode):
+        raise UserError(nothing, "it is a folder", "name a file in it")
+    if not stat.S_ISREG(mode):
+        what = "a link" if stat.S_ISLNK(mode) else "no regular file"
+        raise UserError(nothing, f"it is {what}, and an export makes a new file", "name another file")
+    if not overwrite:
+        raise UserError(nothing, "that file is there already", "name another file, or allow it to be overwritten")
 
 
 def _write(out_path: Path, rows: Iterator[Any], nothing: str, skipped: Counter[str]) -> int:
@@ -94,8 +114,6 @@ def _write(out_path: Path, rows: Iterator[Any], nothing: str, skipped: Counter[s
     suffix, packed = suffixes(out_path)
     temporary = out_path.with_name(f".{out_path.name}.{os.getpid()}.tmp")
     try:
-        if out_path.is_dir():
-            raise UserError(f"nothing was exported to {out_path}", "it is a folder", "name a file in it")
         with temporary.open("wb") as file:
             if packed:
                 with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as stream:
@@ -170,7 +188,14 @@ def _demonstrations(
             except RowError as reason:
                 skipped[str(reason)] += 1
                 continue
-            yield {**row, "tags": prompt.tags, "split": prompt.split, "source": prompt.source, "prompt_id": prompt.id}
+            yield {
+                **row,
+                "author": demonstration.author,
+                "tags": prompt.tags,
+                "split": prompt.split,
+                "source": prompt.source,
+                "prompt_id": prompt.id,
+            }
 
 
 def _preferences(
@@ -205,7 +230,8 @@ def _rankings(project: Project, _: str, split: Split | None, __: Which, ___: Cou
     """Every ranking with its history: superseded ones come before those that took their place."""
     store = project.store
     raters = {rater.id: rater for rater in store.raters()}
-    models = {model.id: model for model in store.models()}
+    models: dict[str, ModelRecord | ForeignModel] = dict(store.foreign_models())
+    models.update({model.id: model for model in store.models()})
     successors = store.superseded_by()
     responses: dict[str, list[Response]] = {}
     for chunk in _chunks(store.rankings(include_superseded=True, split=split)):

@@ -20,8 +20,11 @@ _SPLITS: dict[str, Split] = {
     "valid": "held-out",
     "eval": "held-out",
 }
-OURS = frozenset({"ranking_id", "prompt_id", "tier_distance", "id", "created_at", "author"})
+OURS = frozenset({"ranking_id", "prompt_id", "tier_distance", "id", "created_at"})
 """Written by our own exports for other programs; on import they are told by content instead."""
+
+
+_FARTHEST = 1000
 
 
 @dataclass(slots=True)
@@ -55,6 +58,15 @@ class Extras:
             return value
         self._lost(name, value)
         return None
+
+    def tier_distance(self, row: dict[str, Any]) -> int:
+        """How many tiers lie from chosen to rejected; 1 where the row does not say."""
+        value = row.get("tier_distance")
+        text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
+        if text.isdecimal() and 1 <= int(text[:6]) <= _FARTHEST:
+            return int(text[:6])
+        self._lost("tier_distance", value)
+        return 1
 
     def rest(self, row: dict[str, Any], used: Iterable[str]) -> None:
         """Count what nothing reads."""

@@ -9,10 +9,12 @@ from pathlib import Path
 from workbench.errors import UserError
 from workbench.formats.checks import digest, numbered
 from workbench.formats.parsed import ImportRow, NativeRanking, Parsed, Rejected, What, excerpt
+from workbench.formats.rankings import is_record_id
 from workbench.formats.reader import parse
+from workbench.formats.reassemble import tiers_of
 from workbench.ids import new_id, now
 from workbench.project import Project
-from workbench.records import Demonstration, Message, Prompt, Ranking, Rater, Response, Split
+from workbench.records import Demonstration, ForeignModel, Message, Prompt, Ranking, Rater, Response, Split
 from workbench.store import Store
 from workbench.store_rows import content_hash
 
@@ -29,6 +31,7 @@ class ImportReport:
     what: What = "prompts"
     format: str = ""
     held_out: int = 0  # prompts of this file that are held out in the project
+    rejected_more: int = 0  # rows rejected beyond those that ``rejected`` lists
 
 
 def import_file(
@@ -73,7 +76,9 @@ def store_parsed(
     rejected = sorted([*parsed.rejected, *batch.refused], key=lambda one: one.line)
     warnings = [*parsed.warnings, *batch.warnings]
     if not batch.rows:
-        return ImportReport(0, 0, rejected, warnings, "", parsed.what, parsed.format)
+        return ImportReport(
+            0, 0, rejected, warnings, "", parsed.what, parsed.format, rejected_more=parsed.rejected_more
+        )
     held_out = [prompt for prompt in batch.prompts if prompt.split == "held-out"]
     training = sum(_trains(project.store, prompt) for prompt in held_out)
     if training:
@@ -87,6 +92,8 @@ def store_parsed(
         responses=batch.responses,
         rankings=batch.rankings,
         raters=batch.raters,
+        models=batch.models,
+        weights=batch.weights,
         label=f"Import {batch.rows} {parsed.what if batch.rows > 1 else parsed.what[:-1]} from {path.name}",
         by_id=parsed.what == "rankings",
         superseded_by=batch.superseded_by,
@@ -100,6 +107,7 @@ def store_parsed(
         what=parsed.what,
         format=parsed.format,
         held_out=len(held_out) - training,
+        rejected_more=parsed.rejected_more,
     )
 
 
@@ -122,6 +130,11 @@ class _Batch:
     refused: list[Rejected] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     superseded_by: dict[str, str] = field(default_factory=dict)
+    models: list[ForeignModel] = field(default_factory=list)
+    weights: dict[str, int] = field(default_factory=dict)  # of how many rows a ranking was made, where not of one
+
+
+_Judged = tuple[ImportRow, str, str]  # a preference, and the ids of its chosen and rejected response
 
 
 class _Maker:
@@ -137,6 +150,9 @@ class _Maker:
         self._prompts: dict[str, Prompt] = {}  # by content hash
         self._responses: dict[bytes, str] = {}
         self._raters = {rater.name: rater.id for rater in reversed(store.raters())}
+        self._judged: dict[
+            tuple[str, str, str], list[_Judged]
+        ] = {}  # by prompt, rater and the ranking's id in the file
 
     def batch(self, parsed: Parsed) -> _Batch:
         out = self._out
@@ -150,6 +166,7 @@ class _Maker:
             else:
                 self._add_preference(row, self._shared_prompt(row, key, splits[key]))
             out.rows += 1
+        self._add_rankings()
         return out
 
     def _splits(self, rows: Iterable[ImportRow], word: str) -> dict[str, Split]:
@@ -208,12 +225,37 @@ class _Maker:
 
     def _add_preference(self, row: ImportRow, prompt: Prompt) -> None:
         chosen, rejected = self._response(prompt, row.chosen), self._response(prompt, row.rejected)
+        rater = self._rater(row.rater.strip() or self._rater_name)
+        one = row.ranking_id or f":{row.line}"  # no id has a colon
+        self._judged.setdefault((prompt.id, rater, one), []).append((row, chosen, rejected))
+
+    def _add_rankings(self) -> None:
+        """One ranking for the rows that were exported from one, where they are all there; else one for each row."""
+        lost, used = 0, set[str]()
+        for (prompt_id, rater_id, given), judged in self._judged.items():
+            tiers = tiers_of([(chosen, rejected, row.tier_distance) for row, chosen, rejected in judged])
+            if tiers is None:
+                lost += sum(row.tier_distance > 1 for row, _, _ in judged)
+                for _, chosen, rejected in judged:
+                    self._add_ranking(new_id(), prompt_id, rater_id, ((chosen,), (rejected,)))
+                continue
+            id_ = given if is_record_id(given) and given not in used else new_id()
+            used.add(id_)
+            self._add_ranking(id_, prompt_id, rater_id, tiers)
+            self._out.weights[id_] = len(judged)
+        if lost:
+            self._out.warnings.append(
+                f'The field "tier_distance" is not kept in {lost} {"row" if lost == 1 else "rows"}: the other pairs of '
+                "their rankings are not in the file."
+            )
+
+    def _add_ranking(self, id_: str, prompt_id: str, rater_id: str, tiers: tuple[tuple[str, ...], ...]) -> None:
         self._out.rankings.append(
             Ranking(
-                id=new_id(),
-                prompt_id=prompt.id,
-                rater_id=self._rater(row.rater.strip() or self._rater_name),
-                tiers=((chosen,), (rejected,)),
+                id=id_,
+                prompt_id=prompt_id,
+                rater_id=rater_id,
+                tiers=tiers,
                 blind=False,  # nobody knows how it was shown
                 created_at=self._at,
             )
@@ -260,6 +302,7 @@ def _native_batch(store: Store, rows: list[ImportRow]) -> _Batch:
     prompts: dict[str, Prompt] = {}
     responses: dict[str, Response] = {}
     rankings: dict[str, Ranking] = {}
+    models: dict[str, ForeignModel] = {}
     natives = [(row.line, row.ranking) for row in rows if row.ranking]
     known = store.prompts_by_id(native.prompt.id for _, native in natives)
     for line, native in natives:
@@ -273,12 +316,14 @@ def _native_batch(store: Store, rows: list[ImportRow]) -> _Batch:
         rankings.setdefault(native.ranking.id, native.ranking)
         for response in native.responses:
             responses.setdefault(response.id, response)
+        models.update({model.id: model for model in native.models if model.name or model.sha256})
         if native.rater.id not in raters:
             raters.add(native.rater.id)
             out.raters.append(native.rater)
         if native.superseded_by:
             out.superseded_by[native.ranking.id] = native.superseded_by
     out.prompts, out.responses, out.rankings = list(prompts.values()), list(responses.values()), _oldest_first(rankings)
+    out.models = list(models.values())
     _warn_of_lost_predecessors(store, out)
     return out
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from workbench.errors import UserError
 from workbench.formats.arrays import elements
-from workbench.formats.lines import Limits, Raw, lines, read_head
+from workbench.formats.lines import Limits, Raw, lines, newline_of, read_head
 from workbench.formats.parsed import Rejected, RowError, excerpt
 from workbench.formats.tables import TableRow, header_of, table_rows
 from workbench.formats.values import decode_strictly
@@ -47,7 +48,7 @@ def layout_of(path: Path, limits: Limits | None = None) -> Layout:
     suffix, _ = suffixes(path)
     head = read_head(path, limits=limits)
     body = head.lstrip(b" \t\r\n")
-    first_line = body.split(b"\n", 1)[0]
+    first_line = body.split(newline_of(body), 1)[0]
     if suffix in (".csv", ".tsv"):
         return "table"
     if body.startswith(b"["):
@@ -63,6 +64,8 @@ def layout_of(path: Path, limits: Limits | None = None) -> Layout:
     names, _ = header_of(first_line.decode("utf-8", "replace"))
     if suffix != ".txt" and len(names) > 1 and _TABLE_COLUMNS & set(names):
         return "table"
+    if head.count(0) * 10 > len(head):  # a stray NUL is a row's fault; so many are another kind of file
+        raise UserError(f"The file {path.name} cannot be imported", "it is no text", "choose a text, JSON or CSV file")
     return "text"
 
 

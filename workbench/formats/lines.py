@@ -20,6 +20,7 @@ BOM = b"\xef\xbb\xbf"
 _CHUNK_BYTES = 1 << 20
 _INFLATE_BYTES = 1 << 18
 _KEPT_OF_LONG = 400  # bytes of an over-long row that are kept for its excerpt
+_TEXT_WANTED = "choose a text, JSON or CSV file"
 _FOREIGN = (
     (b"PK\x03\x04", "a zip archive", "unpack it and import the file inside"),
     (b"PK\x05\x06", "an empty zip archive", "choose another file"),
@@ -31,6 +32,11 @@ _FOREIGN = (
     (b"BZh", "compressed with bzip2", "unpack it, or pack it with gzip"),
     (b"\xff\xfe", "UTF-16 text", "save it as UTF-8"),
     (b"\xfe\xff", "UTF-16 text", "save it as UTF-8"),
+    (b"\x89PNG", "a picture", _TEXT_WANTED),
+    (b"\xff\xd8\xff", "a picture", _TEXT_WANTED),
+    (b"GIF8", "a picture", _TEXT_WANTED),
+    (b"%PDF-", "a PDF file", _TEXT_WANTED),
+    (b"\x7fELF", "a program", _TEXT_WANTED),
 )
 
 
@@ -128,20 +134,21 @@ def chunks(path: Path, limits: Limits) -> Iterator[bytes]:
 def lines(path: Path, limits: Limits) -> Iterator[Raw]:
     r"""Yield the lines of a file, split at ``\n`` alone and without it (a ``\r`` stays); numbers count from 1.
 
-    The byte-order mark is dropped. A line over ``row_bytes`` comes as its start with a problem, and memory stays
-    flat. A gzip file that breaks off ends with a row that says so.
+    A file that has ``\r`` and no ``\n``, as old Macs wrote it, is split at ``\r``. The byte-order mark is dropped. A
+    line over ``row_bytes`` comes as its start with a problem, and memory stays flat. A gzip file that breaks off ends
+    with a row that says so.
     """
     number, offset = 1, 0
     pending = _Pending(limits.row_bytes)
-    first = True
+    first, newline = True, b"\n"
     try:
         for chunk in chunks(path, limits):
             if first:
-                first = False
+                first, newline = False, newline_of(chunk)
                 if chunk.startswith(BOM):
                     chunk = chunk[len(BOM) :]
                     offset = len(BOM)
-            *whole, rest = chunk.split(b"\n")
+            *whole, rest = chunk.split(newline)
             for piece in whole:
                 size = pending.size + len(piece)
                 if pending.size or size > limits.row_bytes:
@@ -158,6 +165,11 @@ def lines(path: Path, limits: Limits) -> Iterator[Raw]:
         return
     if pending.size:
         yield pending.take(number, offset)
+
+
+def newline_of(head: bytes) -> bytes:
+    r"""What ends the lines of a file that begins so: ``\n``, or ``\r`` where there is no other."""
+    return b"\r" if b"\r" in head.rstrip(b"\r") and b"\n" not in head else b"\n"
 
 
 class _Pending:

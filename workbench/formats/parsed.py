@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from workbench.records import Message, Prompt, Ranking, Rater, Response, Split
+from workbench.records import ForeignModel, Message, Prompt, Ranking, Rater, Response, Split
 
 What = Literal["prompts", "demonstrations", "preferences", "rankings"]
 WHATS: tuple[What, ...] = ("prompts", "demonstrations", "preferences", "rankings")
@@ -33,6 +33,7 @@ class NativeRanking:
     rater: Rater
     ranking: Ranking
     superseded_by: str = ""  # id of the ranking that took its place
+    models: tuple[ForeignModel, ...] = ()  # that wrote the responses
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,9 @@ class ImportRow:
     tags: tuple[str, ...] = ()
     split: Split | None = None  # None: the file does not say
     source: str | None = None  # None: the file does not say
-    rater: str = ""  # name; "" when the file does not say
+    rater: str = ""  # name of the rater, or of a demonstration's author; "" when the file does not say
+    ranking_id: str = ""  # of the ranking from which a preference was exported
+    tier_distance: int = 1  # how many tiers lie from chosen to rejected there
     note: str = ""  # a remark on this row for the preview: what was inferred or is odd
 
 
@@ -61,6 +64,7 @@ class Parsed:
     rows: list[ImportRow] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    rejected_more: int = 0  # rows rejected beyond those that ``rejected`` lists
     numbered_by: Literal["line", "row"] = "line"  # what the numbers count: lines, or elements of a JSON array
 
 

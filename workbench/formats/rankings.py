@@ -12,10 +12,21 @@ from typing import Any, Literal
 
 import msgspec
 
+from workbench.formats.conversation import checked_prompt
 from workbench.formats.parsed import NativeRanking, RowError
 from workbench.formats.values import kind
 from workbench.jsonl import encode
-from workbench.records import ModelRecord, Outcome, Prompt, Ranking, Rater, Response, ResponseFlag, Sampling
+from workbench.records import (
+    ForeignModel,
+    ModelRecord,
+    Outcome,
+    Prompt,
+    Ranking,
+    Rater,
+    Response,
+    ResponseFlag,
+    Sampling,
+)
 
 FORMAT = "tastemaker-ranking/1"
 _INTEGER_LIMIT = 1 << 53
@@ -70,7 +81,7 @@ def ranking_line(
     prompt: Prompt,
     responses: Iterable[Response],
     rater: Rater,
-    models: Mapping[str, ModelRecord],
+    models: Mapping[str, ModelRecord | ForeignModel],
     superseded_by: str = "",
 ) -> RankingLine:
     """Make the line of a ranking, with its sha256."""
@@ -149,10 +160,16 @@ def read_native(value: Any) -> NativeRanking:
         supersedes=line.supersedes,
         created_at=line.created_at,
     )
-    return NativeRanking(line.prompt, responses, line.rater, ranking, line.superseded_by)
+    models = tuple(ForeignModel(one.model.id, one.model.name, one.model.sha256) for one in line.responses if one.model)
+    return NativeRanking(line.prompt, responses, line.rater, ranking, line.superseded_by, models)
 
 
-def _ranked_response(response: Response, models: Mapping[str, ModelRecord]) -> RankedResponse:
+def is_record_id(id_: str) -> bool:
+    """Whether a file's id can be ours: not empty, of sensible length, and without the colon that ids of pairs have."""
+    return bool(id_) and ":" not in id_ and len(id_) <= _ID_LIMIT
+
+
+def _ranked_response(response: Response, models: Mapping[str, ModelRecord | ForeignModel]) -> RankedResponse:
     model = models.get(response.model_id)
     return RankedResponse(
         id=response.id,
@@ -172,10 +189,9 @@ def _check(line: RankingLine) -> None:
     known = [response.id for response in line.responses]
     placed = [id_ for tier in line.tiers for id_ in tier]
     for id_ in (line.id, line.prompt.id, line.rater.id, *known):
-        if not id_ or ":" in id_ or len(id_) > _ID_LIMIT:
+        if not is_record_id(id_):
             raise RowError(f'has the unusable id "{id_[:40]}"')
-    if not any(message.content.strip() for message in line.prompt.messages):
-        raise RowError("the prompt is empty")
+    checked_prompt(line.prompt.messages)
     if not line.rater.name.strip():
         raise RowError("the rater has no name")
     if len(set(known)) != len(known):

@@ -45,6 +45,9 @@ _ALIASES = {"plain": "trl", "prompt-completion-plain": "prompt-completion"}
 _ROW_READ = Callable[[int, Any, Extras], ImportRow]
 _TIES_HEAVY = 0.5  # share of the rankings, from
 _TIES_SAID = 10  # rankings on
+REJECTED_KEPT = 10_000
+"""So many rejected rows are listed; the others are counted."""
+_GIVEN_UP_AFTER = 100_000  # rejected rows, where not one in a hundred is good
 
 
 def parse(
@@ -74,12 +77,12 @@ def parse(
     read = _reader(chosen, name)
     for row in rows(path, layout, limits):
         if isinstance(row, Rejected):
-            parsed.rejected.append(row)
+            _reject(parsed, path, row)
             continue
         try:
             found = read(row.line, row.value, extras)
         except RowError as error:
-            parsed.rejected.append(Rejected(row.line, str(error), excerpt(row.start)))
+            _reject(parsed, path, Rejected(row.line, str(error), excerpt(row.start)))
             continue
         repeats.first(found)
         if chosen == "preferences":
@@ -88,7 +91,28 @@ def parse(
         if limit is not None and len(parsed.rows) >= limit:
             break
     parsed.warnings = [*extras.warnings(), *_across(parsed, repeats, circles, parsed.numbered_by)]
+    if parsed.rejected_more:
+        parsed.warnings.append(
+            f"{parsed.rejected_more + REJECTED_KEPT:,} rows were rejected; the first {REJECTED_KEPT:,} are listed."
+        )
     return parsed
+
+
+def _reject(parsed: Parsed, path: Path, row: Rejected) -> None:
+    """List or count a rejected row. Raises UserError where the file is plainly not what it is read as."""
+    if len(parsed.rejected) < REJECTED_KEPT:
+        parsed.rejected.append(row)
+        return
+    parsed.rejected_more += 1
+    count = parsed.rejected_more + REJECTED_KEPT
+    if count >= _GIVEN_UP_AFTER and len(parsed.rows) * 100 < count:
+        first = parsed.rejected[0]
+        raise UserError(
+            f"The file {path.name} cannot be imported",
+            f"of its first {count + len(parsed.rows):,} rows only {len(parsed.rows):,} can be read; the first other is "
+            f"{parsed.numbered_by} {first.line}: {first.reason}",
+            "mend the file, or say what it holds and in which format",
+        )
 
 
 def _settle(path: Path, what: str, name: str, limits: Limits | None) -> tuple[What, str, Layout]:
@@ -157,7 +181,7 @@ def _demonstration_reader(read: Callable[[dict[str, Any]], demonstrations.Shown]
     def read_row(line: int, value: Any, extras: Extras) -> ImportRow:
         value = _object(value)
         messages, completion = read(value)
-        extras.rest(value, used)
+        extras.rest(value, used | {"author"})
         return ImportRow(
             line,
             messages,
@@ -165,6 +189,7 @@ def _demonstration_reader(read: Callable[[dict[str, Any]], demonstrations.Shown]
             tags=extras.tags(value),
             split=extras.split(value),
             source=extras.text(value, "source"),
+            rater=extras.text(value, "author") or "",
         )
 
     return read_row
@@ -184,6 +209,8 @@ def _preference_reader(read: Callable[[dict[str, Any]], preferences.Preference],
             split=extras.split(value),
             source=extras.text(value, "source"),
             rater=extras.text(value, "rater") or "",
+            ranking_id=extras.text(value, "ranking_id") or "",
+            tier_distance=extras.tier_distance(value),
             note=note,
         )
 

@@ -38,13 +38,7 @@ def decode_strictly(raw: bytes, *, offset: int = 0) -> Any:
     if raw.count(b"[") + raw.count(b"{") > NESTING_LIMIT and _too_deep(raw):
         raise RowError(f"nested deeper than {NESTING_LIMIT} levels")
     try:
-        value = json.loads(
-            text,
-            object_pairs_hook=_without_duplicates,
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-            parse_int=_bounded,
-        )
+        value = _decoder.decode(text)
     except json.JSONDecodeError as error:
         raise RowError(f"not valid JSON: {_plain(error)}") from None
     if _SUSPECT_ESCAPE.search(raw):
@@ -129,3 +123,8 @@ def _too_deep(raw: bytes) -> bool:
         else:
             depth -= 1
     return False
+
+
+_decoder = json.JSONDecoder(  # one for all rows: making one costs more than a short row
+    object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_bounded
+)

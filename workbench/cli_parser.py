@@ -1,0 +1,207 @@
+"""The parser of every command and option."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from workbench.cli_shared import at_least, key_value, one_in, seed, temperature
+from workbench.formats.parsed import WHATS
+from workbench.recipes import PRESETS, RECIPES
+from workbench.records import METHODS
+from workbench.settings_fields import settings_of
+
+_Commands = argparse._SubParsersAction  # argparse has no public name for it
+_RUN = "the run's name, id, or the beginning of either"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the parser of every command."""
+    parser = argparse.ArgumentParser(
+        prog="tastemaker",
+        description="Teach a language model your own taste, on your own machine. Without a command: open the window.",
+    )
+    parser.add_argument("--version", action="version", version=f"tastemaker {_version()}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    one = commands.add_parser("open", help="open the window on a project")
+    one.add_argument("dir", type=Path, nargs="?")
+    commands.add_parser("start", help="open the window on the sample project; without a display, run the demo")
+    _project_parsers(commands)
+    _data_parsers(commands)
+    _model_parsers(commands)
+    _train_parser(commands)
+    _serve_parsers(commands)
+    _run_parsers(commands)
+
+    one = commands.add_parser("demo", help="the whole loop on the sample project and the demo model")
+    one.add_argument("dir", type=Path, nargs="?", default=Path("tastemaker-demo"))
+    one.add_argument("--quick", action="store_true", help="a few steps of everything, to see that it works")
+    _json(one)
+    one = commands.add_parser("doctor", help="what this machine can do, with remedies")
+    _json(one)
+    return parser
+
+
+def _project_parsers(commands: _Commands[argparse.ArgumentParser]) -> None:
+    one = _command(commands, "new", "make a project")
+    one.add_argument("--sample", action="store_true", help="fill it with the sample project")
+    _command(commands, "check", "check a project's database and every label in it")
+    one = _command(commands, "restore", "list a project's backups, or put one in the place of its database")
+    one.add_argument(
+        "backup",
+        nargs="?",
+        default="",
+        metavar="BACKUP",
+        help="the backup's number or file name; what it replaces is set aside, never overwritten",
+    )
+    _command(commands, "undo", "take back the newest act on the labels")
+    _command(commands, "redo", "do again what was undone last")
+
+
+def _data_parsers(commands: _Commands[argparse.ArgumentParser]) -> None:
+    one = _command(commands, "import", "import prompts, demonstrations, preferences or rankings")
+    one.add_argument("file", type=Path)
+    one.add_argument("--as", dest="what", default="auto", choices=("auto", *WHATS))
+    one.add_argument("--format", default="auto")
+    one.add_argument("--hold-out", type=one_in, default=0, metavar="N", help="hold out one prompt in N for evaluation")
+    one.add_argument("--rater", default="import", help="whose judgement the labels are")
+    one.add_argument("--preview", type=at_least(1), metavar="N", help="show N parsed rows and import nothing")
+    one.add_argument(
+        "--model",
+        default="",
+        metavar="M",
+        help="with --preview: through this model's chat template, with the loss mask",
+    )
+
+    one = _command(commands, "export", "export labels")
+    one.add_argument("out", type=Path)
+    one.add_argument("--what", required=True, choices=WHATS)
+    one.add_argument("--format", default="auto")
+    one.add_argument("--split", choices=("train", "held-out"))
+    one.add_argument(
+        "--pairs",
+        choices=("all", "best-vs-rest"),
+        help="of preferences: every ordered pair across tiers (the default), or the best tier against the rest",
+    )
+    one.add_argument("--force", action="store_true", help="overwrite the file if it is there")
+
+
+def _model_parsers(commands: _Commands[argparse.ArgumentParser]) -> None:
+    model = commands.add_parser("model", help="list, add, remove or export models")
+    deeds = model.add_subparsers(dest="deed", required=True, metavar="DEED")
+    _command(deeds, "list", "models with their lineage")
+    one = _command(deeds, "add", "add a base model or an adapter")
+    one.add_argument("source", help="a folder, a .gguf file, a hub id (hub:owner/name), or `demo`")
+    one.add_argument("--base", default="", metavar="MODEL", help="the source is a peft adapter on this base")
+    one = _command(deeds, "remove", "remove a model that nothing descends from")
+    one.add_argument("model", help="its whole name or id, or the end of its id as `model list` shows it")
+    one = _command(deeds, "export", "write a model as a folder for other programs")
+    one.add_argument("model")
+    one.add_argument("out", type=Path)
+    one.add_argument("--merged", action="store_true", help="one folder of merged safetensors instead of the adapter")
+
+
+def _train_parser(commands: _Commands[argparse.ArgumentParser]) -> None:
+    one = commands.add_parser(
+        "train",
+        help="train a model and follow the run",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_settings_help(),
+    )
+    one.add_argument("dir", type=Path)
+    one.add_argument("method", choices=METHODS)
+    one.add_argument("--from", dest="start", default="", metavar="MODEL", help="start from this model")
+    one.add_argument("--reward", default="", metavar="MODEL", help="PPO's reward model")
+    one.add_argument("--preset", default="Balanced", type=_preset_name, metavar="P", help=", ".join(PRESETS))
+    one.add_argument(
+        "--set", action="append", default=[], type=key_value, metavar="KEY=VALUE", help="change a setting (below)"
+    )
+    one.add_argument(
+        "--tag", action="append", default=[], help="train only on prompts with this tag, or with one of several"
+    )
+    one.add_argument("--name", default="")
+    one.add_argument("--plan", action="store_true", help="say what it would do and stop")
+    one.add_argument("--detach", action="store_true", help="start it and return at once")
+    _json(one)
+
+
+def _serve_parsers(commands: _Commands[argparse.ArgumentParser]) -> None:
+    one = _command(commands, "sample", "sample responses to the project's prompts, for ranking")
+    one.add_argument("--model", required=True)
+    one.add_argument("--n", type=at_least(1), default=4, metavar="K", help="responses a prompt")
+    one.add_argument("--split", choices=("train", "held-out"))
+    one.add_argument(
+        "--limit",
+        type=at_least(0),
+        default=0,
+        metavar="N",
+        help="at most so many prompts, 0 for all; while any has fewer than two responses, only such prompts",
+    )
+    one.add_argument("--temperature", type=temperature, default=0.8)
+    one.add_argument("--max-new-tokens", type=at_least(1), default=256, metavar="N")
+    one.add_argument("--seed", type=seed, metavar="N", help="draw the same again; by default another one each time")
+
+    one = _command(commands, "score", "score a preferences or responses file with a reward model")
+    one.add_argument("file", type=Path)
+    one.add_argument("--reward", required=True, metavar="MODEL")
+
+
+def _run_parsers(commands: _Commands[argparse.ArgumentParser]) -> None:
+    one = _command(commands, "runs", "list the runs of a project")
+    one.add_argument(
+        "--delete", default="", metavar="RUN", help="remove a run that ended, by its whole name or id, with its folder"
+    )
+    one = _command(commands, "watch", "follow a run")
+    one.add_argument("run", help=_RUN)
+    one = _command(commands, "stop", "save a run and end it at the end of its step")
+    one.add_argument("run", help=_RUN)
+    one.add_argument(
+        "--cancel", "--no-save", action="store_true", help="end it at once, in mid-step, without a checkpoint"
+    )
+    one = _command(commands, "pause", "let a run wait at the end of its step, in memory, until `resume`")
+    one.add_argument("run", help=_RUN)
+    one = _command(commands, "resume", "resume a run that was paused or has ended early")
+    one.add_argument("run", help=_RUN)
+    one.add_argument("--detach", action="store_true", help="return at once")
+
+
+def _command(commands: _Commands[argparse.ArgumentParser], name: str, help: str) -> argparse.ArgumentParser:
+    """Add a command on a project."""
+    parser = commands.add_parser(name, help=help)
+    parser.add_argument("dir", type=Path)
+    _json(parser)
+    return parser
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON lines")
+
+
+def _preset_name(text: str) -> str:
+    for name in PRESETS:
+        if text.lower().replace("-", " ") in (name.lower(), name.split()[0].lower()):
+            return name
+    raise argparse.ArgumentTypeError(f"no preset {text!r}; choose one of {', '.join(PRESETS)}")
+
+
+def _settings_help() -> str:
+    lines = ["settings for --set:"]
+    shared: set[str] = set()
+    for method in METHODS:
+        lines.append(f"  {method}:")
+        for one in settings_of(RECIPES[method]):
+            about = (one.default, one.help)
+            if f"{one.name}{about}" in shared:
+                continue
+            shared.add(f"{one.name}{about}")
+            lines.append(f"    {one.name} = {one.default}  {one.help}".replace("%", "%%"))
+    return "\n".join(lines)
+
+
+def _version() -> str:
+    try:
+        return version("tastemaker")
+    except PackageNotFoundError:
+        return "0 (not installed)"
