@@ -17,7 +17,7 @@ from PySide6.QtWidgets import QApplication, QDialog, QFileDialog
 from ui import faults
 from ui.error_card import ErrorCard, show_error
 from ui.measure import StartMeter, asked_to_measure
-from ui.operations import operations, run_task, shutdown
+from ui.operations import Collector, operations, run_task, shutdown
 from ui.panes import KEYS
 from ui.settings import Settings
 from ui.theme import MODES, Theme
@@ -28,6 +28,7 @@ from workbench.folders import config_dir
 
 if TYPE_CHECKING:  # what a project needs is imported off the window's thread, when one is opened
     from ui.session import Session
+    from ui.unsaved import Unsaved
     from workbench.project import Project
     from workbench.records import Rater
 
@@ -83,6 +84,9 @@ class App(QObject):
         self.welcome.forget_asked.connect(self._on_forget)
         self.window.status.runs_clicked.connect(lambda: self.window.show_pane("runs"))
         self.window.closing.connect(self._on_closing)
+        self.window.kept_open.connect(
+            lambda found: self._ask_unsaved(found, self.window.close, self.window.close_anyway)
+        )
 
     # ---- projects ----
 
@@ -93,17 +97,22 @@ class App(QObject):
             path = path.parent
         if self.session is not None and self.session.project.path == path:
             return
+        if found := self.window.unsaved():  # (the one that is open is closed once the new one can be read)
+            self._ask_unsaved(found, lambda: self.open(path), lambda: self.close_anyway(lambda: self.open(path)))
+            return
         self._opening = True
-        if self.session is None:
-            self.window.show_opening(path.name, str(path.parent))
-        else:
-            self.window.status.notify(f"Opening {path.name}…")
+        self._say_opening("Opening", path)
         run_task(
             lambda: self._open_project(path, read_only=False),
             self._on_opened,
             lambda error: self._on_open_failed(path, error),
             owner=self,
         )
+
+    def _say_opening(self, verb: str, path: Path) -> None:
+        if self.session is None:
+            self.window.show_opening(path.name, str(path.parent))
+        self.window.status.notify(f"{verb} {path.name}…")
 
     def _open_project(self, path: Path, *, read_only: bool) -> tuple[Project, Rater]:
         from ui.panes import import_pane, pane_info
@@ -125,10 +134,25 @@ class App(QObject):
                     fill_with_sample(project)
             return path
 
-        run_task(work, self.open, self.show_error, owner=self)
+        def failed(error: BaseException) -> None:
+            self._opening = False
+            if self.session is None:
+                self.window.clear_project()
+            self.show_error(error)
+
+        self._opening = True
+        self._say_opening("Making", path)
+        run_task(work, self.open, failed, owner=self)
 
     def close_project(self, then: Callable[[], None] | None = None) -> None:
-        """Close the open project and show the welcome page."""
+        """Close the open project and show the welcome page; what cannot be saved is asked about first."""
+        if found := self.window.unsaved():
+            self._ask_unsaved(found, lambda: self.close_project(then), lambda: self.close_anyway(then))
+        else:
+            self.close_anyway(then)
+
+    def close_anyway(self, then: Callable[[], None] | None = None) -> None:
+        """Close the open project, whatever is lost."""
         session, self.session = self.session, None
         self._quiet.stop()
         if session is None:
@@ -144,7 +168,7 @@ class App(QObject):
         from ui.session import Session
 
         if self.session is not None:
-            self.close_project(lambda: self._on_opened(opened))
+            self.close_anyway(lambda: self._on_opened(opened))  # (what could not be saved was asked about before)
             return
         self._opening = False
         project, rater = opened
@@ -369,6 +393,14 @@ class App(QObject):
         self.welcome.set_recent(self.settings.values.recent)
         self.window.menus.set_recent(self.settings.values.recent)
 
+    def _ask_unsaved(self, found: list[Unsaved], again: Callable[[], object], anyway: Callable[[], object]) -> None:
+        from ui.project_dialogs import UnsavedWork
+
+        dialog = UnsavedWork(found, self.window)
+        dialog.again.connect(again)
+        dialog.anyway.connect(anyway)
+        self._open_dialog(dialog)
+
     def _open_dialog(self, dialog: QDialog) -> None:
         self.dialog = dialog
         dialog.destroyed.connect(self._on_dialog_gone)
@@ -392,6 +424,7 @@ class App(QObject):
         self._quiet.stop()
         if session is not None:
             self.window.hide()
+            self.window.clear_project()  # else what the panes still read would fail on the closed project, and say so
             session.close()
         self.settings.save()
 
@@ -415,6 +448,7 @@ def run(project_path: Path | None = None) -> int:
     """Open the window on a project, on the last one, or on the welcome page. Returns the exit code."""
     qapp = make_qapp()
     faults.install()
+    Collector(qapp)
     settings = Settings(config_dir() / "window.json")
     app = App(qapp, settings)
     meter = StartMeter(app.window, app.is_settled) if asked_to_measure() else None

@@ -11,7 +11,7 @@ from PySide6.QtWidgets import QDoubleSpinBox, QFrame, QPlainTextEdit, QScrollAre
 
 from ui.context import Context
 from ui.drafter import Drafter
-from ui.labelling import Given, send
+from ui.labelling import READ_ONLY, Given, send
 from ui.model_picker import ModelPicker
 from ui.operations import bind_future, run_task
 from ui.plain_text import PlainText
@@ -194,6 +194,9 @@ class ChatView(QWidget):
         card = TurnCard(who, turn.message.content, answer=turn.message.role == "assistant")
         place = len(self._turns)
         card.label_asked.connect(lambda: self._send_to_labelling(place))
+        if self._context.read_only:
+            card.label.setEnabled(False)
+            card.label.setToolTip(READ_ONLY)
         self._turns.append(turn)
         self._cards.append(card)
         self._box.insertWidget(self._box.count() - 1, card)

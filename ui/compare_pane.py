@@ -19,9 +19,11 @@ from ui.labelling import Given, send
 from ui.operations import bind_future, run_task
 from ui.theme import L, M, S
 from ui.times import moment
+from ui.unsaved import Unsaved
 from ui.widgets import ElidedLabel, EmptyState, ErrorBanner, PageHeader, Text, button, column, plural, row
 from workbench import comparisons
 from workbench.comparisons import AnyLine, Comparison, ComparisonLog, Voted, new_header
+from workbench.errors import UserError
 from workbench.ids import now
 from workbench.records import Change
 
@@ -69,7 +71,7 @@ class ComparePane(QWidget):
         line.setStretch(0, 1)
         self.bar.setLayout(line)
         self.bar.hide()
-        self.results = CompareResults()
+        self.results = CompareResults(read_only=context.read_only)
         self.empty = EmptyState(
             "compare",
             "Which one answers better?",
@@ -124,13 +126,19 @@ class ComparePane(QWidget):
             self.chat.model.set_model_id(model_id)
         elif model_id:
             self.tabs.setCurrentIndex(_SIDE)
-            self.setup.models[0].set_model_id(with_model_id or self.setup.models[0].model_id())
-            self.setup.models[1].set_model_id(model_id)
+            self.setup.compare(model_id, with_model_id)
             self.show_setup()
 
-    def can_close(self) -> bool:
-        """Whether every vote is on disk."""
-        return self._log is None or not self._log.waiting
+    def unsaved(self) -> Unsaved | None:
+        """Write votes and answers that wait, at once: no task is waited for once the window goes."""
+        self.runner.stop()
+        if self._log is not None and not self._context.read_only:
+            try:
+                self._log.flush()
+            except UserError as error:
+                self._on_not_kept(error)
+                return Unsaved(f"{plural(self._log.waiting, 'line')} of this comparison: votes, answers and scores")
+        return None
 
     def _on_tab(self, index: int) -> None:
         self.views.setCurrentIndex(index)
@@ -166,9 +174,9 @@ class ComparePane(QWidget):
         self.board.cells = self.runner.cells
         self._show_results()
 
-    def _on_cell(self, place: int, column_: int) -> None:
+    def _on_cell(self, place: int, _column: int) -> None:
         if self.board is not None and self.board.cells is self.runner.cells:
-            self.results.refresh_cell(place, column_)
+            self.results.refresh_row(place)
 
     def show_setup(self) -> None:
         """Choose models and prompts for another comparison."""
@@ -278,7 +286,7 @@ class ComparePane(QWidget):
 
     def _send_to_labelling(self, place: int) -> None:
         board, store = self.board, self._context.store
-        if board is None or self._context.read_only:
+        if board is None:
             return
         asked, header = board.prompts[place], board.header
         answers = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from PySide6.QtCore import Qt, Signal, SignalInstance
+from PySide6.QtCore import Qt, QTimer, Signal, SignalInstance
 from PySide6.QtGui import QKeySequence, QShortcut
 from PySide6.QtWidgets import QHBoxLayout, QListWidget, QListWidgetItem, QSplitter, QWidget
 
@@ -13,6 +13,7 @@ from ui.compare_card import CompareCard
 from ui.compare_state import Board, Cell
 from ui.compare_summary import CompareSummary
 from ui.conversation_view import ConversationView
+from ui.labelling import READ_ONLY
 from ui.theme import XS, M, S
 from ui.widgets import Card, KeyHint, Pill, Text, button, column, row
 from workbench.comparisons import TIE, WITHDRAWN
@@ -29,10 +30,15 @@ class CompareResults(QWidget):
     voted: SignalInstance = Signal(int, int)  # type: ignore[assignment]
     label_asked: SignalInstance = Signal(int)  # type: ignore[assignment]
 
-    def __init__(self, parent: QWidget | None = None) -> None:
+    def __init__(self, parent: QWidget | None = None, *, read_only: bool = False) -> None:
         super().__init__(parent)
         self.board: Board | None = None
         self.row = 0
+        self._read_only = read_only
+        self._counted = QTimer(self)  # many cells at once (a comparison that is stopped) are counted once
+        self._counted.setSingleShot(True)
+        self._counted.setInterval(0)
+        self._counted.timeout.connect(self._count)
         self.list = QListWidget()
         self.list.setObjectName("compare-list")
         self.list.setAccessibleName("Prompts of this comparison")
@@ -43,7 +49,7 @@ class CompareResults(QWidget):
         self.prompt = ConversationView(max_lines=6)
         self.split_pill = Pill()
         self.label = button("Rank these…", lambda: self.label_asked.emit(self.row), kind="quiet", name="send-to-rank")
-        self.label.setToolTip("Add these answers to the project and rank them")
+        self.label.setToolTip(READ_ONLY if read_only else "Add these answers to the project and rank them")
         card = Card(padding=M)
         card.body.setContentsMargins(M, S, S, 12)
         card.body.setSpacing(XS)
@@ -112,16 +118,19 @@ class CompareResults(QWidget):
         self.list.blockSignals(False)
         self._on_row(0)
 
-    def refresh_cell(self, place: int, column_: int) -> None:
-        """One answer or score has come."""
+    def refresh_row(self, place: int) -> None:
+        """An answer to a prompt, or the score of one, has come."""
         board = self.board
         if board is None:
             return
         self._mark(place)
         if place == self.row:
-            self._show_card(board.order(place).index(column_))
             self._show_acts()
-        self.summary.show_board(board)
+        self._counted.start()
+
+    def _count(self) -> None:
+        if self.board is not None:
+            self.summary.show_board(self.board)
 
     def stream(self, place: int, column_: int, text: str) -> None:
         """Words of an answer have come."""
@@ -184,7 +193,7 @@ class CompareResults(QWidget):
             self._show_card(position)
         self.tie.setEnabled(whole and not voted)
         self.withdraw.setVisible(voted)
-        self.label.setEnabled(whole)
+        self.label.setEnabled(whole and not self._read_only)
         if not whole:
             words = "The answers are being written."
         elif not voted:

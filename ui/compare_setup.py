@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from PySide6.QtCore import Signal, SignalInstance
-from PySide6.QtWidgets import QComboBox, QDoubleSpinBox, QPlainTextEdit, QSpinBox, QWidget
+from PySide6.QtWidgets import QComboBox, QDoubleSpinBox, QSpinBox, QWidget
 
+from ui.compare_prompts import TypedPrompts, prompt_checklist
 from ui.compare_runner import ComparePlan
 from ui.context import Context
 from ui.model_picker import ModelPicker
 from ui.operations import run_task
 from ui.theme import XS, M, S
-from ui.widgets import Card, IconButton, Text, button, row
+from ui.widgets import Card, IconButton, Text, button, plural, row
 from workbench.comparisons import Asked
-from workbench.ids import new_id
-from workbench.records import Change, Message, Prompt, Sampling
+from workbench.records import Change, Prompt, Sampling
 
 MOST_MODELS = 4
+WHICH = (
+    ("Held-out", "held-out"),
+    ("Train", "train"),
+    ("Chosen by hand", "chosen"),
+    ("Typed here", "typed"),
+)
 
 
 class CompareSetup(Card):
@@ -27,6 +33,7 @@ class CompareSetup(Card):
         super().__init__(parent=parent, padding=M)
         self.body.setContentsMargins(M, 12, M, 12)
         self._context = context
+        self._asked_for: ModelPicker | None = None  # holds the model that somebody came here with
         self.models = [ModelPicker(context, name=f"Model {number}") for number in range(1, MOST_MODELS + 1)]
         for number, picker in enumerate(self.models):
             picker.setObjectName(f"compare-model-{number + 1}")
@@ -57,14 +64,12 @@ class CompareSetup(Card):
         self.tokens.setSingleStep(32)
         self.tokens.setValue(256)
         self.tokens.setAccessibleName("At most this many tokens an answer")
-        self.typed = QPlainTextEdit()
-        self.typed.setObjectName("typed-prompts")
-        self.typed.setAccessibleName("Prompts, one a paragraph")
-        self.typed.setPlaceholderText("One prompt a paragraph; an empty line begins the next one")
-        self.typed.setTabChangesFocus(True)
-        self.typed.setFixedHeight(88)
+        self.chosen: list[str] = []  # prompts that were chosen by hand
+        self.choose = button("Choose…", self.ask_prompts, name="compare-choose")
+        self.choose.hide()
+        self.typed = TypedPrompts()
         self.typed.hide()
-        self.typed.textChanged.connect(self.refresh)
+        self.typed.edited.connect(self.refresh)
         self.go = button("Compare", self._on_go, kind="primary", name="compare-go")
         self.about = Text("", "small", "warn", wrap=True)
         self._build()
@@ -83,6 +88,7 @@ class CompareSetup(Card):
         for words, widget, stretch in (
             ("Prompts", self.which, 2),
             ("", self.most, 0),
+            ("", self.choose, 0),
             ("Score", self.reward, 2),
             ("Temperature", self.temperature, 0),
             ("Tokens", self.tokens, 0),
@@ -110,8 +116,10 @@ class CompareSetup(Card):
             problem = "Choose two models; add or train one under Models or Train."
         elif len(set(chosen)) < len(chosen):
             problem = "The same model twice: choose different ones."
-        elif self.which.currentData() == "typed" and not self._typed():
+        elif self.which.currentData() == "typed" and self.typed.is_empty():
             problem = "Type at least one prompt."
+        elif self.which.currentData() == "chosen" and not self.chosen:
+            problem = "Choose at least one prompt."
         self.about.setText(problem)
         self.about.setVisible(bool(problem))
         self.go.setEnabled(not problem)
@@ -136,13 +144,22 @@ class CompareSetup(Card):
 
     def _spread(self) -> None:
         """Choose different models where nobody has chosen yet."""
-        taken: set[str] = set()
+        kept = self._asked_for
+        taken = {kept.model_id()} if kept else set()
         for picker in self.models[: self.shown]:
-            if picker.model_id() in taken:
+            if picker is not kept and picker.model_id() in taken:
                 free = [one.id for one in picker.models() if one.id not in taken]
                 if free:
                     picker.set_model_id(free[0])
             taken.add(picker.model_id())
+
+    def compare(self, model_id: str, with_model_id: str = "") -> None:
+        """Set up two models, the second beside the one it is to be compared with."""
+        first, second = self.models[:2]
+        first.set_model_id(with_model_id or first.model_id())
+        second.set_model_id(model_id)
+        self._asked_for = second
+        self._spread()
 
     def models_loaded(self) -> None:
         """The project's models have been read: choose different ones, once."""
@@ -160,7 +177,7 @@ class CompareSetup(Card):
         keep = self.which.currentData() or "held-out"
         self.which.blockSignals(True)
         self.which.clear()
-        for text, value in (("Held-out", "held-out"), ("Train", "train"), ("Typed here", "typed")):
+        for text, value in WHICH:
             self.which.addItem(text, value)
         for tag, count in tags[:30]:
             self.which.addItem(f"Tagged {tag[:40]} ({count:,})", f"tag:{tag}")
@@ -169,24 +186,37 @@ class CompareSetup(Card):
         self._on_which()
 
     def _on_which(self) -> None:
-        typed = self.which.currentData() == "typed"
-        self.typed.setVisible(typed)
-        self.most.setVisible(not typed)
+        which = self.which.currentData()
+        self.typed.setVisible(which == "typed")
+        self.choose.setVisible(which == "chosen")
+        self.most.setVisible(which not in ("typed", "chosen"))
         self.refresh()
 
-    def _typed(self) -> list[Asked]:
-        paragraphs = [part.strip() for part in self.typed.toPlainText().replace("\r\n", "\n").split("\n\n")]
-        return [Asked(key=new_id(), messages=(Message("user", part),)) for part in paragraphs if part]
+    def ask_prompts(self) -> None:
+        """Open the list in which prompts are chosen by hand."""
+        sheet = prompt_checklist(self._context, self.chosen, self)
+        sheet.chosen.connect(self._on_chosen)
+        sheet.open()
+
+    def _on_chosen(self, ids: list[str]) -> None:
+        self.chosen = ids
+        self.choose.setText(f"{plural(len(ids), 'prompt')}…" if ids else "Choose…")
+        self.choose.setAccessibleName(f"{plural(len(ids), 'prompt')} chosen by hand: choose others")
+        self.refresh()
 
     def _on_go(self) -> None:
         which, most, store = str(self.which.currentData()), self.most.value(), self._context.store
         if which == "typed":
-            self._on_prompts(self._typed())
+            self._on_prompts(self.typed.prompts())
             return
+        chosen = list(self.chosen)
 
         def work() -> list[Asked]:
             found: list[Prompt]
-            if which.startswith("tag:"):
+            if which == "chosen":
+                known = store.prompts_by_id(chosen)
+                found = [known[one] for one in chosen if one in known]
+            elif which.startswith("tag:"):
                 found = store.prompts(tag=which[4:], limit=most)
             else:
                 found = store.prompts(split="held-out" if which == "held-out" else "train", limit=most)

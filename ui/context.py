@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+import shiboken6
 from PySide6.QtCore import QObject, Signal, SignalInstance
 
 from ui.operations import Operations, operations
@@ -58,7 +59,11 @@ class Hub(QObject):
 
     def tell(self, change: Change) -> None:
         """Pass a change on; may be called from any thread (it is what ``store.subscribe`` is given)."""
-        self._operations.post(lambda: self.changed.emit(change))
+        self._operations.post(lambda: self._tell(change))
+
+    def _tell(self, change: Change) -> None:
+        if shiboken6.isValid(self):  # a commit may be the last thing that a closed project does
+            self.changed.emit(change)
 
 
 def _ignore(*_args: object, **_what: object) -> None:

@@ -12,12 +12,13 @@ from ui.demonstration_editor import DemonstrationEditor
 from ui.drafter import Drafter
 from ui.model_picker import ModelPicker
 from ui.operations import bind_future, run_task
-from ui.prompt_dialog import PromptDialog
+from ui.prompt_dialog import PromptDialog, has_labels
 from ui.prompt_menu import open_prompt_menu
 from ui.prompt_queue import PromptQueue
 from ui.revisions_dialog import RevisionsDialog
 from ui.theme import XS, L, M, S
 from ui.token_counter import TokenCounter
+from ui.unsaved import Unsaved, finish_writes
 from ui.widgets import (
     Card,
     EmptyState,
@@ -57,6 +58,7 @@ class DemonstratePane(QWidget):
         self._context = context
         self._prompt: Prompt | None = None
         self._opening = ""
+        self._author = ""  # the model whose draft is being written
         self._going_on = False  # after the commit of a final one, go to the next prompt
         self._draft_when_saved = False
         self._started = False
@@ -172,15 +174,22 @@ class DemonstratePane(QWidget):
         store = self._context.store
         run_task(lambda: (store.models(), store.raters()), self._on_names, owner=self)
 
-    def show_item(self, prompt_id: str = "", **_: str) -> None:
-        """Open a prompt."""
+    def show_item(self, prompt_id: str = "", split: str = "", **_: str) -> None:
+        """Open a prompt, or show the prompts of a split to choose among them."""
+        if split:
+            self.queue.show_split(split)
+            self.queue.list.setFocus()
         if prompt_id and not self.queue.choose(prompt_id):
             run_task(lambda: self._context.store.prompt(prompt_id), self._on_found, owner=self)
 
-    def can_close(self) -> bool:
-        """Save what is open; whether all that was typed is on disk by now."""
+    def unsaved(self) -> Unsaved | None:
+        """Save what is open; what could not be saved by now."""
         self.editor.leave()
-        return self.editor.unsaved == 0
+        self.editor.save_again()
+        finish_writes(self._context.store)
+        count = self.editor.unsaved
+        what = f"The text of {plural(count, 'demonstration')}"
+        return Unsaved(what, "\n\n".join(self.editor.unsaved_texts())) if count else None
 
     def hideEvent(self, event: QHideEvent) -> None:
         """Save at once when another pane is shown or the window closes."""
@@ -233,14 +242,20 @@ class DemonstratePane(QWidget):
         self._open(prompt.id)
 
     def _open(self, prompt_id: str) -> None:
-        store = self._context.store
+        store, commits = self._context.store, self.editor.commits[prompt_id]
         self._opening = prompt_id
-        run_task(lambda: (store.prompt(prompt_id), store.demonstration_for(prompt_id)), self._on_opened, owner=self)
+        run_task(
+            lambda: (store.prompt(prompt_id), store.demonstration_for(prompt_id)),
+            lambda found: self._on_opened(*found, commits),
+            owner=self,
+        )
 
-    def _on_opened(self, found: tuple[Prompt | None, Demonstration | None]) -> None:
-        prompt, newest = found
+    def _on_opened(self, prompt: Prompt | None, newest: Demonstration | None, commits: int) -> None:
         if prompt is None or prompt.id != self._opening or self.drafter.running:
             return  # another one was chosen meanwhile
+        if commits != self.editor.commits[prompt.id]:
+            self._open(prompt.id)  # it was read before what was written there came to the disk
+            return
         same = self._prompt is not None and self._prompt.id == prompt.id
         if same and self.editor.state.dirty:
             return
@@ -297,7 +312,7 @@ class DemonstratePane(QWidget):
         state = self.editor.state
         if state.saved == "failed":
             self._say("error", "bad", "Not saved: the text stays here and is tried again")
-            if not self.banner.isVisible():
+            if self.banner.isHidden() or self.banner.action.text() != "Try again now":
                 self.banner.show_message("This text is not saved yet", state.error, "bad", "Try again now")
             return
         if self.banner.action.text() == "Try again now":
@@ -386,7 +401,9 @@ class DemonstratePane(QWidget):
             self._context.notify("The project is open for reading only.", "warn")
             return
         tag = str(self.queue.tag.currentData() or "")
-        dialog = PromptDialog(self._context, [tag] if tag else [], self)
+        self._show_dialog(PromptDialog(self._context, [tag] if tag else [], self))
+
+    def _show_dialog(self, dialog: PromptDialog) -> None:
         dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         dialog.added.connect(self._on_added)
         dialog.opened.connect(lambda prompt_id: self.show_item(prompt_id=prompt_id))
@@ -410,9 +427,20 @@ class DemonstratePane(QWidget):
 
     def open_menu(self) -> None:
         """Show what else can be done with the prompt."""
-        if self._prompt is not None:
-            at = self.more.mapToGlobal(self.more.rect().bottomLeft())
-            open_prompt_menu(self, at, self._context, self._prompt, self._archive)
+        prompt, store = self._prompt, self._context.store
+        if prompt is None:
+            return
+        self.editor.leave()
+        at = self.more.mapToGlobal(self.more.rect().bottomLeft())
+
+        def show(labelled: bool) -> None:
+            labelled = labelled or bool(self.editor.text)
+            open_prompt_menu(self, at, self._context, prompt, self._archive, write, labelled=labelled)
+
+        def write(instead: bool) -> None:
+            self._show_dialog(PromptDialog(self._context, parent=self, like=prompt, instead=instead))
+
+        run_task(lambda: has_labels(store, prompt.id), show, owner=self)
 
     def _archive(self, prompt: Prompt) -> None:
         self.editor.leave()

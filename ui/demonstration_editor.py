@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 
 from PySide6.QtCore import Qt, QTimer, Signal, SignalInstance
 from PySide6.QtGui import QKeySequence, QShortcut, QTextCursor, QTextOption
@@ -40,8 +41,9 @@ class DemonstrationEditor(QWidget):
         self._context = context
         self._filling = False
         self._author = ""  # whose text the next save is, when a model wrote it
-        self._sent = 0  # saves begun; the newest one's commit is what counts
-        self._unsaved: dict[str, str] = {}  # texts that could not be saved, by prompt, until they can
+        self._unsaved: dict[str, Demonstration] = {}  # the newest of each prompt, from its sending to its commit
+        self._on_their_way: set[str] = set()  # ids of those that the store has not answered yet
+        self.commits: Counter[str] = Counter()  # by prompt: what was read before a commit is out of date
         self.state = DraftState()
         self.heavy = False
         self.edit = QPlainTextEdit()
@@ -66,17 +68,16 @@ class DemonstrationEditor(QWidget):
     def open(self, prompt: Prompt, newest: Demonstration | None) -> None:
         """Show a prompt's demonstration; what was open is saved first."""
         self.leave()
-        self.state = DraftState.open(prompt.id, newest, self._unsaved.get(prompt.id))
+        unsaved = self._unsaved.get(prompt.id)
+        self.state = DraftState.open(prompt.id, newest, unsaved.text if unsaved else None)
         self._author = newest.author if newest else ""
         self._fill(self.state.text)
-        if self.state.dirty:
-            self.save()
+        self.save()
         self.state_changed.emit()
 
     def leave(self) -> None:
         """Save what is open before something else takes its place."""
-        if self.state.must_save:
-            self.save()
+        self.save()
         self._pause.stop()
         self._longest.stop()
 
@@ -130,9 +131,18 @@ class DemonstrationEditor(QWidget):
     # ---- saving ---------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Save now what is not saved yet; nothing happens when there is nothing."""
-        if self.state.must_save and not self._context.read_only:
+        """Save now what is not saved yet; what was refused goes again as it was: by the same author, final or not."""
+        if self._context.read_only:
+            return
+        refused = self._unsaved.get(self.state.prompt_id)
+        if refused is not None and refused.text == self.state.text:
+            self._commit(refused)
+        elif self.state.must_save:
             self._send(self.state.status)
+        elif refused is not None and refused.id not in self._on_their_way:
+            del self._unsaved[refused.prompt_id]  # what is on disk was typed again: there is nothing left to save
+            self.state = replace(self.state, error="")
+            self.state_changed.emit()
 
     def finish(self) -> bool:
         """Save as final. Returns False when there is nothing written."""
@@ -146,62 +156,70 @@ class DemonstrationEditor(QWidget):
         """Prompts with text that is not on disk."""
         return len(set(self._unsaved) | ({self.state.prompt_id} if self.state.dirty else set()))
 
-    def _send(self, status: str) -> None:
-        self._pause.stop()
-        self._longest.stop()
-        self._retry.stop()
-        prompt_id, text = self.state.prompt_id, self.state.text
-        made = Demonstration(
-            new_id(),
-            prompt_id,
-            text,
-            self._author if self._author and status == "draft" else self._context.rater.id,
-            "final" if status == "final" else "draft",
-            created_at=now(),
-        )
-        self._unsaved[prompt_id] = text  # until its commit
-        self._sent += 1
-        number = self._sent
-        self.state = self.state.sending()
-        self.state_changed.emit()
-
-        def done(_change: Change) -> None:
-            if self._unsaved.get(prompt_id) == text:
-                del self._unsaved[prompt_id]
-            if self.state.prompt_id == prompt_id:
-                self.state = self.state.committed(made, last=number == self._sent)
-                if self.state.must_save:  # typed on meanwhile
-                    self._plan_save()
-                self.state_changed.emit()
-            self.committed.emit(made)
-
-        def failed(error: BaseException) -> None:
-            if self.state.prompt_id == prompt_id:
-                self.state = self.state.refused(_reason(error))
-                self.state_changed.emit()
-            else:
-                self._context.show_error(error)
-            self._retry.start()
-
-        bind_future(self._context.store.save_demonstration(made), done, failed, owner=self)
+    def unsaved_texts(self) -> list[str]:
+        """Return what is not on disk, as it was written."""
+        texts = {prompt_id: one.text for prompt_id, one in self._unsaved.items()}
+        return list((texts | ({self.state.prompt_id: self.state.text} if self.state.dirty else {})).values())
 
     def save_again(self) -> None:
         """Try again to save what could not be saved, of this prompt and of others."""
         self.save()
-        for prompt_id, text in list(self._unsaved.items()):
+        for prompt_id, one in list(self._unsaved.items()):
             if prompt_id != self.state.prompt_id:
-                made = Demonstration(new_id(), prompt_id, text, self._context.rater.id, created_at=now())
-                bind_future(
-                    self._context.store.save_demonstration(made),
-                    partial(self._on_other_saved, made),
-                    lambda _: self._retry.start(),
-                    owner=self,
-                )
+                self._commit(one)
 
-    def _on_other_saved(self, made: Demonstration, _change: Change) -> None:
-        self._unsaved.pop(made.prompt_id, None)
-        self.committed.emit(made)
+    def _send(self, status: str) -> None:
+        made = Demonstration(
+            new_id(),
+            self.state.prompt_id,
+            self.state.text,
+            self._author if self._author and status == "draft" else self._context.rater.id,
+            "final" if status == "final" else "draft",
+            created_at=now(),
+        )
+        self._pause.stop()
+        self._longest.stop()
+        self._unsaved[made.prompt_id] = made
+        self._commit(made)
+
+    def _commit(self, made: Demonstration) -> None:
+        if self.state.prompt_id == made.prompt_id:
+            self.state = self.state.sending()
+            self.state_changed.emit()
+        if made.id in self._on_their_way:
+            return
+        self._on_their_way.add(made.id)
+        bind_future(
+            self._context.store.save_demonstration(made),
+            lambda change: self._on_committed(made, change),
+            lambda error: self._on_refused(made, error),
+            owner=self,
+        )
+
+    def _on_committed(self, made: Demonstration, change: Change) -> None:
+        self._on_their_way.discard(made.id)
+        self.commits[made.prompt_id] += 1
+        newest = self._unsaved.get(made.prompt_id) is made
+        if newest:
+            del self._unsaved[made.prompt_id]
+        if self.state.prompt_id == made.prompt_id:
+            before = self.state.stored.revision if self.state.stored else 0
+            made = replace(made, revision=max(1, before + bool(change.kinds)))  # nothing changed, nothing numbered
+            self.state = self.state.committed(made, last=newest)
+            self._plan_save()  # typed on meanwhile
         self.state_changed.emit()
+        self.committed.emit(made)
+
+    def _on_refused(self, made: Demonstration, error: BaseException) -> None:
+        self._on_their_way.discard(made.id)
+        if self._unsaved.get(made.prompt_id) is not made:
+            return  # a newer one is on its way
+        if self.state.prompt_id == made.prompt_id:
+            self.state = self.state.refused(_reason(error))
+            self.state_changed.emit()
+        elif not self._retry.isActive():
+            self._context.show_error(error)  # once: it is tried again every few seconds
+        self._retry.start()
 
     # ---- Qt -------------------------------------------------------------------------------------------------
 

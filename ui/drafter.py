@@ -35,6 +35,7 @@ class Drafter(QObject):
         self._context = context
         self._request = ""
         self._text = ""
+        self._turn = 0  # what comes late for an earlier start is told apart by it
         self.model: ModelRecord | None = None
         self.finish_reason = ""  # of the last one: "stop", "length" or "stopped"
         self.token_count = 0
@@ -49,18 +50,24 @@ class Drafter(QObject):
         if self.running:
             return
         self.model, self._text, self._request = model, "", ""
+        self._turn += 1
+        turn = self._turn
         self.finish_reason, self.token_count = "stopped", 0
         wanted = sampling or Sampling(0.7, 1.0, 0, DRAFT_TOKENS, random.getrandbits(31))
 
         def resolved(reference: ModelRef) -> None:
-            if self.model is not model:
+            if turn != self._turn or not self.running:
                 return  # stopped before it began
             self._request = new_id()
             request = SampleRequest(id=self._request, model=reference, prompts=(messages,), sampling=wanted)
             self.began.emit()
             self._context.engine.request(request, while_alive(self, self._on_reply))
 
-        run_task(lambda: self._context.project.resolve(model), resolved, self._on_error, owner=self)
+        def refused(error: BaseException) -> None:
+            if turn == self._turn and self.running:
+                self._on_error(error)
+
+        run_task(lambda: self._context.project.resolve(model), resolved, refused, owner=self)
 
     def stop(self) -> None:
         """End the draft and keep what has come."""

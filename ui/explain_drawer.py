@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
-from PySide6.QtCore import Qt, Signal, SignalInstance
-from PySide6.QtGui import QColor, QKeyEvent, QPainter, QPaintEvent, QTextCursor
+from PySide6.QtCore import Qt, QTimer, Signal, SignalInstance
+from PySide6.QtGui import QColor, QHideEvent, QKeyEvent, QPainter, QPaintEvent, QShowEvent, QTextCursor
 from PySide6.QtWidgets import QComboBox, QFrame, QTextEdit, QWidget
 
 from ui.theme import M, S, colours
@@ -26,11 +27,15 @@ STAGES: dict[str, str] = {
 }
 # Names that other places use for a stage.
 ALIASES = {"demonstrate": "sft", "sample": "sampling", "rank": "ranking", "reward": "reward-model", "home": "loop"}
+LIVE_MS = 2000
 _VALUE = re.compile(r"\{\{([\w/]+)\}\}")
 
 
 class ExplainDrawer(QWidget):
-    """Shows one stage's text; with a run's values they stand in the formulas. ``closed`` tells that it was shut."""
+    """Shows one stage's text; with a run's values they stand in the formulas. ``closed`` tells that it was shut.
+
+    The values are those that are given with the stage, else what the source says of it, asked again while it is seen.
+    """
 
     closed: SignalInstance = Signal()  # type: ignore[assignment]
 
@@ -41,6 +46,11 @@ class ExplainDrawer(QWidget):
         self.setMinimumWidth(300)
         self.stage = ""
         self._values: dict[str, float] = {}
+        self._source: Callable[[str], Mapping[str, float]] | None = None
+        self._written = ""
+        self._live = QTimer(self)
+        self._live.setInterval(LIVE_MS)
+        self._live.timeout.connect(self._look)
         self.choice = QComboBox()
         self.choice.setAccessibleName("What to explain")
         for key, title in STAGES.items():
@@ -61,14 +71,37 @@ class ExplainDrawer(QWidget):
 
     def show_stage(self, stage: str, values: Mapping[str, float] | None = None) -> None:
         """Show a stage's text. Values, where given, stay for as long as the same stage is shown."""
-        stage = ALIASES.get(stage, stage)
-        stage = stage if stage in STAGES else "loop"
+        stage = stage_named(stage)
         if values is not None or stage != self.stage:
             self._values = dict(values or {})
         self.stage = stage
         self.choice.setCurrentIndex(self.choice.findData(stage))
         self.refresh()
         self.text.verticalScrollBar().setValue(0)
+
+    def set_source(self, source: Callable[[str], Mapping[str, float]] | None) -> None:
+        """Ask ``source(stage)`` for the values of a stage that is shown without any."""
+        self._source = source
+
+    def _look(self) -> None:
+        """Write the text anew if the source has other values by now."""
+        if self.isVisible() and self.stage and self._text() != self._written:
+            self.refresh()
+
+    def _text(self) -> str:
+        values = self._values or (self._source(self.stage) if self._source else {})
+        return with_values(read(self.stage), values)
+
+    def showEvent(self, event: QShowEvent) -> None:
+        """Keep up with the values."""
+        super().showEvent(event)
+        self._look()
+        self._live.start()
+
+    def hideEvent(self, event: QHideEvent) -> None:
+        """Rest while nobody looks."""
+        super().hideEvent(event)
+        self._live.stop()
 
     def close_drawer(self) -> None:
         """Shut the drawer."""
@@ -82,7 +115,8 @@ class ExplainDrawer(QWidget):
         from ui.safe_markdown import render  # the parser is no part of a quick start
 
         place = self.text.verticalScrollBar().value()
-        render(with_values(read(self.stage), self._values), self.text.document())
+        self._written = self._text()
+        render(self._written, self.text.document())
         self.text.document().setDocumentMargin(S)
         self.text.moveCursor(QTextCursor.MoveOperation.Start)
         self.text.verticalScrollBar().setValue(place)
@@ -99,6 +133,13 @@ class ExplainDrawer(QWidget):
         QPainter(self).fillRect(self.rect(), QColor(colours().surface))
 
 
+def stage_named(name: str) -> str:
+    """Return the stage of a name; "loop" for one that is unknown."""
+    name = ALIASES.get(name, name)
+    return name if name in STAGES else "loop"
+
+
+@cache
 def read(stage: str) -> str:
     """Return the Markdown of a stage."""
     return (_FOLDER / f"{stage}.md").read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ from ui.context import Context
 from ui.operations import run_task
 from ui.project_dialogs import Sheet
 from ui.theme import XS, M, S
-from ui.widgets import ErrorBanner, IconButton, Text, button, row
+from ui.widgets import ErrorBanner, IconButton, Text, button, clear, row
 from workbench.formats.exporter import ExportReport, export_file
 from workbench.formats.parsed import FORMATS, WHATS, FormatInfo, What
 from workbench.records import Counts, Split
@@ -106,11 +106,7 @@ class ExportDialog(Sheet):
     def _show_formats(self) -> None:
         for one in self._group.buttons():
             self._group.removeButton(one)
-        while (item := self._choices.takeAt(0)) is not None:
-            inner = item.widget()
-            if inner is not None:
-                inner.hide()
-                inner.deleteLater()
+        clear(self._choices)
         what = self.chosen_what()
         self._formats = [info for info in FORMATS[what] if info.can_export]
         for number, info in enumerate(self._formats):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import traceback
 from pathlib import Path
 from types import TracebackType
 
 from PySide6.QtCore import QMessageLogContext, QtMsgType, qInstallMessageHandler
+from PySide6.QtWidgets import QApplication
 
+from ui.error_card import ErrorCard
 from ui.operations import post, show_failure
 from workbench.folders import cache_dir
 
@@ -32,8 +35,9 @@ def install() -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     qInstallMessageHandler(_on_qt_message)
-    sys.excepthook = _on_uncaught
-    threading.excepthook = _on_thread_uncaught
+    uncaught = Uncaught()
+    sys.excepthook = uncaught.on_error
+    threading.excepthook = uncaught.on_thread_error
 
 
 def _rotate(path: Path) -> None:
@@ -49,17 +53,34 @@ def _on_qt_message(kind: QtMsgType, _where: QMessageLogContext, text: str) -> No
     logging.getLogger("qt").log(_LEVELS.get(kind, logging.WARNING), "%s", text)
 
 
-def _on_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if issubclass(kind, KeyboardInterrupt):
-        sys.__excepthook__(kind, error, trace)
-        return
-    _log.error("uncaught error", exc_info=(kind, error, trace))
-    show_failure(error)
+class Uncaught:
+    """Logs errors that nobody caught and shows them as cards.
 
+    One card at a time and each fault once: a fault in drawing comes with every frame.
+    """
 
-def _on_thread_uncaught(args: threading.ExceptHookArgs) -> None:
-    error = args.exc_value
-    if error is None:
-        return
-    _log.error("uncaught error in %s", args.thread.name if args.thread else "a thread", exc_info=error)
-    post(lambda: show_failure(error))
+    def __init__(self) -> None:
+        self._told: set[tuple[object, ...]] = set()
+
+    def on_error(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        """Take an error of the window's thread; this is ``sys.excepthook``."""
+        if issubclass(kind, KeyboardInterrupt):
+            sys.__excepthook__(kind, error, trace)
+            return
+        self._tell(error, "")
+
+    def on_thread_error(self, args: threading.ExceptHookArgs) -> None:
+        """Take an error of another thread; this is ``threading.excepthook``."""
+        error, where = args.exc_value, f" in {args.thread.name if args.thread else 'a thread'}"
+        if error is not None:
+            post(lambda: self._tell(error, where))
+
+    def _tell(self, error: BaseException, where: str) -> None:
+        fault = (type(error), *((frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)))
+        if fault in self._told:
+            _log.error("uncaught error%s again: %s", where, error)
+            return
+        self._told.add(fault)
+        _log.error("uncaught error%s", where, exc_info=error)
+        if not any(isinstance(one, ErrorCard) and one.isVisible() for one in QApplication.topLevelWidgets()):
+            show_failure(error)

@@ -23,6 +23,7 @@ from PySide6.QtWidgets import (
 )
 
 from ui.context import Context
+from ui.engine_replies import while_alive
 from ui.import_preview import RejectedModel, write_rendered, write_rows
 from ui.model_picker import ModelPicker
 from ui.operations import run_task
@@ -37,7 +38,7 @@ from workbench.formats.parsed import FORMATS, WHATS, Parsed
 from workbench.formats.preview import PreviewRow, preview, render_request, rendered_rows
 from workbench.formats.reader import parse
 from workbench.ids import new_id
-from workbench.protocol import AnyReply, Failed, ModelRef, Rendered
+from workbench.protocol import LAST_REPLIES, AnyReply, Failed, ModelRef, Rendered
 
 PREVIEWED = 5
 FILTER = "Labels (*.jsonl *.json *.csv *.tsv *.txt *.gz);;All files (*)"
@@ -320,11 +321,13 @@ class ImportDialog(Sheet):
         if turn == self._turn:
             self._request = new_id()
             request = render_request(self._rows, ref, self._request)
-            self._context.engine.request(request, self._on_reply)
+            self._context.engine.request(request, while_alive(self, self._on_reply))
 
     def _on_reply(self, reply: AnyReply) -> None:
         if reply.id != self._request:
             return
+        if isinstance(reply, LAST_REPLIES):
+            self._request = ""
         if isinstance(reply, Rendered):
             self._rendered = reply
             self._show_rows()
@@ -334,6 +337,12 @@ class ImportDialog(Sheet):
     def _on_render_failed(self, error: BaseException) -> None:
         self.as_model.setChecked(False)
         self.legend.setText(str(error))
+
+    def done(self, result: int) -> None:
+        """Close; rows that are still being rendered are not waited for."""
+        if self._request:
+            self._context.engine.cancel(self._request)
+        super().done(result)
 
     # ---- storing ----
 

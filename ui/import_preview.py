@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from PySide6.QtCore import QAbstractTableModel, QModelIndex, QPersistentModelIndex, Qt
 from PySide6.QtGui import QBrush, QColor, QTextBlockFormat, QTextCharFormat, QTextCursor, QTextDocument
 
-from ui.plain_text import text_for_view
+from ui.conversation_view import ROLE_NAMES
+from ui.plain_text import text_for_view, visible
 from ui.theme import M, S, colours, font
 from workbench.formats.parsed import Rejected
 from workbench.formats.preview import PreviewRow, RenderedAnswer
 
 TEXT_LIMIT = 4000
 _Index = QModelIndex | QPersistentModelIndex
-_ROLE_WORDS = {"system": "System", "user": "User", "assistant": "Assistant"}
 _ANSWER_WORDS = {"completion": "Demonstration", "chosen": "Chosen", "rejected": "Rejected", "prompt": "Prompt"}
 _ANSWER_TONES = {"completion": "accent", "chosen": "good", "rejected": "bad"}
 
@@ -25,7 +25,7 @@ def write_rows(document: QTextDocument, rows: Sequence[PreviewRow], numbered_by:
     for row in rows:
         out.head(numbered_by, row)
         for message in row.prompt:
-            out.turn(_ROLE_WORDS.get(message.role, message.role), message.content, "")
+            out.turn(ROLE_NAMES[message.role], message.content, "")
         for name, text in row.answers:
             if name != "prompt":
                 out.turn(_ANSWER_WORDS[name], text, _ANSWER_TONES[name])
@@ -139,7 +139,7 @@ class RejectedModel(QAbstractTableModel):
         if not index.isValid() or role not in (Qt.ItemDataRole.DisplayRole, Qt.ItemDataRole.AccessibleTextRole):
             return None
         row = self._rows[index.row()]
-        return (f"{row.line:,}", row.reason, row.excerpt)[index.column()]
+        return visible((f"{row.line:,}", row.reason, row.excerpt)[index.column()])
 
     def headerData(
         self, section: int, orientation: Qt.Orientation, role: int = Qt.ItemDataRole.DisplayRole

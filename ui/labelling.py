@@ -10,6 +10,9 @@ from workbench.ids import new_id, now
 from workbench.records import Change, Message, Prompt, Response, Sampling
 from workbench.store import Store
 
+READ_ONLY = "The project is open for reading only"
+"""Why nothing can be sent to the labels."""
+
 
 @dataclass(frozen=True, slots=True)
 class Given:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import html
-import unicodedata
 from typing import TypeVar
 
 from PySide6.QtCore import QEvent, QRectF, QSize, Qt
-from PySide6.QtGui import QColor, QFontMetrics, QPainter, QPaintEvent, QPalette
+from PySide6.QtGui import (
+    QAccessible,
+    QAccessibleAnnouncementEvent,
+    QColor,
+    QFontMetrics,
+    QPainter,
+    QPaintEvent,
+    QPalette,
+)
 from PySide6.QtWidgets import QBoxLayout, QHBoxLayout, QLabel, QLayout, QSizePolicy, QVBoxLayout, QWidget
 
 from ui.icons import pixmap
-from ui.plain_text import text_for_view
+from ui.plain_text import starts_rtl, text_for_view, visible
 from ui.theme import XS, FontRole, S, colours, font
 
 LOOK_EVENTS = (QEvent.Type.PaletteChange, QEvent.Type.ApplicationPaletteChange, QEvent.Type.StyleChange)
@@ -43,6 +50,23 @@ def _fill(box: B, parts: tuple[Part, ...], spacing: int, margins: tuple[int, int
         else:
             box.addLayout(part)
     return box
+
+
+def clear(layout: QLayout) -> None:
+    """Take everything out of a layout and let it go; widgets are hidden at once, so that none shows for a frame."""
+    while (item := layout.takeAt(0)) is not None:
+        widget = item.widget()
+        if widget is not None:
+            widget.hide()
+            widget.deleteLater()
+
+
+def announce(source: QWidget, text: str, *, urgent: bool = False) -> None:
+    """Have a screen reader say something that appears without being looked at."""
+    event = QAccessibleAnnouncementEvent(source, text)
+    if urgent:
+        event.setPoliteness(QAccessible.AnnouncementPoliteness.Assertive)
+    QAccessible.updateAccessibility(event)
 
 
 def safe_tip(text: str) -> str:
@@ -92,6 +116,10 @@ class Text(QLabel):
             self.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.setText(text)
         self._dress()
+
+    def setText(self, text: str) -> None:
+        """Show ``text``; it may hold a name that came from a file, so nothing in it stays unseen."""
+        super().setText(visible(text))
 
     def set_tone(self, tone: str) -> None:
         """Change the colour by meaning."""
@@ -155,12 +183,6 @@ class ElidedLabel(Text):
         painter.drawText(self.rect(), side | Qt.AlignmentFlag.AlignVCenter, fitted)
 
 
-def starts_rtl(text: str) -> bool:
-    """Whether a text's first letter is of a right-to-left script."""
-    first = next((unicodedata.bidirectional(char) for char in text if char.isalpha()), "L")
-    return first in ("R", "AL")
-
-
 class Pill(QLabel):
     """A short word on a soft coloured ground: a state, a role, a split."""
 
@@ -175,7 +197,7 @@ class Pill(QLabel):
     def set(self, text: str, tone: str = "") -> None:
         """Show ``text`` in the tone good, warn, bad, accent or neutral."""
         self._tone = tone
-        self.setText(text)
+        self.setText(visible(text))
         self.setFont(font("small"))
         self.updateGeometry()
         self.update()

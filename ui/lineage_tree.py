@@ -10,11 +10,12 @@ from PySide6.QtWidgets import QAbstractItemView, QStyle, QStyledItemDelegate, QS
 
 from ui.theme import RADIUS, XS, M, S, colours, font
 from ui.times import ago
-from ui.widgets import safe_tip
+from ui.widgets import safe_tip, visible
+from ui.words import ROLE_TONES, ROLE_WORDS
 from workbench.records import ModelRecord
 
-ROLE_WORDS = {"base": "base", "sft": "SFT", "reward": "reward", "policy": "policy"}
-ROLE_TONES = {"base": "", "sft": "accent", "reward": "warn", "policy": "good"}
+__all__ = ["ROLE_TONES", "ROLE_WORDS", "LineageTree"]
+
 _ID = Qt.ItemDataRole.UserRole
 _RECORD = Qt.ItemDataRole.UserRole + 1
 _Index = QModelIndex | QPersistentModelIndex
@@ -159,7 +160,7 @@ class _Row(QStyledItemDelegate):
         metrics = painter.fontMetrics()
         painter.setPen(QColor(theme.text))
         y = round(area.top()) + XS + metrics.ascent()
-        name = metrics.elidedText(record.name, Qt.TextElideMode.ElideMiddle, room)
+        name = metrics.elidedText(visible(record.name), Qt.TextElideMode.ElideMiddle, room)
         painter.drawText(round(area.left()) + S, y, name)
         painter.setFont(font("small"))
         painter.setPen(QColor(theme.muted))

@@ -14,7 +14,7 @@ from PySide6.QtWidgets import QCheckBox, QLineEdit, QPlainTextEdit, QVBoxLayout,
 from ui.operations import run_task
 from ui.plain_text import text_for_view
 from ui.theme import XS, S, font
-from ui.widgets import IconLabel, Text, button, column, row
+from ui.widgets import IconLabel, Text, button, clear, column, row
 from workbench.protocol import Warned
 
 FIRST_BYTES = 64 * 1024
@@ -113,12 +113,7 @@ class LogView(QWidget):
         if list(warnings) == self._told:
             return
         self._told = list(warnings)
-        while self._warnings.count():
-            item = self._warnings.takeAt(0)
-            widget = item.widget() if item else None
-            if widget is not None:
-                widget.hide()
-                widget.deleteLater()
+        clear(self._warnings)
         if len(self._told) > WARNINGS_SHOWN:
             older = len(self._told) - WARNINGS_SHOWN
             self._warnings.addWidget(Text(f"{older} earlier warnings are in the run's events", "small", "muted"))
@@ -157,7 +152,7 @@ class LogView(QWidget):
         at = bar.value()
         cursor = QTextCursor(self.view.document())
         cursor.movePosition(QTextCursor.MoveOperation.End)
-        cursor.insertText(text_for_view(text).text)
+        cursor.insertText(text_for_view(text, None).text)
         bar.setValue(bar.maximum() if self.follow.isChecked() else at)
 
     def _on_failed(self, _error: BaseException) -> None:

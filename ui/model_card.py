@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ui.times import moment
+from ui.words import ROLE_WORDS
 from workbench.errors import UserError
 from workbench.metrics import GLOSSARY
 from workbench.project import Project
@@ -15,7 +16,6 @@ from workbench.records import METHODS, ModelRecord
 from workbench.run_folder import RunFolder
 from workbench.settings_fields import settings_of
 
-ROLE_TITLES = {"base": "base model", "sft": "SFT model", "reward": "reward model", "policy": "policy"}
 METHOD_TITLES = {"sft": "SFT", "reward": "a reward model", "dpo": "DPO", "ppo": "PPO"}
 _SHOWN = (
     "eval_loss",
@@ -72,7 +72,8 @@ def card(origins: Sequence[Origin]) -> str:
     """Write the card as Markdown, from the newest model down to its base."""
     model = origins[0].model
     base = origins[-1].model
-    lines = [f"# {_plain(model.name)}", "", f"A {ROLE_TITLES[model.role]}"]
+    kind = ROLE_WORDS[model.role] + (" model" if model.role in ("base", "sft") else "")
+    lines = [f"# {_plain(model.name)}", "", f"A {kind}"]
     if model.role != "base":
         lines[-1] += f": a LoRA adapter on **{_plain(base.name)}**"
     lines[-1] += "."

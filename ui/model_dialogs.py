@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import shiboken6
 from PySide6.QtCore import Qt, Signal, SignalInstance
 from PySide6.QtWidgets import (
     QButtonGroup,
@@ -82,7 +83,7 @@ class Working(Sheet):
         post(lambda: self._show(what, fraction))
 
     def _show(self, what: str, fraction: float) -> None:
-        if self.working:
+        if shiboken6.isValid(self) and self.working:
             self.doing.setText(what)
             self.progress.setRange(0, 0 if fraction < 0 else 1000)
             self.progress.setValue(round(1000 * fraction))

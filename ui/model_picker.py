@@ -9,9 +9,9 @@ from PySide6.QtWidgets import QComboBox, QSizePolicy, QWidget
 
 from ui.context import Context
 from ui.operations import run_task
+from ui.plain_text import visible
+from ui.words import ROLE_WORDS
 from workbench.records import Change, ModelRecord
-
-ROLE_WORDS = {"base": "base", "sft": "SFT", "reward": "reward model", "policy": "policy"}
 
 
 class ModelPicker(QComboBox):
@@ -81,7 +81,7 @@ class ModelPicker(QComboBox):
         if self._none_text:
             self.addItem(self._none_text, "")
         for one in self._models:
-            self.addItem(f"{one.name}  ·  {ROLE_WORDS.get(one.role, one.role)}", one.id)
+            self.addItem(f"{visible(one.name)}  ·  {ROLE_WORDS[one.role]}", one.id)
             self.setItemData(self.count() - 1, one.name, Qt.ItemDataRole.AccessibleTextRole)
         if not self.count():
             self.addItem("No model yet", "")

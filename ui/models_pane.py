@@ -180,7 +180,8 @@ class ModelsPane(QWidget):
         self._context.navigate("train", method=method, start_model_id=model.id)
 
     def _on_compare(self) -> None:
-        self._context.navigate("compare", model_id=self.tree.current_id())
+        model = self._models[self.tree.current_id()]
+        self._context.navigate("compare", model_id=model.id, with_model_id=model.parent_id or model.base_id)
 
     def _on_export(self) -> None:
         from ui.model_dialogs import ExportModel

@@ -11,6 +11,7 @@ from PySide6.QtWidgets import QWidget
 
 if TYPE_CHECKING:
     from ui.context import Context
+    from ui.unsaved import Unsaved
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,9 @@ class Pane(Protocol):
 
     def show_item(self, **what: str) -> None:
         """Go to something in the pane."""
+
+    def unsaved(self) -> Unsaved | None:
+        """Save what the pane holds, now and before returning; say what could not be saved."""
 
 
 def pane_info(key: str) -> PaneInfo:

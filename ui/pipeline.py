@@ -190,6 +190,8 @@ def next_step(counts: Counts, models: Sequence[ModelRecord], runs: Sequence[RunR
             (("method", "sft"),),
             "sft",
         )
+    if "sft" not in roles and _live(live, "sft"):
+        return _watch(live[-1], "Responses sampled from its model teach more than those of the bare base: wait for it.")
     if not waiting and pairs < ENOUGH_PAIRS:
         return NextStep(
             "Sample responses to rank",
@@ -239,13 +241,9 @@ def next_step(counts: Counts, models: Sequence[ModelRecord], runs: Sequence[RunR
             "ppo",
         )
     if live and not waiting:
-        return NextStep(
-            f"Watch {live[0].name}",
+        return _watch(
+            live[0],
             "Look at samples, not at the reward alone: a rising score with growing KL or length is often a trick.",
-            "Open the run",
-            "runs",
-            (("run_id", live[0].id),),
-            live[0].method,
         )
     if waiting:
         return NextStep(
@@ -261,7 +259,7 @@ def next_step(counts: Counts, models: Sequence[ModelRecord], runs: Sequence[RunR
         "Curves cannot say whether you like it better. A blind vote on held-out prompts can.",
         "Compare",
         "compare",
-        (("model_id", newest.id),) if newest else (),
+        (("model_id", newest.id), ("with_model_id", newest.parent_id or newest.base_id)) if newest else (),
         "compare",
     )
 
@@ -270,6 +268,10 @@ def _newest_broken(runs: Sequence[RunRecord]) -> RunRecord | None:
     """Return the newest run if it failed or was interrupted: an older one has been answered by a newer."""
     newest = runs[-1] if runs else None
     return newest if newest is not None and newest.state in ("failed", "interrupted") else None
+
+
+def _watch(run: RunRecord, why: str) -> NextStep:
+    return NextStep(f"Watch {run.name}", why, "Open the run", "runs", (("run_id", run.id),), run.method)
 
 
 def _live(runs: Sequence[RunRecord], *methods: Method) -> bool:

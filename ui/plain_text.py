@@ -12,7 +12,9 @@ from PySide6.QtWidgets import QFrame, QPlainTextEdit, QPushButton, QSizePolicy, 
 
 from ui.theme import XS, FontRole, font
 
-VIEW_LIMIT = 200_000
+VIEW_LIMIT = 20_000
+"""So much is laid out at once; more takes longer than a frame or two, and is shown when asked for."""
+TEXT_LIMIT = 200_000
 UNBROKEN_LIMIT = 2_000
 # Characters that change what the reader sees without being seen: bidi controls, zero width, C0/C1 controls.
 _UNSEEN = re.compile("[\u202a-\u202e\u2066-\u2069\u200b\u200e\u200f\u2060\ufeff\u061c\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -46,7 +48,7 @@ class Shown(NamedTuple):
     marked: int
 
 
-def text_for_view(text: str, limit: int | None = VIEW_LIMIT) -> Shown:
+def text_for_view(text: str, limit: int | None = TEXT_LIMIT) -> Shown:
     """Prepare any text for display: cap it, break endless lines, make unseen characters visible.
 
     A Qt text view takes half a minute over one unbroken line of a megabyte, hence the breaks; they are in the view
@@ -57,9 +59,18 @@ def text_for_view(text: str, limit: int | None = VIEW_LIMIT) -> Shown:
     if hidden:
         text = text[:limit]
     text, marked = _UNSEEN.subn(_mark, text)
-    text = text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate cannot be drawn
+    text = _drawable(text)
     text = _UNBROKEN.sub(lambda found: found.group() + "\n", text)
     return Shown(text, hidden, marked)
+
+
+def visible(text: str) -> str:
+    """Return words for a label or a row of a list, with the characters that nobody sees made visible."""
+    return _drawable(_UNSEEN.sub(_mark, text.replace("\r", "\n")))
+
+
+def _drawable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate cannot be drawn
 
 
 def starts_rtl(text: str) -> bool:
@@ -77,7 +88,7 @@ def _mark(found: re.Match[str]) -> str:
 
 
 class PlainText(QWidget):
-    """A read-only view of plain text with 'show all' for what is over 200 KB.
+    """A read-only view of plain text with 'show all' for what is over ``VIEW_LIMIT`` characters.
 
     With ``fit=True`` it grows to its content (up to ``max_lines``) and scrolls inside only beyond that.
     """
@@ -95,6 +106,7 @@ class PlainText(QWidget):
     ) -> None:
         super().__init__(parent)
         self._full = ""
+        self._limit: int | None = VIEW_LIMIT
         self._role: FontRole = role
         self._fit = fit
         self._max_lines = max_lines
@@ -123,33 +135,40 @@ class PlainText(QWidget):
     def set_text(self, text: str) -> None:
         """Show ``text``."""
         self._full = text
-        self._show(VIEW_LIMIT)
+        self._limit = VIEW_LIMIT
+        self._show()
 
     def append_text(self, text: str) -> None:
-        """Add text at the end (streaming); what is over the limit is kept but not shown."""
+        """Add text at the end (streaming); what is over the limit is kept, and shown when asked for."""
         before = len(self._full)
         self._full += text
         if before < 100:
             self._align(self._full)
-        if before >= VIEW_LIMIT:
-            return
+        room = None if self._limit is None else max(0, self._limit - before)
+        shown = text_for_view(text, room)
         cursor = self.view.textCursor()
         cursor.movePosition(cursor.MoveOperation.End)
-        cursor.insertText(text_for_view(text).text)
+        cursor.insertText(shown.text)
+        if shown.hidden:
+            self._offer(len(self._full) - (self._limit or 0))
 
     def text(self) -> str:
         """Return the whole text as it was given, not as it is shown."""
         return self._full
 
     def _on_all(self) -> None:
-        self._show(None)
+        self._limit = None
+        self._show()
 
-    def _show(self, limit: int | None) -> None:
-        shown = text_for_view(self._full, limit)
+    def _show(self) -> None:
+        shown = text_for_view(self._full, self._limit)
         self._align(shown.text)
         self.view.setPlainText(shown.text)
-        self._all.setVisible(shown.hidden > 0)
-        self._all.setText(f"Show all ({shown.hidden:,} more characters)")
+        self._offer(shown.hidden)
+
+    def _offer(self, hidden: int) -> None:
+        self._all.setText(f"Show all ({hidden:,} more characters)")
+        self._all.setVisible(hidden > 0)
 
     def _align(self, text: str) -> None:
         # Qt orders the words of each paragraph by itself, but leaves right-to-left ones at the left edge.

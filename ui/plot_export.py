@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 from PySide6.QtCore import QPoint, QRect, QSize
 from PySide6.QtGui import QColor, QImage, QPainter
 from PySide6.QtSvg import QSvgGenerator
 from PySide6.QtWidgets import QWidget
 
+from ui.pyramid import Array
 from ui.run_history import RunHistory
 from ui.theme import M, colours
 from workbench.errors import UserError
 
 PNG_SCALE = 2.0
+Columns = dict[str, tuple[Array, Array]]
+"""Steps and values by metric key."""
 
 
 def save_png(widgets: Sequence[QWidget], path: Path) -> None:
@@ -48,34 +51,32 @@ def save_svg(widgets: Sequence[QWidget], path: Path, title: str) -> None:
     painter.end()
 
 
-def save_csv(history: RunHistory, keys: Iterable[str], path: Path) -> int:
+def columns_of(history: RunHistory, keys: Iterable[str]) -> Columns:
+    """Copy the steps and values of some metrics, for another thread; metrics without values are left out."""
+    lines = {key: line for key in keys if (line := history.lines.get(key))}
+    return {key: (line.x.copy(), line.y.copy()) for key, line in lines.items()}
+
+
+def save_csv(columns: Columns, path: Path) -> int:
     """Write every point of some metrics, one row a step; a metric without a value at a step leaves it empty.
 
     Returns the number of rows. Raises UserError when the file cannot be written.
     """
-    text, count = csv_text(history, keys)
+    steps = np.unique(np.concatenate([x for x, _ in columns.values()])) if columns else np.empty(0)
+    cells = []
+    for x, y in columns.values():
+        cell = [""] * len(steps)
+        for at, value in zip(np.searchsorted(steps, x).tolist(), y.tolist(), strict=True):
+            cell[at] = repr(value)
+        cells.append(cell)
     try:
-        path.write_text(text, encoding="utf-8", newline="")
+        with path.open("w", encoding="utf-8", newline="") as out:
+            writer = csv.writer(out, lineterminator="\r\n")
+            writer.writerow(["step", *columns])
+            writer.writerows(zip((f"{step:.0f}" for step in steps.tolist()), *cells, strict=True))
     except OSError as error:
         raise UserError(f"{path.name} could not be written", str(error), "choose another folder") from error
-    return count
-
-
-def csv_text(history: RunHistory, keys: Iterable[str]) -> tuple[str, int]:
-    """Return the CSV of some metrics and its number of rows."""
-    chosen = [key for key in keys if history.lines.get(key)]
-    table: dict[float, dict[str, float]] = {}
-    for key in chosen:
-        line = history.lines[key]
-        for step, value in zip(line.x.tolist(), line.y.tolist(), strict=True):
-            table.setdefault(step, {})[key] = value
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\r\n")
-    writer.writerow(["step", *chosen])
-    for step in sorted(table):
-        row = table[step]
-        writer.writerow([f"{step:g}", *(repr(row[key]) if key in row else "" for key in chosen)])
-    return out.getvalue(), len(table)
+    return len(steps)
 
 
 def _places(widgets: Sequence[QWidget]) -> tuple[list[QPoint], QSize]:

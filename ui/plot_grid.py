@@ -22,13 +22,13 @@ from PySide6.QtWidgets import (
 )
 
 from ui.operations import run_task
-from ui.plot_export import save_csv, save_png, save_svg
+from ui.plot_export import columns_of, save_csv, save_png, save_svg
 from ui.plot_link import PlotLink
 from ui.plot_table import PlotTable, PlotTableDialog
 from ui.plots import CARD_WIDTH, MetricPlot
 from ui.run_history import RunHistory
 from ui.theme import M, S
-from ui.widgets import SectionTitle, Text, button, row, safe_tip
+from ui.widgets import SectionTitle, Text, button, row, safe_tip, visible
 from workbench.errors import UserError
 from workbench.metrics import Metric, plots_for
 from workbench.records import Method
@@ -68,7 +68,7 @@ class PlotGrid(QWidget):
         self.plots: list[MetricPlot] = []
         self._history = RunHistory()
         self._overlay: RunHistory | None = None
-        self._overlay_name = ""
+        self._choices: list[tuple[str, str]] = []
         self._name = "run"
         self._method: Method | None = None
         self._loading = False
@@ -154,6 +154,7 @@ class PlotGrid(QWidget):
         """Show another run."""
         self._history, self._name = history, name
         self._overlay = None
+        self.overlay.setCurrentIndex(0)
         self.link.x_range, self.link.first, self.link.last, self.link.follow = (0.0, 1.0), 0.0, 0.0, True
         self.link.set_cursor(None)
         if method != self._method:
@@ -177,22 +178,27 @@ class PlotGrid(QWidget):
 
     def set_overlay(self, history: RunHistory | None, name: str = "") -> None:
         """Lay a second run behind, or take it away."""
-        self._overlay, self._overlay_name = history, name
+        self._overlay = history
         for plot in self.plots:
-            plot.set_runs(self._history, history, name)
+            plot.set_runs(self._history, history, visible(name))
         self.mark_dirty()
 
     def set_overlay_choices(self, runs: Sequence[tuple[str, str]]) -> None:
         """Offer runs (id, name) to lay behind; keeps the choice where it is still there."""
+        if list(runs) == self._choices:
+            return  # told every second: the box may be open, under the hand
+        self._choices = list(runs)
         chosen = str(self.overlay.currentData() or "")
         self.overlay.blockSignals(True)
         self.overlay.clear()
         self.overlay.addItem("No second run", "")
         for run_id, name in runs:
-            self.overlay.addItem(f"Behind: {name}", run_id)
+            self.overlay.addItem(f"Behind: {visible(name)}", run_id)
         self.overlay.setCurrentIndex(max(0, self.overlay.findData(chosen)))
         self.overlay.setEnabled(bool(runs))
         self.overlay.blockSignals(False)
+        if chosen and not self.overlay.currentIndex():
+            self.overlay_wanted.emit("")
 
     def mark_dirty(self, keys: set[str] | None = None) -> None:
         """Tell that lines have new points; they are drawn with the next frame if they are in sight."""
@@ -354,12 +360,19 @@ class PlotGrid(QWidget):
             self.export(Path(path), kind, plot)
 
     def export(self, path: Path, kind: str, plot: MetricPlot | None = None) -> None:
-        """Write one plot, or all that have data, as png, svg or csv."""
+        """Write one plot, or all that have data, as png, svg or csv; a long run's numbers on a worker thread."""
         chosen = [plot] if plot else [one for one in self.plots if one.has_data()]
+        if kind == "csv":
+            columns = columns_of(self._history, [key for one in chosen for key in one.metric_keys()])
+            run_task(
+                lambda: save_csv(columns, path),
+                lambda _count: self.exported.emit(str(path)),
+                self.failed.emit,
+                owner=self,
+            )
+            return
         try:
-            if kind == "csv":
-                save_csv(self._history, [key for one in chosen for key in one.metric_keys()], path)
-            elif not chosen:
+            if not chosen:
                 raise UserError(
                     "There is nothing to save yet", "the run has logged no numbers", "wait for its first step"
                 )

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PySide6.QtCore import Qt, Signal, SignalInstance
+from PySide6.QtGui import QGuiApplication
 from PySide6.QtWidgets import QDialog, QFileDialog, QFormLayout, QLineEdit, QListWidget, QListWidgetItem, QWidget
 
 from ui.plain_text import PlainText
 from ui.theme import L, M, S
+from ui.unsaved import Unsaved
 from ui.widgets import IconButton, IconLabel, Text, button, column, row
 
 _BAD_NAME = re.compile(r'[/\\\x00-\x1f:*?"<>|]')
@@ -185,6 +187,38 @@ class RaterName(Sheet):
     def _on_use(self) -> None:
         self.chosen.emit(self.name.text().strip())
         self.accept()
+
+
+class UnsavedWork(Sheet):
+    """What closing would lose. ``again()`` asks to save and close, ``anyway()`` to close all the same."""
+
+    again: SignalInstance = Signal()  # type: ignore[assignment]
+    anyway: SignalInstance = Signal()  # type: ignore[assignment]
+
+    def __init__(self, found: Sequence[Unsaved], parent: QWidget | None = None) -> None:
+        super().__init__(
+            "Not saved yet",
+            "This could not be written to the disk and would be lost. Free some space or bring the disk back, then "
+            "try again; or copy it to a safe place first.",
+            parent,
+        )
+        for one in found:
+            self.body.addLayout(row(IconLabel("warning", 16, "warn"), Text(one.what, "body", wrap=True), spacing=S))
+        self.body.addStretch(1)
+        text = "\n\n".join(one.text for one in found if one.text)
+        self.copy = button("Copy", lambda: QGuiApplication.clipboard().setText(text), name="unsaved-copy")
+        self.copy.setEnabled(bool(text))
+        self.close_anyway = button("Close anyway", lambda: self._end(self.anyway), kind="danger", name="unsaved-anyway")
+        self.try_again = button("Try again", lambda: self._end(self.again), kind="primary", name="unsaved-again")
+        self.try_again.setDefault(True)
+        self.buttons.insertWidget(0, self.copy)
+        self.buttons.addWidget(self.close_anyway)
+        self.buttons.addWidget(button("Keep open", self.reject))
+        self.buttons.addWidget(self.try_again)
+
+    def _end(self, told: SignalInstance) -> None:
+        self.accept()
+        told.emit()
 
 
 def _free_name(place: Path, name: str) -> str:

@@ -113,9 +113,9 @@ class PromptListModel(QAbstractListModel):
         self._query = query
         self._read(0, PAGE, self._replace)
 
-    def reload(self) -> None:
-        """Read anew what is loaded, in one piece of at most five pages: the project has changed."""
-        self._read(0, max(PAGE, min(len(self._rows), 5 * PAGE)), self._replace)
+    def reload(self, reach: int = -1) -> None:
+        """Read anew what is loaded, since the project has changed: at most five pages, and the line ``reach``."""
+        self._read(0, max(PAGE, min(len(self._rows), 5 * PAGE), reach + 1), self._replace)
 
     def row_of(self, prompt_id: str) -> int:
         """Return the line of a prompt, -1 if it is not loaded."""

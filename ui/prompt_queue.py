@@ -8,9 +8,10 @@ from PySide6.QtWidgets import QAbstractItemView, QComboBox, QFrame, QLineEdit, Q
 from ui.context import Context
 from ui.operations import run_task
 from ui.prompt_list import PromptDelegate, PromptListModel, PromptQuery
+from ui.prompt_menu import move_to
 from ui.theme import S
 from ui.widgets import Text, button, column, plural, row
-from workbench.records import Change, Prompt
+from workbench.records import Change, Prompt, Split
 
 SEARCH_AFTER_MS = 150
 NEEDS = (
@@ -19,6 +20,7 @@ NEEDS = (
     ("Drafts", "draft"),
     ("Final", "final"),
 )
+SPLITS: tuple[tuple[str, Split], ...] = (("In train", "train"), ("Held out", "held-out"))
 
 
 class PromptQueue(QWidget):
@@ -30,6 +32,7 @@ class PromptQueue(QWidget):
     def __init__(self, context: Context, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._context = context
+        self._reloading = False
         self._wanted = ""  # to be chosen as soon as its page is loaded
         self.model = PromptListModel(context, self)
         self.search = QLineEdit()
@@ -40,8 +43,9 @@ class PromptQueue(QWidget):
         self.need = QComboBox()
         self.need.setObjectName("need")
         self.need.setAccessibleName("Which prompts")
-        for text, value in NEEDS:
+        for text, value in (*NEEDS, *SPLITS):
             self.need.addItem(text, value)
+        self.need.insertSeparator(len(NEEDS))
         self.tag = QComboBox()
         self.tag.setObjectName("tag")
         self.tag.setAccessibleName("Tag")
@@ -54,6 +58,7 @@ class PromptQueue(QWidget):
         self.list.setModel(self.model)
         self.list.setItemDelegate(PromptDelegate(self.list))
         self.list.setUniformItemSizes(True)
+        self.list.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)
         self.list.setVerticalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
         self.list.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.list.setMouseTracking(True)
@@ -65,6 +70,7 @@ class PromptQueue(QWidget):
         layout = column(self.search, spacing=S)
         layout.addLayout(filters)
         layout.addWidget(self.list, 1)
+        layout.addWidget(self._make_bar())
         layout.addLayout(row(self.about, None, self.new, spacing=S))
         self.setLayout(layout)
         self._timer = QTimer(self)
@@ -75,6 +81,8 @@ class PromptQueue(QWidget):
         self._again.setSingleShot(True)
         self._again.setInterval(100)
         self._again.timeout.connect(self._reload)
+        self.model.modelAboutToBeReset.connect(self._on_reset)
+        self.list.selectionModel().selectionChanged.connect(lambda *_: self._show_bar())
         self.search.textChanged.connect(lambda _: self._timer.start())
         self.search.returnPressed.connect(self._to_list)
         self.need.currentIndexChanged.connect(lambda _: self.apply())
@@ -84,7 +92,9 @@ class PromptQueue(QWidget):
 
     def query(self) -> PromptQuery:
         """Return what is asked for."""
-        return PromptQuery(self.search.text().strip(), self.tag.currentData() or "", None, self.need.currentData())
+        which = self.need.currentData()
+        split = next((one for _, one in SPLITS if one == which), None)
+        return PromptQuery(self.search.text().strip(), self.tag.currentData() or "", split, None if split else which)
 
     def apply(self) -> None:
         """Show what is asked for."""
@@ -96,6 +106,10 @@ class PromptQueue(QWidget):
         self.apply()
         self._load_tags()
 
+    def show_split(self, split: str) -> None:
+        """Show the prompts of a split alone."""
+        self.need.setCurrentIndex(max(0, self.need.findData(split)))
+
     def choose(self, prompt_id: str) -> bool:
         """Mark a prompt's line, now or once its page is read; returns whether it is there now."""
         line = self.model.row_of(prompt_id)
@@ -103,7 +117,8 @@ class PromptQueue(QWidget):
             self._wanted = prompt_id
             return False
         self._wanted = ""
-        self._select(line)
+        if line != self.list.currentIndex().row():  # (else others may be marked beside it)
+            self._select(line)
         return True
 
     def next_open(self, prompt_id: str) -> Prompt | None:
@@ -132,10 +147,16 @@ class PromptQueue(QWidget):
             self._again.start()  # (a change without a label is an undo: which states it changed is not told)
 
     def _reload(self) -> None:
-        current = self.current()
-        self._wanted = self._wanted or (current.id if current else "")
-        self.model.reload()
+        self._reloading = True
+        self.model.reload(self.list.currentIndex().row())
         self._load_tags()
+
+    def _on_reset(self) -> None:
+        """Find the line again that is marked now: another one may have been chosen while the list was read."""
+        current = self.current()
+        if self._reloading and current is not None:
+            self._wanted = self._wanted or current.id
+        self._reloading = False
 
     def _load_tags(self) -> None:
         run_task(self._context.store.tags, self._on_tags, owner=self)
@@ -169,7 +190,38 @@ class PromptQueue(QWidget):
     def _on_current(self, index: QModelIndex, _before: QModelIndex) -> None:
         found = self.model.row(index.row()) if index.isValid() else None
         if found is not None:
+            self._wanted = ""  # a choice of one's own goes before what was asked for earlier
             self.chosen.emit(found.prompt)
+
+    # ---- several at once ------------------------------------------------------------------------------------
+
+    def selected(self) -> list[Prompt]:
+        """The prompts that are marked, top to bottom."""
+        lines = sorted(index.row() for index in self.list.selectionModel().selectedIndexes())
+        return [row.prompt for line in lines if (row := self.model.row(line)) is not None]
+
+    def _make_bar(self) -> QWidget:
+        self.marked = Text("", "small", "muted")
+        self.hold_out = button("Hold out", lambda: self._move("held-out"), name="hold-out")
+        self.hold_out.setToolTip("Keep these out of all training, to measure on")
+        self.let_train = button("Move to train", lambda: self._move("train"), name="let-train")
+        self.bar = QWidget()
+        self.bar.setLayout(row(self.marked, None, self.hold_out, self.let_train, spacing=S))
+        self.bar.hide()
+        return self.bar
+
+    def _show_bar(self) -> None:
+        found = self.selected()
+        self.bar.setVisible(len(found) > 1)
+        if len(found) > 1:
+            writable = not self._context.read_only
+            self.marked.setText(f"{len(found):,} marked")
+            self.hold_out.setEnabled(writable and any(one.split == "train" for one in found))
+            self.let_train.setEnabled(writable and any(one.split == "held-out" for one in found))
+
+    def _move(self, split: Split) -> None:
+        ids = [one.id for one in self.selected() if one.split != split]
+        move_to(self, self._context, ids, split)
 
     def _to_list(self) -> None:
         self.apply()

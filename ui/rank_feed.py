@@ -31,6 +31,7 @@ class RankFeed(QObject):
         self._ready: deque[RankItem] = deque()
         self._handled: set[str] = set()  # shown in this sitting: not again, unless it is asked for
         self._orders: dict[str, str] = {}  # ranking ids given out before their card was read (live views)
+        self._rater_id = context.rater.id
         self._loading = False
         self._again = False
         self._stale = False
@@ -60,6 +61,16 @@ class RankFeed(QObject):
         self._handled.clear()
         self.refill()
 
+    def follow_rater(self) -> bool:
+        """Begin anew when somebody else judges now; returns whether that is so."""
+        if self._rater_id == self._context.rater.id:
+            return False
+        self._rater_id = self._context.rater.id
+        self._handled.clear()
+        self._ready.clear()
+        self.refill()
+        return True
+
     def promise(self, prompt_id: str, ranking_id: str) -> None:
         """Name the ranking id, and so the order, that a card will have once its responses are there."""
         self._orders[prompt_id] = ranking_id
@@ -86,7 +97,7 @@ class RankFeed(QObject):
                     break
             return len(ids), found
 
-        run_task(work, self._on_loaded, self._on_failed, owner=self)
+        run_task(work, lambda found: self._on_loaded(rater_id, *found), self._on_failed, owner=self)
 
     def on_changed(self, change: Change) -> None:
         """Follow the project: new responses, archived prompts, undone rankings."""
@@ -95,9 +106,12 @@ class RankFeed(QObject):
         if change.kinds & {"responses", "prompts", "rankings"}:
             self.refill()
 
-    def _on_loaded(self, outcome: tuple[int, list[RankItem]]) -> None:
+    def _on_loaded(self, rater_id: str, count: int, items: list[RankItem]) -> None:
         self._loading = False
-        count, items = outcome
+        if rater_id != self._rater_id:  # what waits for somebody else
+            self._again = False
+            self.refill()
+            return
         fresh = [one for one in items if one.prompt.id not in self._handled]
         was_empty = not self._ready
         self._ready = deque(fresh)

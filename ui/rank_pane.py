@@ -10,6 +10,7 @@ from PySide6.QtWidgets import QMenu, QWidget
 
 from ui.context import Context
 from ui.flag_menu import open_flag_menu
+from ui.labelling import READ_ONLY
 from ui.operations import bind_future, run_task
 from ui.rank_acts import SessionActs
 from ui.rank_feed import RankFeed
@@ -21,6 +22,7 @@ from ui.rank_state import LETTERS, RankSheet
 from ui.rank_view import RankView
 from ui.sampler import Sampler, SamplingJob, SamplingPlan
 from ui.sampling_dialog import SamplingDialog
+from ui.unsaved import Unsaved, finish_writes
 from ui.widgets import column, plural
 from workbench.records import Change, Counts, ModelRecord, Outcome, Ranking, ResponseFlag
 
@@ -53,6 +55,10 @@ class RankPane(QWidget):
         self.view = RankView(self.sampler)
         self.live = LiveCards(self.view, self.sampler, self)
         self.setLayout(column(self.view))
+        if context.read_only:
+            self.view.header.sample.setEnabled(False)
+            self.view.header.sample.setToolTip(READ_ONLY)
+            self.view.empty.action.setEnabled(False)
         self._connect()
         self._add_keys()
 
@@ -113,8 +119,10 @@ class RankPane(QWidget):
         self.feed.refill()
         self._focus_board()
 
-    def show_item(self, prompt_id: str = "", **_: str) -> None:
-        """Open one prompt: to correct the ranking that this rater gave it, or else as a fresh card."""
+    def show_item(self, prompt_id: str = "", sample: str = "", **_: str) -> None:
+        """Open one prompt, to correct the ranking that this rater gave it or as a fresh card; or ask for responses."""
+        if sample:
+            self.ask_for_responses()
         store, rater_id = self._context.store, self._context.rater.id
 
         def work() -> RankItem | None:
@@ -134,9 +142,17 @@ class RankPane(QWidget):
         """Places, ties and focus of the card in work."""
         return self._work.sheet if self._work else None
 
-    def can_close(self) -> bool:
-        """Whether nothing would be lost: no ranking is being saved and no sampled response is unsaved."""
-        return not self._saving and not self.sampler.unsaved
+    def unsaved(self) -> Unsaved | None:
+        """Save what could not be saved before: a ranking, and sampled responses."""
+        if not self._saving:
+            self._save_again()
+        self.sampler.stop()
+        self.sampler.retry()
+        finish_writes(self._context.store)
+        parts = ["a ranking"] if self._unsaved is not None else []
+        parts += [f"the responses to {plural(self.sampler.unsaved, 'prompt')}"] if self.sampler.unsaved else []
+        what = " and ".join(parts)
+        return Unsaved(what[:1].upper() + what[1:], "\n\n".join(self.sampler.unsaved_texts())) if parts else None
 
     def _load_names(self) -> None:
         run_task(self._context.store.models, self._on_models, owner=self)
@@ -147,6 +163,9 @@ class RankPane(QWidget):
     def _on_changed(self, change: Change) -> None:
         if "models" in change.kinds:
             self._load_names()
+        if self.feed.follow_rater():  # whoever judges now has seen nothing but what stands here
+            for work in (*self._aside, *([self._work] if self._work else [])):
+                self.feed.hold_back(work.item.prompt.id)
         undone, redone = self.acts.on_changed(change)
         for ranking in undone:
             self.stats.remove(ranking.prompt_id)
@@ -188,7 +207,9 @@ class RankPane(QWidget):
     def _on_opened(self, item: RankItem | None) -> None:
         if item is None:
             self._context.notify("This prompt has fewer than two responses: nothing to rank yet.", "warn")
-        elif not self._saving:
+        elif self._saving:
+            self._aside.append(Work.begin(item))  # it comes next, once this card is saved
+        else:
             self._put_aside()
             self._open(item)
             self._focus_board()
@@ -234,6 +255,9 @@ class RankPane(QWidget):
 
     def ask_for_responses(self) -> None:
         """Open the dialog that samples responses."""
+        if self._context.read_only:
+            self._context.notify(READ_ONLY, "warn")
+            return
         dialog = SamplingDialog(self._context, self.item.prompt.id if self.item else "", self)
         dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         dialog.planned.connect(self.start_sampling)
@@ -377,9 +401,14 @@ class RankPane(QWidget):
         bind_future(future, lambda change: self._on_saved(ranking, change), self._on_not_saved, owner=self)
 
     def _save_again(self) -> None:
-        ranking = self._unsaved
-        if ranking is not None and self._work is not None and ranking.id == self._work.item.ranking_id:
-            self._save(ranking)
+        """Save the card as it stands now: it may have been changed since it was refused."""
+        refused, work = self._unsaved, self._work
+        if refused is None or work is None or refused.id != work.item.ranking_id:
+            return
+        if refused.outcome == "ranked":
+            self.submit()
+        else:
+            self._finish(refused.outcome)
 
     def _on_saved(self, ranking: Ranking, change: Change) -> None:
         work, self._saving = self._work, False
@@ -411,7 +440,7 @@ class RankPane(QWidget):
         elif self.acts.last is None:
             self.view.footer.say("Nothing of this session to take back. Earlier… (H) opens a card of before.")
         else:
-            self.acts.undo(self._on_undone, self._correct, self._on_not_saved)
+            self.acts.undo(self._on_undone, self._correct, self._on_not_undone)
 
     def redo(self) -> None:
         """Bring back the last placement, or else the last ranking, that was taken back."""
@@ -420,7 +449,7 @@ class RankPane(QWidget):
         if self._work is not None and self._work.sheet.redo():
             self._refresh()
         elif self.acts.next is not None and not (self._work and self._work.sheet.state.touched):
-            self.acts.redo(self._on_redone, self._on_not_saved)
+            self.acts.redo(self._on_redone, self._on_not_undone)
 
     def _on_undone(self, ranking: Ranking) -> None:
         self.stats.remove(ranking.prompt_id)
@@ -432,6 +461,10 @@ class RankPane(QWidget):
         self.stats.add(ranking)
         if self._work is None or self._work.item.prompt.id == ranking.prompt_id:
             self._next()
+
+    def _on_not_undone(self, error: BaseException) -> None:
+        self.view.warning.show_error(error)
+        self.view.footer.say("Nothing was changed.", "bad")
 
     def _correct(self, ranking: Ranking) -> None:
         """Open a card of before again; what is saved then supersedes it."""

@@ -94,11 +94,11 @@ class RecipeForm(QWidget):
         super().__init__(parent)
         self._hidden = frozenset(hide)
         self._type: type | None = None
+        self._pages: dict[type, _Page] = {}  # one of each recipe, kept: making one takes half a second
         self._recipe: Recipe | None = None
         self._standard: Recipe | None = None
         self._standard_name = "preset"
         self.rows: dict[str, SettingRow] = {}
-        self._groups: dict[str, tuple[QWidget, list[str]]] = {}
         self.search = QLineEdit()
         self.search.setObjectName("find-setting")
         self.search.setPlaceholderText("Find a setting")
@@ -108,22 +108,18 @@ class RecipeForm(QWidget):
         self.search.textChanged.connect(self._on_search)
         self._nothing = Text("No setting has this in its name or meaning.", "body", "muted")
         self._nothing.hide()
-        self._page = QVBoxLayout()
-        self._page.setContentsMargins(0, 0, 0, 0)
-        self._page.setSpacing(L)
         outer = QVBoxLayout(self)
         outer.setContentsMargins(0, 0, 0, 0)
         outer.setSpacing(M)
         outer.addWidget(self.search)
         outer.addWidget(self._nothing)
-        outer.addLayout(self._page)
 
     # ---- content ----
 
     def set_recipe(self, recipe: Recipe, standard: Recipe | None = None, standard_name: str = "preset") -> None:
         """Show a recipe; ``standard`` is what its marks and resets compare it with (by default itself)."""
         if type(recipe) is not self._type:
-            self._build(type(recipe))
+            self._turn_to(type(recipe))
         self._recipe, self._standard, self._standard_name = recipe, standard or recipe, standard_name
         for name, line in self.rows.items():
             line.set_standard(getattr(self._standard, name), standard_name)
@@ -171,38 +167,21 @@ class RecipeForm(QWidget):
 
     # ---- inside ----
 
-    def _build(self, recipe_type: type) -> None:
-        while self._page.count():
-            item = self._page.takeAt(0)
-            widget = item.widget() if item else None
-            if widget is not None:
-                widget.hide()
-                widget.deleteLater()
+    def _turn_to(self, recipe_type: type) -> None:
+        if self._type is not None:
+            self._pages[self._type].hide()
+        if recipe_type not in self._pages:
+            self._pages[recipe_type] = page = _Page(
+                [one for one in settings_of(recipe_type) if one.name not in self._hidden]
+            )
+            page.edited.connect(self._on_edited)
+            layout = self.layout()
+            assert layout is not None
+            layout.addWidget(page)
         self._type = recipe_type
-        self.rows, self._groups = {}, {}
-        settings = [one for one in settings_of(recipe_type) if one.name not in self._hidden]
-        names = sorted(
-            dict.fromkeys(one.group for one in settings),
-            key=lambda group: GROUP_ORDER.index(group) if group in GROUP_ORDER else len(GROUP_ORDER),
-        )
-        for group in names:
-            members = [one for one in settings if one.group == group]
-            self._page.addWidget(self._group(group, members))
+        self.rows = self._pages[recipe_type].rows
+        self._pages[recipe_type].show()
         self._on_search(self.search.text())
-
-    def _group(self, title: str, members: Sequence[Setting]) -> QWidget:
-        box = QWidget()
-        layout = QVBoxLayout(box)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.setSpacing(M)
-        layout.addWidget(SectionTitle(title))
-        for setting in members:
-            line = SettingRow(setting)
-            line.edited.connect(self._on_edited)
-            self.rows[setting.name] = line
-            layout.addWidget(line)
-        self._groups[title] = (box, [one.name for one in members])
-        return box
 
     def _on_edited(self, name: str) -> None:
         line = self.rows[name]
@@ -214,17 +193,53 @@ class RecipeForm(QWidget):
 
     def _on_search(self, text: str) -> None:
         wanted = text.lower().split()
-        any_shown = False
-        for box, names in self._groups.values():
-            shown = 0
-            for name in names:
-                line = self.rows[name]
-                fits = all(word in line.words for word in wanted)
-                line.setVisible(fits)
-                shown += fits
-            box.setVisible(shown > 0)
-            any_shown = any_shown or shown > 0
-        self._nothing.setVisible(bool(wanted) and not any_shown)
+        found = self._type is not None and self._pages[self._type].show_fitting(wanted)
+        self._nothing.setVisible(bool(wanted) and not found)
+
+
+class _Page(QWidget):
+    """The settings of one recipe, by group. ``edited(name)`` tells of a change by hand."""
+
+    edited: SignalInstance = Signal(str)  # type: ignore[assignment]
+
+    def __init__(self, settings: Sequence[Setting]) -> None:
+        super().__init__()
+        self.rows: dict[str, SettingRow] = {}
+        self._groups: list[tuple[QWidget, list[SettingRow]]] = []
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(L)
+        names = sorted(
+            dict.fromkeys(one.group for one in settings),
+            key=lambda group: GROUP_ORDER.index(group) if group in GROUP_ORDER else len(GROUP_ORDER),
+        )
+        for group in names:
+            layout.addWidget(self._group(group, [one for one in settings if one.group == group]))
+
+    def show_fitting(self, wanted: Sequence[str]) -> bool:
+        """Show the settings that have every word in name or meaning; returns whether there are any."""
+        found = False
+        for box, lines in self._groups:
+            fitting = [line for line in lines if all(word in line.words for word in wanted)]
+            for line in lines:
+                line.setVisible(line in fitting)
+            box.setVisible(bool(fitting))
+            found = found or bool(fitting)
+        return found
+
+    def _group(self, title: str, members: Sequence[Setting]) -> QWidget:
+        box = QWidget()
+        layout = QVBoxLayout(box)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(M)
+        layout.addWidget(SectionTitle(title))
+        lines = [SettingRow(setting) for setting in members]
+        for line in lines:
+            line.edited.connect(self.edited)
+            self.rows[line.setting.name] = line
+            layout.addWidget(line)
+        self._groups.append((box, lines))
+        return box
 
 
 class SettingRow(QWidget):

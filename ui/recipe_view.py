@@ -12,7 +12,7 @@ from ui.setting_editors import text_of
 from ui.theme import L, M, S
 from ui.times import moment
 from ui.train_parts import PageScroll
-from ui.widgets import Card, SectionTitle, Text, button, column, row
+from ui.widgets import Card, SectionTitle, Text, button, clear, column, row
 from workbench.protocol import RunSpec
 from workbench.recipes import RECIPES
 from workbench.settings_fields import settings_of
@@ -49,12 +49,7 @@ class RecipeView(QWidget):
 
     def _fill(self) -> None:
         self._shown, spec = True, self._spec
-        while self._layout.count():
-            item = self._layout.takeAt(0)
-            widget = item.widget() if item else None
-            if widget is not None:
-                widget.hide()
-                widget.deleteLater()
+        clear(self._layout)
         if spec is None:
             return
         settings = settings_of(RECIPES[spec.method])

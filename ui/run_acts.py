@@ -57,13 +57,6 @@ def response_of(sample: Sample, record: RunRecord, model: ModelRecord | None) ->
     )
 
 
-def sentence(text: str) -> str:
-    """Return text that begins with a capital and ends with a stop."""
-    text = text.strip()
-    text = text[:1].upper() + text[1:]
-    return text if not text or text[-1] in ".!?" else text + "."
-
-
 def ask(parent: QWidget, text: str, more: str, yes: str, no: str, then: Callable[[], None]) -> QMessageBox:
     """Ask before something that cannot be taken back, without stopping the window; Enter and Escape mean no."""
     box = QMessageBox(parent)

@@ -7,13 +7,18 @@ arrays. A vanished process is seen within half a second: its lock is free. Silen
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from PySide6.QtCore import QObject, Qt, Signal, SignalInstance
+import shiboken6
+from PySide6.QtCore import QObject, Signal, SignalInstance
 
+from ui.operations import operations
 from ui.run_history import Batch, digest
 from workbench.run_folder import EventTail, RunFolder, RunStatus
 from workbench.supervisor import NOT_RESPONDING_AFTER_S, EngineConnection
@@ -23,6 +28,7 @@ STATUS_S = 0.4
 RESTING_S = 1.0
 """An ended run is looked at this often: somebody may resume it."""
 CHUNK_BYTES = 512 * 1024
+_log = logging.getLogger("tastemaker.ui")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,79 +44,63 @@ class Seen:
         return self.silent_s >= NOT_RESPONDING_AFTER_S and self.status.state in ("running", "stopping", "paused")
 
 
-class RunFollower(QObject):
-    """Delivers ``batch(Batch)`` and ``seen(Seen)`` of one run on the thread that made it, until :meth:`stop`.
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Following ended by a fault: ours, or a folder that cannot be read."""
 
-    ``caught_up`` is sent once, when everything that was in the file at the start has been delivered.
+    error: Exception
+
+
+Found = Batch | Seen | Stopped | None
+
+
+class Reader(threading.Thread):
+    """Reads one run and hands what it finds to ``tell``, on this thread.
+
+    It knows no object of Qt, so that none can be destroyed here: whatever it holds may be let go of on its thread.
     """
 
-    batch: SignalInstance = Signal(object)  # type: ignore[assignment]
-    seen: SignalInstance = Signal(object)  # type: ignore[assignment]
-    caught_up: SignalInstance = Signal()  # type: ignore[assignment]
-    _from_thread: SignalInstance = Signal(object)  # type: ignore[assignment]
-
-    def __init__(self, run_dir: Path, *, listen: bool = True) -> None:
-        super().__init__()
-        self.run_dir = run_dir
+    def __init__(self, run_dir: Path, tell: Callable[[Found], None], *, listen: bool) -> None:
+        super().__init__(name=f"follow-{run_dir.name[:8]}", daemon=True)
+        self._run_dir = run_dir
+        self._tell = tell
         self._listen = listen
-        self._stop = threading.Event()
+        self._stopped = threading.Event()
         self._wake = threading.Event()
-        self._from_thread.connect(self._on_thread, Qt.ConnectionType.QueuedConnection)
-        self._thread = threading.Thread(target=self._run, name=f"follow-{run_dir.name[:8]}", daemon=True)
 
-    def start(self) -> RunFollower:
-        """Begin to follow."""
-        self._thread.start()
-        return self
-
-    def stop(self, *, wait: bool = False) -> None:
-        """Stop following; nothing is delivered after this returns."""
-        self._stop.set()
+    def stop(self) -> None:
+        """Ask it to end; returns at once."""
+        self._stopped.set()
         self._wake.set()
-        if wait and self._thread.is_alive():
-            self._thread.join(2.0)
 
     def look_now(self) -> None:
-        """Look again at once (a command was just given)."""
+        """Look again at once."""
         self._wake.set()
 
-    # ---- on the window's thread ----
-
-    def _on_thread(self, found: Batch | Seen | None) -> None:
-        if self._stop.is_set():
-            return
-        if isinstance(found, Batch):
-            self.batch.emit(found)
-        elif isinstance(found, Seen):
-            self.seen.emit(found)
-        else:
-            self.caught_up.emit()
-
-    # ---- on the follower's thread ----
-
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Read until :meth:`stop`; a fault is told, and ends it."""
         connection: EngineConnection | None = None
         try:
             if self._listen:
-                connection = EngineConnection(self.run_dir, lambda _pong: None)
+                connection = EngineConnection(self._run_dir, lambda _pong: None)
             self._follow(connection)
-        except RuntimeError:  # the window went, and this object with it
-            return
+        except Exception as error:
+            self._tell(Stopped(error))
         finally:
             if connection is not None:
                 connection.close()
 
     def _follow(self, connection: EngineConnection | None) -> None:
-        folder = RunFolder(self.run_dir)
+        folder = RunFolder(self._run_dir)
         tail = EventTail(folder.events_path)
         looked, caught_up, told = -STATUS_S, False, Seen(RunStatus("queued"), -1.0)
-        while not self._stop.is_set():
+        while not self._stopped.is_set():
             events = tail.read_new(CHUNK_BYTES)
             if events:
-                self._from_thread.emit(digest(events))
+                self._tell(digest(events))
             elif not caught_up:
                 caught_up = True
-                self._from_thread.emit(None)
+                self._tell(None)
             now = time.monotonic()
             if now - looked >= STATUS_S or self._wake.is_set():
                 self._wake.clear()
@@ -121,6 +111,72 @@ class RunFollower(QObject):
                     found = Seen(status, silent if silent >= 3 else 0.0)
                     if found != told:
                         told = found
-                        self._from_thread.emit(found)
+                        self._tell(found)
             if not events:
                 self._wake.wait(EVENTS_S if told.status.alive or not caught_up else RESTING_S)
+
+
+class RunFollower(QObject):
+    """Delivers ``batch(Batch)`` and ``seen(Seen)`` of one run on the thread that made it, until :meth:`stop`.
+
+    ``caught_up`` is sent once, when everything that was in the file at the start has been delivered;
+    ``failed(Exception)`` when it cannot follow any further.
+    """
+
+    batch: SignalInstance = Signal(object)  # type: ignore[assignment]
+    seen: SignalInstance = Signal(object)  # type: ignore[assignment]
+    caught_up: SignalInstance = Signal()  # type: ignore[assignment]
+    failed: SignalInstance = Signal(object)  # type: ignore[assignment]
+
+    def __init__(self, run_dir: Path, parent: QObject | None = None, *, listen: bool = True) -> None:
+        super().__init__(parent)
+        me, ops = weakref.ref(self), operations()
+
+        def tell(found: Found) -> None:
+            ops.post(lambda: _deliver(me, found))
+
+        self.run_dir = run_dir
+        self._stopped = False
+        self._reader = Reader(run_dir, tell, listen=listen)
+        weakref.finalize(self, self._reader.stop)
+
+    def start(self) -> RunFollower:
+        """Begin to follow."""
+        self._reader.start()
+        operations().adopt(self._reader)
+        return self
+
+    def stop(self, *, wait: bool = False) -> None:
+        """Stop following; nothing is delivered after this returns."""
+        self._stopped = True
+        self._reader.stop()
+        if wait and self._reader.is_alive():
+            self._reader.join(2.0)
+
+    def look_now(self) -> None:
+        """Look again at once (a command was just given)."""
+        self._reader.look_now()
+
+    def _take(self, found: Found) -> None:
+        if self._stopped:
+            return
+        if isinstance(found, Batch):
+            self.batch.emit(found)
+        elif isinstance(found, Seen):
+            self.seen.emit(found)
+        elif isinstance(found, Stopped):
+            _log.error("the run in %s is followed no further", self.run_dir, exc_info=found.error)
+            self.failed.emit(found.error)
+        else:
+            self.caught_up.emit()
+
+
+def _deliver(follower: weakref.ref[RunFollower], found: Found) -> None:
+    """Hand over on the window's thread, to a follower that is still there."""
+    receiver = follower()
+    if receiver is None:
+        return
+    if shiboken6.isValid(receiver):
+        receiver._take(found)
+    else:
+        receiver.stop()

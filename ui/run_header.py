@@ -14,29 +14,10 @@ from ui.run_history import RunHistory
 from ui.theme import M, S
 from ui.times import ago
 from ui.widgets import ElidedLabel, Pill, Text, button, column, row
+from ui.words import STATE_TONES
 from workbench.records import RunRecord
 from workbench.run_folder import RunStatus
 
-STATE_TONES = {
-    "queued": "",
-    "running": "accent",
-    "paused": "warn",
-    "stopping": "warn",
-    "done": "good",
-    "stopped": "",
-    "failed": "bad",
-    "interrupted": "bad",
-}
-STATE_WORDS = {
-    "queued": "queued",
-    "running": "running",
-    "paused": "paused",
-    "stopping": "stopping",
-    "done": "done",
-    "stopped": "stopped",
-    "failed": "failed",
-    "interrupted": "interrupted",
-}
 ACTIONS: dict[str, tuple[str, str, str]] = {
     "pause": ("Pause", "", "Wait at the end of this step; memory is held"),
     "unpause": ("Resume", "primary", "Go on"),
@@ -124,11 +105,10 @@ class RunHeader(QWidget):
     def show_seen(self, seen: Seen, history: RunHistory, *, has_model: bool, read_only: bool = False) -> None:
         """Show where the run is."""
         status = seen.status
-        word = STATE_WORDS[status.state]
         if seen.not_responding:
             self.state.set("not responding", "bad")
         else:
-            self.state.set(word, STATE_TONES[status.state])
+            self.state.set(status.state, STATE_TONES[status.state])
         total = status.total_steps or history.total_steps
         step = min(max(status.step, 0), total) if total else status.step
         unit = "rollout" if self._record and self._record.method == "ppo" else "step"
@@ -139,7 +119,7 @@ class RunHeader(QWidget):
         self.progress.setRange(0, total or 1)
         self.progress.setValue(step if total else int(status.state == "done"))
         self.progress.setVisible(status.alive or status.state != "done")
-        self.progress.setAccessibleDescription(f"{word}, {phase}, {self._steps.text()}, {self._eta.text()}")
+        self.progress.setAccessibleDescription(f"{status.state}, {phase}, {self._steps.text()}, {self._eta.text()}")
         shown = () if read_only else actions_for(status, has_model=has_model, not_responding=seen.not_responding)
         if read_only and has_model and not status.alive:
             shown = ("compare",)

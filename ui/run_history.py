@@ -158,6 +158,10 @@ class RunHistory:
         line = self.lines.get(key)
         return (float(line.x[-1]), float(line.y[-1])) if line else None
 
+    def newest(self) -> dict[str, float]:
+        """Return the newest value of every metric that has one."""
+        return {key: float(line.y[-1]) for key, line in self.lines.items() if line}
+
     def last_step(self) -> float:
         """Return the largest step of any line, or 0."""
         return max((float(line.x[-1]) for line in self.lines.values() if len(line)), default=0.0)

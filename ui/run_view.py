@@ -14,13 +14,13 @@ from ui.log_view import LogView, clean
 from ui.operations import bind_future, run_task
 from ui.plot_grid import PlotGrid
 from ui.recipe_view import RecipeView
-from ui.run_acts import COMMANDS, alarm_lines, ask, response_of, sentence
+from ui.run_acts import COMMANDS, alarm_lines, ask, response_of
 from ui.run_follower import RunFollower, Seen
 from ui.run_header import RunHeader
 from ui.run_history import Batch, RunHistory
 from ui.samples_view import SamplesView
 from ui.theme import L, M, S
-from ui.widgets import ErrorBanner, PlainText, column, plural
+from ui.widgets import ErrorBanner, PlainText, column, plural, sentence
 from workbench import supervisor
 from workbench.alarms import Alarm, reward_hacking
 from workbench.errors import UserError
@@ -138,9 +138,10 @@ class RunView(QWidget):
         self.tabs.setTabText(2, "Log")
         self.set_others(others or [])
         self._show_status()
-        self._follower = self._follow(self.run_dir)
+        self._follower = RunFollower(self.run_dir, self)
         self._follower.batch.connect(self._on_batch)
         self._follower.seen.connect(self._on_seen)
+        self._follower.failed.connect(self.command_failed.show_error)
         self._follower.start()
         run_task(folder.spec, lambda spec: self._on_spec(record.id, spec), self._on_no_spec, owner=self)
         self.refresh_model()
@@ -167,20 +168,22 @@ class RunView(QWidget):
 
     def stop(self) -> None:
         """Stop following; the run goes on."""
-        for follower in (self._follower, self._overlay):
-            if follower is not None:
-                follower.stop()
-        self._follower = self._overlay = None
+        self._stop_overlay()
+        if self._follower is not None:
+            self._follower.stop()
+            self._follower.deleteLater()
+            self._follower = None
+
+    def _stop_overlay(self) -> None:
+        if self._overlay is not None:
+            self._overlay.stop()
+            self._overlay.deleteLater()
+            self._overlay = None
 
     def show_samples_of(self, step: int) -> None:
         """Show the samples of a step, or of the nearest one that has some."""
         self.samples.show_step(step)
         self.tabs.setCurrentWidget(self.samples)
-
-    def _follow(self, run_dir: Path) -> RunFollower:
-        follower = RunFollower(run_dir)
-        self.destroyed.connect(lambda: follower.stop())
-        return follower
 
     def _on_spec(self, run_id: str, spec: RunSpec) -> None:
         if self.record is not None and self.record.id == run_id:
@@ -283,16 +286,15 @@ class RunView(QWidget):
     # ---- a second run behind ----
 
     def _on_overlay_wanted(self, run_id: str) -> None:
-        if self._overlay is not None:
-            self._overlay.stop()
-            self._overlay = None
+        self._stop_overlay()
         other = next((one for one in self._others if one.id == run_id), None)
         if other is None:
             self.plots.set_overlay(None)
             return
         self._overlay_history = history = RunHistory()
-        self._overlay = self._follow(self._context.project.run_dir(other.id))
+        self._overlay = RunFollower(self._context.project.run_dir(other.id), self)
         self._overlay.batch.connect(lambda batch: self.plots.mark_dirty(history.apply(batch)))
+        self._overlay.failed.connect(self.command_failed.show_error)
         self._overlay.start()
         self.plots.set_overlay(history, other.name)
 
@@ -350,7 +352,8 @@ class RunView(QWidget):
 
     def _on_compare(self) -> None:
         if self._model is not None:
-            self._context.navigate("compare", model_id=self._model.id)
+            with_id = self._model.parent_id or self._model.base_id
+            self._context.navigate("compare", model_id=self._model.id, with_model_id=with_id)
 
     def _on_again(self) -> None:
         if self.record is not None:

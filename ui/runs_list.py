@@ -14,23 +14,16 @@ from ui.method_cards import method_title
 from ui.numbers import short
 from ui.theme import XS, M, S, colours, font
 from ui.times import ago
-from ui.widgets import safe_tip
+from ui.widgets import safe_tip, visible
+from ui.words import STATE_TONES
 from workbench.project import Project
 from workbench.protocol import Metrics
-from workbench.records import Method, RunRecord, RunState
+from workbench.records import Method, RunRecord
 from workbench.run_folder import EventTail, RunFolder, RunStatus
 
 Index = QModelIndex | QPersistentModelIndex
 _NONE = QModelIndex()
 _TAIL_BYTES = 64 * 1024
-TONES = {
-    "running": "accent",
-    "paused": "warn",
-    "stopping": "warn",
-    "done": "good",
-    "failed": "bad",
-    "interrupted": "bad",
-}
 HEADLINES: dict[Method, tuple[tuple[str, str], ...]] = {
     "sft": (("eval_loss", "held-out loss"), ("loss", "loss")),
     "reward": (("eval_accuracy", "held-out accuracy"), ("accuracy", "accuracy")),
@@ -38,7 +31,6 @@ HEADLINES: dict[Method, tuple[tuple[str, str], ...]] = {
     "ppo": (("objective/scores", "score"),),
 }
 """The one number of each method, the first that the run has logged."""
-ALIVE: tuple[RunState, ...] = ("queued", "running", "paused", "stopping")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +44,7 @@ class RunRow:
     @property
     def alive(self) -> bool:
         """Whether it is at work or waits."""
-        return self.status.state in ALIVE
+        return self.status.alive
 
     @property
     def words(self) -> str:
@@ -186,7 +178,7 @@ class RunDelegate(QStyledItemDelegate):
             painter.fillRect(area, QColor(theme.raised))
         inner = area.adjusted(M, S, -M, -S)
         line = option.fontMetrics.height()
-        ink, ground = theme.tone(TONES.get(row.status.state, ""))
+        ink, ground = theme.tone(STATE_TONES[row.status.state])
         painter.setFont(font("small"))
         pill_width = painter.fontMetrics().horizontalAdvance(row.status.state) + 2 * S
         pill = QRectF(inner.right() - pill_width, inner.top(), pill_width, line)
@@ -199,7 +191,7 @@ class RunDelegate(QStyledItemDelegate):
         painter.setPen(QColor(theme.text))
         painter.setFont(font("strong"))
         room = int(pill.left() - inner.left() - S)
-        name = painter.fontMetrics().elidedText(row.record.name, Qt.TextElideMode.ElideRight, room)
+        name = painter.fontMetrics().elidedText(visible(row.record.name), Qt.TextElideMode.ElideRight, room)
         painter.drawText(inner.left(), inner.top(), room, line, flags, name)
         self._second_line(painter, row, inner.left(), inner.top() + line + XS, inner.width(), line, theme.muted)
         if row.alive:

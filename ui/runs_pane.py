@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QItemSelectionModel, QModelIndex, QPoint, Qt, QTimer
@@ -34,6 +35,7 @@ class RunsPane(QWidget):
         self._wanted = ""
         self._reading = False
         self._again = False
+        self._fault = ""
         self._loading = False
         self.view: RunView | None = None
         self.model = RunsModel(self)
@@ -98,6 +100,10 @@ class RunsPane(QWidget):
         """Return what Explain explains here: the method of the run that is shown."""
         return self.view.record.method if self.view is not None and self.view.record is not None else "ppo"
 
+    def explain_values(self) -> Mapping[str, float]:
+        """Return the newest numbers of the run that is shown, for what explains its method."""
+        return self.view.history.newest() if self.view is not None and self.view.record is not None else {}
+
     def showEvent(self, event: QShowEvent) -> None:
         """Keep the list fresh while it is seen."""
         super().showEvent(event)
@@ -121,7 +127,7 @@ class RunsPane(QWidget):
         run_task(lambda: read_rows(project, known), self._on_rows, self._on_failed, owner=self)
 
     def _on_rows(self, rows: list[RunRow]) -> None:
-        self._reading = False
+        self._reading, self._fault = False, ""
         chosen = self._wanted or self._current_id()
         self.model.set_rows(rows)
         alive = sum(one.alive for one in rows)
@@ -137,7 +143,9 @@ class RunsPane(QWidget):
 
     def _on_failed(self, error: BaseException) -> None:
         self._reading = False
-        self._context.show_error(error)
+        if str(error) != self._fault:
+            self._fault = str(error)  # said once, not every second
+            self._context.show_error(error)
 
     def _on_changed(self, change: Change) -> None:
         if "runs" in change.kinds:

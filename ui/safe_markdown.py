@@ -18,7 +18,7 @@ from PySide6.QtGui import (
     QTextListFormat,
 )
 
-from ui.plain_text import VIEW_LIMIT, text_for_view
+from ui.plain_text import text_for_view
 from ui.theme import M, S, colours, font
 
 _PARSER = MarkdownIt("commonmark", {"html": False, "linkify": False}).enable("table").disable("image")
@@ -29,7 +29,7 @@ def render(text: str, document: QTextDocument) -> None:
     document.clear()
     document.setDefaultFont(font("body"))
     document.setIndentWidth(M + S)
-    _Writer(document).write(_PARSER.parse(text_for_view(text, VIEW_LIMIT).text))
+    _Writer(document).write(_PARSER.parse(text_for_view(text).text))
 
 
 class _Writer:

@@ -101,6 +101,10 @@ class Sampler(QObject):
         """Prompts whose responses could not be saved yet; they are kept for :meth:`retry`."""
         return len(self._unsaved)
 
+    def unsaved_texts(self) -> list[str]:
+        """Return the responses that could not be saved yet."""
+        return [one.text for _, responses in self._unsaved for one in responses]
+
     @property
     def plan(self) -> SamplingPlan | None:
         """The plan that runs."""
@@ -109,13 +113,19 @@ class Sampler(QObject):
     def start(self, plan: SamplingPlan) -> None:
         """Begin a plan; one that runs is ended first (its whole responses are kept)."""
         self.stop()
+        plan = replace(plan)  # one of its own: what comes late for an earlier start is told apart by it
         self._plan, self._reference = plan, None
         self._queue = list(plan.prompt_ids)
         self._fresh.clear()
         self._failures, self.done, self.total, self.what = 0, 0, len(plan.prompt_ids), ""
         self._loading = True
         self.progressed.emit()
-        run_task(lambda: self._context.project.resolve(plan.model), self._on_resolved, self._on_error, owner=self)
+        run_task(
+            lambda: self._context.project.resolve(plan.model),
+            lambda reference: self._on_resolved(plan, reference),
+            lambda error: self._on_failed_reading(plan, error),
+            owner=self,
+        )
 
     def stop(self) -> None:
         """End the plan. Responses that are whole by now are saved."""
@@ -139,7 +149,8 @@ class Sampler(QObject):
             self._go_on()
 
     def _go_on(self) -> None:
-        if self._plan is None or self.job is not None or self._reference is None:
+        plan = self._plan
+        if plan is None or self.job is not None or self._reference is None:
             return
         if self._loading or self._committing:
             return
@@ -147,10 +158,15 @@ class Sampler(QObject):
             self._plan = None
             self.progressed.emit()
             self.finished.emit()
-        elif not self._plan.ahead or len(self._fresh) < self._plan.ahead:
+        elif not plan.ahead or len(self._fresh) < plan.ahead:
             self._loading = True
             prompt_id = self._queue.pop(0)
-            run_task(lambda: self._context.store.prompt(prompt_id), self._on_prompt, self._on_error, owner=self)
+            run_task(
+                lambda: self._context.store.prompt(prompt_id),
+                lambda prompt: self._on_prompt(plan, prompt),
+                lambda error: self._on_failed_reading(plan, error),
+                owner=self,
+            )
         self.progressed.emit()
 
     def retry(self) -> None:
@@ -161,16 +177,18 @@ class Sampler(QObject):
 
     # ---- one prompt -----------------------------------------------------------------------------------------
 
-    def _on_resolved(self, reference: ModelRef) -> None:
+    def _on_resolved(self, plan: SamplingPlan, reference: ModelRef) -> None:
+        if plan is not self._plan:
+            return
         self._loading = False
         self._reference = reference
         self._go_on()
 
-    def _on_prompt(self, prompt: Prompt | None) -> None:
-        self._loading = False
-        plan, reference = self._plan, self._reference
-        if plan is None or reference is None:
+    def _on_prompt(self, plan: SamplingPlan, prompt: Prompt | None) -> None:
+        reference = self._reference
+        if plan is not self._plan or reference is None:
             return
+        self._loading = False
         if prompt is None:  # archived meanwhile
             self.done += 1
             self._go_on()
@@ -259,6 +277,10 @@ class Sampler(QObject):
             self._go_on()
 
         bind_future(self._context.store.add_responses(responses), done, failed, owner=self)
+
+    def _on_failed_reading(self, plan: SamplingPlan, error: BaseException) -> None:
+        if plan is self._plan:
+            self._on_error(error)
 
     def _on_error(self, error: BaseException) -> None:
         self._plan, self.job, self._loading = None, None, False

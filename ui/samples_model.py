@@ -8,6 +8,7 @@ from typing import Any
 from PySide6.QtCore import QAbstractTableModel, QModelIndex, QObject, QPersistentModelIndex, Qt
 
 from ui.numbers import short
+from ui.plain_text import visible
 from workbench.protocol import Sample
 
 Index = QModelIndex | QPersistentModelIndex
@@ -71,7 +72,7 @@ class SamplesModel(QAbstractTableModel):
             return _RIGHT
         if role == Qt.ItemDataRole.AccessibleTextRole:
             return f"{COLUMNS[index.column()]}: {self._text(sample, index.column())}"
-        return self._text(sample, index.column()) if role == Qt.ItemDataRole.DisplayRole else None
+        return visible(self._text(sample, index.column())) if role == Qt.ItemDataRole.DisplayRole else None
 
     def headerData(self, section: int, orientation: Qt.Orientation, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
         """Return a column's title and what it means."""

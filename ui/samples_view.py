@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from PySide6.QtCore import QItemSelectionModel, QModelIndex, Qt, Signal, SignalInstance
-from PySide6.QtWidgets import QAbstractItemView, QComboBox, QHeaderView, QSplitter, QStackedWidget, QTableView, QWidget
+from PySide6.QtWidgets import (
+    QAbstractItemView,
+    QComboBox,
+    QHeaderView,
+    QSplitter,
+    QStackedWidget,
+    QTableView,
+    QVBoxLayout,
+    QWidget,
+)
 
 from ui.numbers import short
 from ui.operations import run_task
@@ -111,6 +120,8 @@ class SamplesView(QWidget):
         self.measure.activated.connect(self._on_measure)
         self.text = TokenText()
         self.scale = ScaleKey(self.text)
+        self.whole = button("", self._on_whole, kind="quiet", name="show-all")
+        self.whole.hide()
         self._extremes = Text("", "small", "muted", wrap=True)
         self._prompt = PlainText(name="Prompt", fit=True, max_lines=4)
         self._colour_label = Text("Colour by", "small", "muted")
@@ -127,8 +138,9 @@ class SamplesView(QWidget):
             )
         )
         layout = self._detail.layout()
-        assert layout is not None
+        assert isinstance(layout, QVBoxLayout)
         layout.addWidget(self.text)
+        layout.addWidget(self.whole, 0, Qt.AlignmentFlag.AlignLeft)
         layout.addWidget(self._extremes)
 
     # ---- which run, which step ----
@@ -149,6 +161,7 @@ class SamplesView(QWidget):
         """Tell which samples there are; loads the newest step's while it is followed and the view is seen."""
         if list(batches) == self._batches:
             return
+        before = self._of(self._loaded)
         self._batches = list(batches)
         steps = sorted({one.step for one in self._batches})
         self._stack.setCurrentIndex(1 if steps else 0)
@@ -163,8 +176,12 @@ class SamplesView(QWidget):
             self.steps.blockSignals(False)
         if self._follow or self._step not in steps:
             self._step = steps[-1]
-        self._loaded = -1
+        if self._of(self._loaded) != before:
+            self._loaded = -1  # else what is shown stays, however far the run has gone on
         self._show_step()
+
+    def _of(self, step: int) -> list[SampleBatch]:
+        return [one for one in self._batches if one.step == step]
 
     def show_step(self, step: int) -> None:
         """Go to the samples of a step, or of the nearest step that has some."""
@@ -208,7 +225,7 @@ class SamplesView(QWidget):
         if folder is None or step < 0:
             return
         self._loaded = step
-        wanted = [one for one in self._batches if one.step == step]
+        wanted = self._of(step)
 
         def read() -> list[Sample]:
             found: list[Sample] = []
@@ -280,12 +297,23 @@ class SamplesView(QWidget):
             (one for one in measures_of(sample) if one.field == self.measure.currentData()), None
         )
         self.text.show_sample(sample, measure)
+        self._offer_whole()
         self.scale.show_scale(measure, scale_of(self.text.values()))
         extremes = self.text.extremes()
         words = ", ".join(f"“{token.strip() or '␣'}” {short(value)}" for token, value in extremes)
         self._extremes.setText(f"Largest {measure.name}: {words}" if measure and extremes else "")
         self._extremes.setVisible(bool(extremes))
         self.text.setAccessibleDescription(self._extremes.text())
+
+    def _on_whole(self) -> None:
+        self.text.show_all()
+        self._offer_whole()
+        self.text.setFocus()
+
+    def _offer_whole(self) -> None:
+        hidden = self.text.hidden()
+        self.whole.setText(f"Show all ({hidden})")
+        self.whole.setVisible(bool(hidden))
 
     def _on_rank(self) -> None:
         lines = sorted({one.row() for one in self.table.selectionModel().selectedRows()})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,19 +14,22 @@ from PySide6.QtWidgets import QWidget
 
 from ui.context import Context, Hub, Navigate
 from ui.engine_service import EngineService, ServeClientLike
-from ui.operations import bind_future, run_task
+from ui.explain_drawer import stage_named
+from ui.operations import bind_future, operations, run_task
 from ui.panes import import_pane, pane_info
 from ui.settings import Settings
 from ui.single_instance import RaiseListener, socket_path
 from ui.theme import Theme
 from ui.window import MainWindow
+from ui.words import LIVE_STATES
 from workbench.folders import runtime_dir
 from workbench.ids import new_id, now
 from workbench.project import Project
 from workbench.records import Change, Counts, Rater, RunRecord
 
 RUNS_EVERY_MS = 2000
-_LIVE = ("queued", "running", "paused", "stopping")
+RELEASE_AFTER_MS = 5000
+"""While a run is live an idle engine keeps its memory so long: the next request may follow at once."""
 _log = logging.getLogger("tastemaker.ui")
 
 
@@ -76,8 +79,14 @@ class Session(QObject):
         self._poll.setInterval(RUNS_EVERY_MS)
         self._poll.timeout.connect(self._poll_runs)
         self.hub.changed.connect(self._on_changed)
+        self._release = QTimer(self)
+        self._release.setSingleShot(True)
+        self._release.setInterval(RELEASE_AFTER_MS)
+        self._release.timeout.connect(lambda: self.engine.release())
         self.engine.state_changed.connect(window.status.set_engine)
+        self.engine.state_changed.connect(self._on_engine)
         window.status.set_engine("off")
+        window.drawer.set_source(self._live_values)
         window.status.set_rater(rater.name, read_only=project.read_only)
         if not project.read_only:
             with contextlib.suppress(OSError):
@@ -116,9 +125,12 @@ class Session(QObject):
         self._closed = True
         self._poll.stop()
         self._refresh.stop()
+        self._release.stop()
         self._unsubscribe()
+        operations().stop_workers()
         if self.listener is not None:
             self.listener.close()
+        self.window.drawer.set_source(None)
         end_engine = self.engine.detach()
 
         def finish() -> None:
@@ -131,6 +143,12 @@ class Session(QObject):
             run_task(finish, lambda _: done())
 
     # ---- what the shell shows ----
+
+    def _live_values(self, stage: str) -> Mapping[str, float]:
+        """Return the newest numbers of what the shown pane shows, where the stage is about it."""
+        window = self.window
+        asked = getattr(window.pane(window.current), "explain_values", None) if window.current else None
+        return asked() if callable(asked) and stage == stage_named(window.stage()) else {}
 
     def _said(self, verb: str, change: Change) -> None:
         self.window.status.notify(f"{verb}: {change.label}" if change.label else verb, "good")
@@ -154,13 +172,19 @@ class Session(QObject):
             owner=self,
         )
 
+    def _on_engine(self, state: str) -> None:
+        if state == "ready" and self._live and not self._closed:
+            self._release.start()
+        else:
+            self._release.stop()
+
     def _on_facts(self, facts: Facts) -> None:
         if self._closed:
             return
         self.window.menus.set_undo(facts.undo, facts.redo)
         rail = self.window.rail.buttons
         rail["rank"].set_badge(facts.counts.prompts_with_responses)
-        live = sum(facts.counts.runs.get(state, 0) for state in _LIVE)
+        live = sum(facts.counts.runs.get(state, 0) for state in LIVE_STATES)
         if live and not self._live:
             self.engine.release()
         self._live = live

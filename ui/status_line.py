@@ -10,7 +10,7 @@ from PySide6.QtWidgets import QPushButton, QWidget
 
 from ui.operations import operations
 from ui.theme import XS, M, S
-from ui.widgets import ElidedLabel, IconLabel, Text, row, safe_tip, sentence
+from ui.widgets import ElidedLabel, IconLabel, Text, announce, row, safe_tip, sentence, visible
 
 if TYPE_CHECKING:
     from workbench.records import RunRecord
@@ -36,9 +36,7 @@ class StatusLine(QWidget):
         self._mark = IconLabel("info", 16)
         self._mark.hide()
         self.notice = ElidedLabel("", "small", "muted")
-        self.notice.setAccessibleName("Last notice")
         self.runs = QPushButton("")
-        self.runs.setAccessibleName("Runs in progress")
         self.runs.setProperty("kind", "quiet")
         self.runs.setStyleSheet("padding: 0 8px;")
         self.runs.hide()
@@ -72,6 +70,7 @@ class StatusLine(QWidget):
         self._mark.show()
         self.notice.set_tone(tone)
         self.notice.setText(text)
+        announce(self.notice, text, urgent=kind in ("warn", "bad"))
         self._timer.stop()
         if kind not in ("warn", "bad"):
             self._timer.start(NOTICE_MS)
@@ -86,7 +85,10 @@ class StatusLine(QWidget):
         """Show whose labels are made here, or that none can be."""
         self.rater.setText("Read-only" if read_only else f"Rater: {name}")
         self.rater.set_tone("warn" if read_only else "muted")
-        self._say_saved("" if read_only else "All saved", "muted")
+        if read_only:
+            self._say_saved("", "muted")
+        else:
+            self._say_whether_saved()
 
     def set_runs(self, runs: Sequence[RunRecord]) -> None:
         """Show what trains and what waits."""
@@ -95,7 +97,8 @@ class StatusLine(QWidget):
         words = ", ".join(f"{one.name} {one.state}" for one in live[:2])
         if queued:
             words = f"{words}, {queued} queued" if words else f"{queued} queued"
-        self.runs.setText(words)
+        self.runs.setText(visible(words).replace("&", "&&"))  # one alone would underline the next letter
+        self.runs.setAccessibleName(f"Runs in progress: {words}")
         self.runs.setVisible(bool(words))
         self.runs.setToolTip(safe_tip("Show the runs (Ctrl+5)"))
 
@@ -110,14 +113,19 @@ class StatusLine(QWidget):
                 self._saving.start()
             return
         self._saving.stop()
-        if not self._failed:
-            self._say_saved("All saved", "muted")
+        self._say_whether_saved()
 
     def _on_write_failed(self, error: BaseException) -> None:
         self._failed = True
         self._saving.stop()
-        self._say_saved("Not saved", "bad")
+        self._say_whether_saved()
         self.notify(sentence(str(error)), "bad")
+
+    def _say_whether_saved(self) -> None:
+        if self._failed or operations().unsaved:
+            self._say_saved("Not saved", "bad")
+        else:
+            self._say_saved("All saved", "muted")
 
     def _say_saved(self, words: str, tone: str) -> None:
         self.saved.setText(words)

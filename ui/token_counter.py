@@ -13,7 +13,7 @@ from ui.engine_replies import while_alive
 from ui.operations import run_task
 from ui.widgets import Text, safe_tip
 from workbench.ids import new_id
-from workbench.protocol import AnyReply, CountTokensRequest, Failed, ModelRef, TokenCounts
+from workbench.protocol import LAST_REPLIES, AnyReply, CountTokensRequest, Failed, ModelRef, TokenCounts
 from workbench.records import Message, ModelRecord
 
 WAIT_MS = 400
@@ -40,7 +40,9 @@ class TokenCounter(Text):
         self._context = context
         self._model: ModelRecord | None = None
         self._reference: ModelRef | None = None
-        self._request = ""
+        self._request = ""  # the one that is open; more than one at a time would only queue before the engine
+        self._asked: object = None
+        self._wanted = False
         self._row: tuple[tuple[Message, ...], str] = ((), "")
         self._limit = 0
         self._timer = QTimer(self)
@@ -57,20 +59,20 @@ class TokenCounter(Text):
     def count(self, messages: Sequence[Message], text: str, *, ask: bool = True) -> None:
         """Estimate now; ask the engine after a pause unless it would have to be started for nothing."""
         self._row = (tuple(messages), text)
-        self._request = ""
         self._timer.stop()
         self._show(estimate(messages, text), exact=False)
-        if ask and self._model is not None and messages:
+        self._wanted = ask and self._model is not None and bool(messages)
+        if self._wanted:
             self._timer.start()
 
     def _ask(self) -> None:
         model = self._model
-        if model is None:
-            return
+        if model is None or self._request:
+            return  # an open request asks again when it is answered
         if self._reference is None:
             run_task(lambda: self._context.project.resolve(model), self._on_reference, lambda _: None, owner=self)
             return
-        self._request = new_id()
+        self._request, self._asked = new_id(), (self._reference, self._row)
         request = CountTokensRequest(id=self._request, model=self._reference, rows=(self._row,))
         self._context.engine.request(request, while_alive(self, self._on_reply))
 
@@ -80,9 +82,13 @@ class TokenCounter(Text):
             self._ask()
 
     def _on_reply(self, reply: AnyReply) -> None:
-        if reply.id != self._request:
-            return  # of a text that has changed since
-        if isinstance(reply, TokenCounts) and reply.counts:
+        if reply.id != self._request or not isinstance(reply, LAST_REPLIES):
+            return
+        self._request = ""
+        if self._asked != (self._reference, self._row):  # the text has changed since
+            if self._wanted and not self._timer.isActive():
+                self._ask()
+        elif isinstance(reply, TokenCounts) and reply.counts:
             self._limit = reply.context
             self._show(reply.counts[0], exact=True)
             self.counted.emit(reply.counts[0], reply.context)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PySide6.QtCore import QEvent, QRectF, Qt
+from PySide6.QtCore import QEvent, QRectF, Qt, QTimer
 from PySide6.QtGui import QColor, QHelpEvent, QPainter, QPaintEvent, QTextCharFormat, QTextCursor, QTextOption
 from PySide6.QtWidgets import QPlainTextEdit, QToolTip, QWidget
 
 from ui.numbers import short
-from ui.plain_text import text_for_view
+from ui.plain_text import VIEW_LIMIT, text_for_view
 from ui.plot_key import blend
 from ui.theme import XS, S, colours, font
 from ui.widgets import safe_tip
 from workbench.protocol import Sample
 
-TOKEN_LIMIT = 4000
+FIRST_TOKENS = 500
+"""So many are coloured at once; the rest comes when asked for, in slices between frames."""
+SLICE_TOKENS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,10 @@ def strength(value: float, scale: float) -> float:
 
 
 class TokenText(QPlainTextEdit):
-    """Plain text, coloured by token. Pointing at a token tells its number; :meth:`extremes` names them in words."""
+    """Plain text, coloured by token. Pointing at a token tells its number; :meth:`extremes` names them in words.
+
+    A long response is shown by its beginning, until :meth:`show_all`.
+    """
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -73,11 +79,28 @@ class TokenText(QPlainTextEdit):
         self._sample: Sample | None = None
         self._measure: TokenMeasure | None = None
         self._ends: list[int] = []
+        self._scale = 1.0
+        self._whole = False
+        self._hidden = ""
+        self._slices = QTimer(self)
+        self._slices.setInterval(0)
+        self._slices.timeout.connect(lambda: self._write(SLICE_TOKENS))
 
     def show_sample(self, sample: Sample | None, measure: TokenMeasure | None) -> None:
         """Show a response, coloured by a measure that it has."""
+        if sample is not self._sample:
+            self._whole = False
         self._sample, self._measure = sample, measure
         self._fill()
+
+    def show_all(self) -> None:
+        """Show a long response to its end."""
+        self._whole = True
+        self._fill()
+
+    def hidden(self) -> str:
+        """Say what is not shown yet: '3,500 more tokens'; "" when all is, or is on its way."""
+        return self._hidden
 
     def values(self) -> tuple[float, ...]:
         """Return the numbers that are shown, token by token."""
@@ -96,31 +119,49 @@ class TokenText(QPlainTextEdit):
 
     def token_at(self, position: int) -> int:
         """Return the index of the token that covers a character, or -1."""
-        return next((index for index, end in enumerate(self._ends) if position < end), -1)
+        index = bisect_right(self._ends, position)
+        return index if index < len(self._ends) else -1
 
     def _fill(self) -> None:
+        self._slices.stop()
         self.clear()
-        self._ends = []
+        self._ends, self._hidden = [], ""
         if self._sample is None:
             return
         values = self.values()
         if not values:
-            self.setPlainText(text_for_view(self._sample.response).text or "(empty)")
+            shown = text_for_view(self._sample.response, None if self._whole else VIEW_LIMIT)
+            self._hidden = f"{shown.hidden:,} more characters" if shown.hidden else ""
+            self.setPlainText(shown.text or "(empty)")
             return
+        self._scale = scale_of(values)
+        self._write(FIRST_TOKENS)
+        left = len(values) - len(self._ends)
+        if left and self._whole:
+            self._slices.start()
+        elif left:
+            self._hidden = f"{left:,} more tokens"
+        self.moveCursor(QTextCursor.MoveOperation.Start)
+
+    def _write(self, count: int) -> None:
+        """Add the next tokens at the end."""
+        assert self._sample is not None
         theme = colours(self)
-        scale = scale_of(values)
+        values, first = self.values(), len(self._ends)
         cursor = QTextCursor(self.document())
+        cursor.movePosition(QTextCursor.MoveOperation.End)
         cursor.beginEditBlock()
-        for token, value in zip(self._sample.tokens[:TOKEN_LIMIT], values, strict=False):
+        for index in range(first, min(first + count, len(values))):
             shape = QTextCharFormat()
-            ground = self.ground(value, scale)
+            ground = self.ground(values[index], self._scale)
             if ground:
                 shape.setBackground(QColor(ground))
                 shape.setForeground(QColor(theme.text))
-            cursor.insertText(text_for_view(token).text, shape)
+            cursor.insertText(text_for_view(self._sample.tokens[index]).text, shape)
             self._ends.append(cursor.position())
         cursor.endEditBlock()
-        self.moveCursor(QTextCursor.MoveOperation.Start)
+        if len(self._ends) == len(values):
+            self._slices.stop()
 
     def ground(self, value: float, scale: float) -> str:
         """Return the colour behind a token; "" for none."""

@@ -29,7 +29,7 @@ from workbench.records import METHODS, Change, Counts, Method, ModelRecord, RunR
 from workbench.run_folder import RunFolder
 from workbench.settings_fields import Problem, settings_of
 
-PAGE_WIDTH, SIDE_WIDTH = 1120, 432
+PAGE_WIDTH, SIDE_WIDTH, LEAST_SIDE_WIDTH = 1120, 432, 320
 
 
 class TrainPane(QWidget):
@@ -124,6 +124,7 @@ class TrainPane(QWidget):
         self.setup.by_rule.toggled.connect(self._on_rule)
         self.setup.rule.textEdited.connect(self._on_rule)
         self.setup.run_name.textEdited.connect(lambda text: self.planner.choose(name=text.strip()))
+        self.setup.tags.chosen.connect(lambda tags: self.planner.choose(tags=tags))
         self.form.edited.connect(self._on_recipe)
         self.form.problems_changed.connect(self._show_problems)
         self.planner.planning.connect(self._on_planning)
@@ -180,7 +181,8 @@ class TrainPane(QWidget):
             if spec.reward is not None:
                 self.setup.reward.set_model_id(spec.reward.model_id)
         self._picker().set_model_id(spec.model.model_id)
-        self.planner.choose(changes=tuple(self._changes[spec.method].items()))
+        self.setup.tags.set_tags(spec.tags)
+        self.planner.choose(changes=tuple(self._changes[spec.method].items()), tags=spec.tags)
         self._context.notify(f"The settings of {spec.name} were taken over", "info")
 
     def explain_stage(self) -> str:
@@ -195,7 +197,7 @@ class TrainPane(QWidget):
     def resizeEvent(self, event: object) -> None:
         """Give the summary a third of a wide window, and no more than it can use."""
         super().resizeEvent(event)  # type: ignore[arg-type]
-        self._side.setFixedWidth(max(336, min(SIDE_WIDTH, self.width() // 3)))
+        self._side.setFixedWidth(max(LEAST_SIDE_WIDTH, min(SIDE_WIDTH, self.width() // 3)))
 
     def _on_changed(self, change: Change) -> None:
         if change.kinds & {"prompts", "demonstrations", "rankings", "responses", "models"}:
@@ -212,6 +214,7 @@ class TrainPane(QWidget):
     def _on_read(self, found: tuple[Counts, list[ModelRecord]]) -> None:
         counts, self._models = found
         self.methods.set_counts(counts)
+        self.setup.hold_out.set_counts(counts)
         self._choose_defaults()
 
     # ---- choosing ----
@@ -280,7 +283,7 @@ class TrainPane(QWidget):
 
     def _on_planning(self) -> None:
         self.start.setEnabled(False)
-        self._ready.setText("Checking…")
+        self._ready.setText("Starting…" if self.planner.starting else "Checking…")
 
     def _on_planned(self, planned: Planned) -> None:
         self.banner.hide()
@@ -312,8 +315,10 @@ class TrainPane(QWidget):
     def _say_ready(self, problems: list[Problem]) -> None:
         planned = self.planner.current
         errors = [one for one in problems if one.severity == "error"]
-        self.start.setEnabled(planned is not None and not errors)
-        if planned is None:
+        self.start.setEnabled(planned is not None and not errors and not self.planner.starting)
+        if self.planner.starting:
+            self._ready.setText("Starting…")
+        elif planned is None:
             self._ready.setText("Checking…")
         elif errors:
             more = f" And {plural(len(errors) - 1, 'more thing')}." if len(errors) > 1 else ""
@@ -338,11 +343,9 @@ class TrainPane(QWidget):
     # ---- starting ----
 
     def _on_start(self) -> None:
-        self.start.setEnabled(False)
-        self._ready.setText("Starting…")
-        self._ready.set_tone("muted")
         self.banner.hide()
         self.planner.start()
+        self._say_ready([])
 
     def _on_started(self, record: RunRecord) -> None:
         self.setup.run_name.clear()

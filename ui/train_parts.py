@@ -17,7 +17,7 @@ from PySide6.QtWidgets import (
 
 from ui.numbers import size
 from ui.theme import XS, S, colours
-from ui.widgets import IconButton, IconLabel, PlainText, Text, button, column, row
+from ui.widgets import ElidedLabel, IconButton, IconLabel, PlainText, Text, button, column, row
 from workbench.settings_fields import Problem
 
 PRESET_WORDS = {
@@ -73,7 +73,7 @@ class PresetBar(QWidget):
         super().__init__(parent)
         self.buttons: dict[str, QPushButton] = {}
         self._group = QButtonGroup(self)
-        self._words = Text("", "small", "muted")
+        self._words = ElidedLabel("", "small", "muted")
         line = row(spacing=S)
         for name in names:
             made = button(name, name=f"preset-{name}", tip=PRESET_WORDS[name])

@@ -28,6 +28,7 @@ class Choice:
     preset: str = "Balanced"
     changes: tuple[tuple[str, Any], ...] = ()
     name: str = ""
+    tags: tuple[str, ...] = ()  # only prompts with one of these train
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Planned:
 
 def make_plan(project: Project, choice: Choice) -> Planned:
     """Resolve a choice; blocks for some tens of milliseconds on a large project."""
-    standard = preset_for(project, choice.method, choice.preset, choice.start_id)
+    standard = preset_for(project, choice.method, choice.preset, choice.start_id, choice.tags)
     known = {one.name for one in settings_of(RECIPES[choice.method])}
     changes: dict[str, Any] = {name: value for name, value in choice.changes if name in known}
     recipe = dataclasses.replace(standard, **changes)
@@ -52,6 +53,7 @@ def make_plan(project: Project, choice: Choice) -> Planned:
         reward_model_id=choice.reward_id if choice.method == "ppo" else "",
         recipe=recipe,
         name=choice.name,
+        tags=choice.tags,
     )
     return Planned(choice, standard, plan)
 
@@ -74,6 +76,7 @@ class TrainPlanner(QObject):
         self._choice = Choice()
         self._asked = 0
         self._open = False
+        self.starting = False  # a run is being frozen and launched: nothing else can be started meanwhile
         self._current: Planned | None = None
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
@@ -107,13 +110,9 @@ class TrainPlanner(QObject):
     def start(self) -> None:
         """Start the planned run, off the window's thread. Does nothing without a current plan."""
         planned, project = self._current, self._project
-        if planned is not None:
-            run_task(
-                lambda: start_run(project, planned.plan),
-                self._on_started,
-                lambda e: self.start_failed.emit(e),
-                owner=self,
-            )
+        if planned is not None and not self.starting:
+            self.starting = True
+            run_task(lambda: start_run(project, planned.plan), self._on_started, self._on_start_failed, owner=self)
 
     def _plan(self) -> None:
         if self._open:
@@ -144,5 +143,10 @@ class TrainPlanner(QObject):
             return
         self.failed.emit(error)
 
+    def _on_start_failed(self, error: BaseException) -> None:
+        self.starting = False
+        self.start_failed.emit(error)
+
     def _on_started(self, record: RunRecord) -> None:
+        self.starting = False
         self.started.emit(record)

@@ -10,6 +10,7 @@ from PySide6.QtWidgets import QButtonGroup, QHBoxLayout, QLayout, QLineEdit, QRa
 from ui.context import Context
 from ui.model_picker import ModelPicker
 from ui.theme import M, S
+from ui.train_data import HoldOut, TagChoice
 from ui.train_parts import PresetBar
 from ui.widgets import Card, Text, column, row
 from workbench.model_choice import START_ROLES
@@ -17,7 +18,7 @@ from workbench.recipes import PRESETS
 from workbench.records import Method
 from workbench.settings_fields import Problem
 
-_PLACES = ("start_model", "reward_model", "rule")
+_PLACES = ("start_model", "reward_model", "rule", "tags")
 
 
 class SetupCard(Card):
@@ -44,6 +45,8 @@ class SetupCard(Card):
         self.rule.setAccessibleName("Rule")
         self.rule.setPlaceholderText("shorter-than:40, longer-than:40 or contains:please")
         self.rule.hide()
+        self.tags = TagChoice(context)
+        self.hold_out = HoldOut(context)
         self.presets = PresetBar(PRESETS)
         self.run_name = QLineEdit()
         self.run_name.setObjectName("run-name")
@@ -71,6 +74,8 @@ class SetupCard(Card):
         scoring.setContentsMargins(0, 0, 0, 0)
         self._scoring.setLayout(scoring)
         fields.addWidget(self._scoring)
+        fields.addLayout(_field("Data", column(self.tags, self.notes["tags"], spacing=2)))
+        fields.addLayout(_field("Held out", self.hold_out))
         fields.addLayout(_field("Preset", self.presets))
         fields.addLayout(_field("Name", self.run_name))
         self.body.addLayout(fields)
@@ -99,7 +104,12 @@ class SetupCard(Card):
 
     def go_to(self, field: str, method: Method) -> bool:
         """Put the focus on a field of this card; False when it is not here."""
-        widgets = {"start_model": self.picker(method), "reward_model": self.reward, "rule": self.rule}
+        widgets = {
+            "start_model": self.picker(method),
+            "reward_model": self.reward,
+            "rule": self.rule,
+            "tags": self.tags.pick,
+        }
         if field not in widgets:
             return False
         widgets[field].setFocus(Qt.FocusReason.OtherFocusReason)
@@ -114,9 +124,9 @@ class SetupCard(Card):
 
 def _field(label: str, content: QWidget | QLayout) -> QHBoxLayout:
     name = Text(label, "body")
-    name.setFixedWidth(96)
+    name.setFixedWidth(84)
     name.setContentsMargins(0, 6, 0, 0)
-    line = row(spacing=M)
+    line = row(spacing=S)
     line.addWidget(name, 0, Qt.AlignmentFlag.AlignTop)
     if isinstance(content, QWidget):
         line.addWidget(content, 1)

@@ -17,14 +17,15 @@ from ui.labels import (
     Pill,
     SectionTitle,
     Text,
+    announce,
+    clear,
     column,
     plural,
     row,
     safe_tip,
     sentence,
-    starts_rtl,
 )
-from ui.plain_text import PlainText
+from ui.plain_text import PlainText, starts_rtl, visible
 from ui.theme import RADIUS, XS, L, M, S, colours
 from workbench.errors import UserError
 
@@ -42,13 +43,16 @@ __all__ = [
     "PlainText",
     "SectionTitle",
     "Text",
+    "announce",
     "button",
+    "clear",
     "column",
     "plural",
     "row",
     "safe_tip",
     "sentence",
     "starts_rtl",
+    "visible",
 ]
 
 EMPTY_WIDTH = 460
@@ -265,7 +269,10 @@ class ErrorBanner(QFrame):
         self.more.setVisible(bool(more))
         self.action.setText(action)
         self.action.setVisible(bool(action))
-        self.setAccessibleName(f"{what}. {more}")
+        said = f"{what}. {more}".strip()
+        if self.isHidden() or said != self.accessibleName():
+            announce(self, said, urgent=tone in ("bad", "warn"))
+        self.setAccessibleName(said)
         self.show()
         self.update()
 

@@ -19,6 +19,7 @@ from ui.panes import pane_info
 from ui.rail import Rail
 from ui.status_line import StatusLine
 from ui.theme import Theme
+from ui.unsaved import Unsaved
 from ui.widgets import Divider, column, row
 
 NARROW_BELOW = 1000
@@ -40,6 +41,7 @@ class MainWindow(QMainWindow):
 
     pane_shown: SignalInstance = Signal(str)  # type: ignore[assignment]
     closing: SignalInstance = Signal()  # type: ignore[assignment]
+    kept_open: SignalInstance = Signal(object)  # type: ignore[assignment]  # list[Unsaved]: what closing would lose
 
     def __init__(self, theme: Theme, welcome: QWidget) -> None:
         super().__init__()
@@ -50,6 +52,7 @@ class MainWindow(QMainWindow):
         self._make_pane: Callable[[str], QWidget] | None = None
         self._panes: dict[str, QWidget] = {}
         self._current = ""
+        self._close_anyway = False
         self.welcome = welcome
         self.rail = Rail()
         self.stack = _Stack()
@@ -146,6 +149,18 @@ class MainWindow(QMainWindow):
             _call(pane, "show_item", **what)
         self.pane_shown.emit(key)
 
+    def unsaved(self) -> list[Unsaved]:
+        """Let every pane save what it holds; return what could not be saved."""
+        found = []
+        for key, pane in self._panes.items():
+            try:
+                asked = _call(pane, "unsaved")
+            except Exception:  # logged by now; a pane that is broken must not take the others with it
+                asked = Unsaved(f"What {pane_info(key).title} holds could not be asked")
+            if isinstance(asked, Unsaved):
+                found.append(asked)
+        return found
+
     def rebuild(self, key: str) -> None:
         """Make a pane anew after it could not be made."""
         old = self._panes.pop(key, None)
@@ -203,9 +218,19 @@ class MainWindow(QMainWindow):
         self.rail.set_wide(event.size().width() >= NARROW_BELOW)
 
     def closeEvent(self, event: QCloseEvent) -> None:
-        """Tell that the window goes."""
+        """Tell that the window goes, or why it stays."""
+        found = [] if self._close_anyway else self.unsaved()
+        if found:
+            event.ignore()
+            self.kept_open.emit(found)
+            return
         self.closing.emit()
         super().closeEvent(event)
+
+    def close_anyway(self) -> None:
+        """Close, whatever is lost."""
+        self._close_anyway = True
+        self.close()
 
 
 class _Stack(QStackedWidget):
@@ -215,12 +240,12 @@ class _Stack(QStackedWidget):
         return shown.minimumSizeHint() if shown else QSize()
 
 
-def _call(pane: QWidget, method: str, /, **what: str) -> None:
+def _call(pane: QWidget, method: str, /, **what: str) -> object:
     found = getattr(pane, method, None)
     if not callable(found):
-        return
+        return None
     try:
-        found(**what)
+        return found(**what)
     except Exception:
         _log.exception("%s.%s failed", type(pane).__name__, method)
         raise

@@ -17,7 +17,7 @@ from PySide6.QtCore import QCoreApplication, QEvent, QObject, QTimer, Signal
 from PySide6.QtWidgets import QApplication
 
 from ui.context import Context, Hub
-from ui.operations import operations, run_task
+from ui.operations import Collector, operations, run_task
 from ui.settings import Settings
 from ui.theme import Theme
 from workbench.ids import new_id, now
@@ -38,9 +38,17 @@ Script = Callable[[AnyRequest], list[AnyReply]]
 
 @pytest.fixture(autouse=True)
 def _no_window_outlives_its_test(qapp: QApplication) -> Iterator[None]:
-    """Carry out what ``deleteLater`` promised: without a running loop Qt would keep every test's window for ever."""
+    """Carry out what ``deleteLater`` promised: without a running loop Qt would keep every test's window for ever.
+
+    As in the application, garbage is collected on this thread alone, and no thread outlives what it works for.
+    """
+    collector = Collector()
     yield
+    operations().stop_workers(wait=True)
     QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete.value)
+    collector.collect()
+    collector.stop()
+    collector.deleteLater()
 
 
 class FakeEngineService(QObject):
@@ -172,6 +180,7 @@ def fake_engine(qapp: QApplication) -> Iterator[FakeEngineService]:
     made = FakeEngineService()
     yield made
     made.shutdown()
+    made.deleteLater()
 
 
 def prompt(text: str, *, split: str = "train", tags: tuple[str, ...] = (), system: str = "") -> Prompt:

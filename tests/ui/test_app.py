@@ -3,9 +3,9 @@ from __future__ import annotations
 import json
 import logging
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from ui.app import App
 from ui.error_card import ErrorCard
 from ui.help_dialogs import About, Glossary, Keys
 from ui.operations import operations
-from ui.project_dialogs import CheckReport, NewProject, RaterName, RestoreBackup
+from ui.project_dialogs import CheckReport, NewProject, RaterName, RestoreBackup, UnsavedWork
 from ui.session import rater_named, refresh_runs
 from ui.settings import Settings
 from ui.single_instance import RaiseListener, ask_to_raise, socket_path
+from ui.widgets import Text
+from workbench.errors import UserError
 from workbench.folders import runtime_dir
 from workbench.ids import new_id, now
 from workbench.project import Project
@@ -285,6 +287,21 @@ def test_a_damaged_project_offers_its_backups(qtbot: Any, app: App, project_path
     settle()
 
 
+def test_explain_shows_the_numbers_of_the_run_in_the_runs_pane_at_its_own_stage(
+    qtbot: Any, app: App, project_path: Path, settle: Settle
+) -> None:
+    opened(qtbot, app, project_path, settle)
+    assert app.session is not None
+    app.window.explain("sft")
+    assert app.session._live_values("sft") == {}
+    pane: Any = app.window.pane("runs")
+    pane.explain_values = lambda: {"loss": 0.125}
+    pane.explain_stage = lambda: "sft"
+    app.window.show_pane("runs")
+    assert "loss 0.125 nats" in app.window.drawer.text.toPlainText()
+    assert app.session._live_values("ppo") == {}
+
+
 def test_a_run_that_begins_gets_the_memory_of_an_idle_engine(
     qtbot: Any, app: App, project_path: Path, settle: Settle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,6 +317,10 @@ def test_a_run_that_begins_gets_the_memory_of_an_idle_engine(
     qtbot.waitUntil(lambda: released == [1], timeout=20_000)
     qtbot.waitUntil(lambda: app.window.rail.buttons["runs"].accessibleName() == "Runs, 1 running", timeout=20_000)
     assert app.window.status.runs.text() == "sft 1 running"
+    app.session._release.setInterval(0)
+    app.session.engine.state_changed.emit("busy")
+    app.session.engine.state_changed.emit("ready")
+    qtbot.waitUntil(lambda: released == [1, 1])
     settle()
 
 
@@ -373,19 +394,55 @@ def test_settings_that_cannot_be_written_are_a_line_in_the_log(tmp_path: Path, c
     Settings(None).save()
 
 
+def raised(line: str) -> BaseException:
+    try:
+        exec(line)
+    except Exception as error:
+        return error
+    raise AssertionError
+
+
 def test_an_uncaught_error_becomes_a_card_and_a_line_in_the_log(
     qtbot: Any, theme: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     cards: list[BaseException] = []
     monkeypatch.setattr(faults, "show_failure", cards.append)
     operations()
-    error = ValueError("oops")
-    faults._on_uncaught(ValueError, error, None)
-    assert cards == [error]
+    uncaught = faults.Uncaught()
+    first, second = raised("1 / 0"), raised("int('x')")
+    uncaught.on_error(type(first), first, first.__traceback__)
+    assert cards == [first]
     with caplog.at_level(logging.ERROR):
-        faults._on_thread_uncaught(threading.ExceptHookArgs((ValueError, error, None, threading.current_thread())))
-    qtbot.waitUntil(lambda: cards == [error, error])
+        uncaught.on_thread_error(threading.ExceptHookArgs((ValueError, second, None, threading.current_thread())))
+        qtbot.waitUntil(lambda: cards == [first, second])
     assert "uncaught error in MainThread" in caplog.text
+
+
+def test_a_fault_in_drawing_opens_one_card_and_not_one_with_every_frame(qtbot: Any, theme: Any, caplog: Any) -> None:
+    class Broken(QWidget):
+        def paintEvent(self, _event: object) -> None:
+            try:
+                1 // 0  # noqa: B018
+            except ZeroDivisionError as error:  # as the hook gets it; a test may have no uncaught error
+                uncaught.on_error(type(error), error, error.__traceback__)
+
+    def cards() -> list[ErrorCard]:
+        return [one for one in QApplication.topLevelWidgets() if isinstance(one, ErrorCard) and one.isVisible()]
+
+    uncaught = faults.Uncaught()
+    broken = Broken()
+    qtbot.addWidget(broken)
+    broken.show()
+    qtbot.waitUntil(lambda: len(cards()) == 1)
+    with caplog.at_level(logging.ERROR):
+        broken.repaint()
+        other = raised("int('x')")
+        uncaught.on_error(type(other), other, other.__traceback__)
+        assert len(cards()) == 1  # the other is in the log
+        cards()[0].close()
+        broken.repaint()
+    assert cards() == []
+    assert "invalid literal" in caplog.text
 
 
 def test_the_log_is_set_aside_once_it_is_large(tmp_path: Path) -> None:
@@ -395,4 +452,103 @@ def test_the_log_is_set_aside_once_it_is_large(tmp_path: Path) -> None:
     faults._rotate(log)
     assert not log.exists()
     assert (tmp_path / "window.old.log").exists()
-    assert sys.excepthook is not faults._on_uncaught
+
+
+def demonstrating(qtbot: Any, app: App, path: Path, settle: Settle) -> Any:
+    """A project with one prompt, whose demonstration is being written while the disk is full."""
+    opened(qtbot, app, path, settle)
+    assert app.session is not None
+    app.session.project.store.add_prompts([Prompt(new_id(), (Message("user", "Hello?"),), created_at=now())]).result(10)
+    app.window.show_pane("demonstrate")
+    pane: Any = app.window.pane("demonstrate")
+    qtbot.waitUntil(lambda: pane.prompt is not None, timeout=20_000)
+    settle()
+    return pane
+
+
+def cards() -> list[ErrorCard]:
+    return [one for one in QApplication.topLevelWidgets() if isinstance(one, ErrorCard)]
+
+
+def refuse(_given: Any) -> Future[Any]:
+    refused: Future[Any] = Future()
+    refused.set_exception(UserError("this was not saved", "the disk is full", "free some space"))
+    return refused
+
+
+def test_closing_asks_while_a_text_cannot_be_saved_and_goes_once_it_can(
+    qtbot: Any, app: App, project_path: Path, settle: Settle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pane = demonstrating(qtbot, app, project_path, settle)
+    assert app.session is not None
+    monkeypatch.setattr(app.session.project.store, "save_demonstration", refuse)
+    pane.editor.edit.setPlainText("precious words")
+    app.window.close()
+    assert app.window.isVisible()
+    dialog = shown(app, UnsavedWork, qtbot)
+    assert any("1 demonstration" in one.text() for one in dialog.findChildren(Text))
+    dialog.copy.click()
+    assert QApplication.clipboard().text() == "precious words"
+    monkeypatch.undo()
+    dialog.try_again.click()
+    assert not app.window.isVisible()
+    with Project.open(project_path) as again:
+        found = again.store.demonstrations(status="draft")
+    assert [one.text for one in found] == ["precious words"]
+
+
+def test_words_typed_a_moment_before_closing_need_no_question(
+    qtbot: Any, app: App, project_path: Path, settle: Settle
+) -> None:
+    pane = demonstrating(qtbot, app, project_path, settle)
+    pane.editor.edit.setPlainText("last words")
+    app.window.close()
+    assert not app.window.isVisible()
+    with Project.open(project_path) as again:
+        assert [one.text for one in again.store.demonstrations(status="draft")] == ["last words"]
+    settle()
+    assert not cards()
+
+
+def test_another_project_waits_for_what_cannot_be_saved(
+    qtbot: Any, app: App, project_path: Path, settle: Settle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "Other"
+    Project.create(other).close()
+    pane = demonstrating(qtbot, app, project_path, settle)
+    assert app.session is not None
+    session = app.session
+    monkeypatch.setattr(session.project.store, "save_demonstration", refuse)
+    pane.editor.edit.setPlainText("precious words")
+    app.open(other)
+    dialog = shown(app, UnsavedWork, qtbot)
+    dialog.reject()
+    settle()
+    assert app.session is session
+    app.close_project()
+    assert app.session is session
+    dialog = shown(app, UnsavedWork, qtbot)
+    dialog.close_anyway.click()
+    settle()
+    assert app.session is None
+    assert app.welcome.isVisible()
+    assert not cards()
+
+
+def test_making_a_project_says_so_at_once_and_a_failure_leads_back(
+    qtbot: Any, app: App, tmp_path: Path, settle: Settle
+) -> None:
+    app.create(tmp_path / "Fresh", sample=True)
+    assert not app.welcome.isVisible()
+    assert not app.is_settled()
+    assert app.window.rail.isVisible()
+    qtbot.waitUntil(lambda: app.session is not None, timeout=30_000)
+    settle()
+    app.close_project()
+    settle()
+    (tmp_path / "file").write_text("in the way")
+    app.create(tmp_path / "file" / "Fresh", sample=False)
+    qtbot.waitUntil(lambda: bool(app.window.findChildren(ErrorCard)), timeout=20_000)
+    assert app.welcome.isVisible()
+    settle()
+    assert app.is_settled()

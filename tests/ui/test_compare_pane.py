@@ -7,7 +7,11 @@ import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QDialog, QListWidget, QPushButton, QWidget
 
+from ui.checklist import Checklist
 from ui.compare_pane import ComparePane
+from ui.compare_prompts import ConversationSheet
+from ui.compare_results import CompareResults
+from ui.compare_state import Board, Cell
 from ui.compare_summary import rate_text
 from ui.context import Context
 from workbench import comparisons
@@ -171,7 +175,7 @@ def test_votes_are_on_disk_and_the_comparison_opens_again(
     compare(qtbot, pane)
     press(qtbot, pane, K.Key_1, K.Key_Return, K.Key_Equal)
     settle()
-    assert pane.can_close()
+    assert pane.unsaved() is None
     found = comparisons.listed(context.project.path)
     assert len(found) == 1
     assert {key: vote.winner for key, vote in found[0].votes.items()} == {
@@ -204,11 +208,11 @@ def test_a_vote_that_cannot_be_written_says_so_and_waits(
     folder.write_text("in the way", encoding="utf-8")
     press(qtbot, pane, K.Key_1)
     wait(qtbot, pane.banner.isVisible)
-    assert not pane.can_close()
+    assert pane.unsaved() is not None
     folder.unlink()
     away.rename(folder)
     qtbot.mouseClick(pane.banner.action, Qt.MouseButton.LeftButton)
-    wait(qtbot, pane.can_close)
+    wait(qtbot, lambda: pane.unsaved() is None)
     assert len(comparisons.listed(context.project.path)[0].votes) == 1
 
 
@@ -223,8 +227,8 @@ def test_without_the_blind_vote_names_show_and_nothing_is_shuffled(qtbot: Any, p
 def test_typed_prompts_are_paragraphs(qtbot: Any, pane: ComparePane, fake_engine: Any) -> None:
     pane.setup.which.setCurrentIndex(pane.setup.which.findData("typed"))
     assert not pane.setup.go.isEnabled()
-    qtbot.keyClicks(pane.setup.typed, "First question?")
-    pane.setup.typed.setPlainText("First question?\n\nSecond one,\non two lines?\n\n\n")
+    qtbot.keyClicks(pane.setup.typed.text, "First question?")
+    pane.setup.typed.text.setPlainText("First question?\n\nSecond one,\non two lines?\n\n\n")
     qtbot.mouseClick(pane.setup.go, Qt.MouseButton.LeftButton)
     wait(qtbot, lambda: pane.board is not None and not pane.runner.running)
     asked = [one.messages for one in pane.board.prompts]
@@ -391,3 +395,102 @@ def test_every_control_has_a_name(qtbot: Any, pane: ComparePane) -> None:
         if widget.focusPolicy() != Qt.FocusPolicy.NoFocus and widget.isVisible():
             text = widget.text() if hasattr(widget, "text") and callable(widget.text) else ""
             assert widget.accessibleName() or str(text), widget
+
+
+# ---- what is compared --------------------------------------------------------------------------------------
+
+
+def test_a_model_is_set_up_beside_its_parent(pane: ComparePane, models: Any, filled: Any) -> None:
+    newest = pane.setup.models[0].models()[0]
+    pane.show_item(model_id=newest.id, with_model_id=filled.base.id)
+    assert [one.model_id() for one in pane.setup.models[:2]] == [filled.base.id, newest.id]
+
+
+def test_the_newest_model_is_never_set_up_beside_itself(pane: ComparePane) -> None:
+    newest = pane.setup.models[0].models()[0]
+    pane.setup.models[0].set_model_id(newest.id)
+    pane.show_item(model_id=newest.id)
+    first, second = (one.model_id() for one in pane.setup.models[:2])
+    assert second == newest.id
+    assert first != second
+    assert pane.setup.go.isEnabled()
+
+
+def test_prompts_are_chosen_by_hand_held_out_ones_first(
+    qtbot: Any, pane: ComparePane, filled: Any, settle: Settle
+) -> None:
+    setup = pane.setup
+    setup.which.setCurrentIndex(setup.which.findData("chosen"))
+    assert not setup.go.isEnabled()
+    qtbot.mouseClick(setup.choose, Qt.MouseButton.LeftButton)
+    settle()
+    sheet = pane.findChild(Checklist)
+    assert sheet.list.count() == 12
+    assert "held-out" in sheet.list.item(0).text()
+    sheet.list.item(1).setCheckState(Qt.CheckState.Checked)
+    sheet.search.setText("topic 3")
+    wait(qtbot, lambda: sheet.list.count() == 1)
+    sheet.list.item(0).setCheckState(Qt.CheckState.Checked)
+    qtbot.mouseClick(sheet.use, Qt.MouseButton.LeftButton)
+    assert setup.choose.text() == "2 prompts…"
+    qtbot.mouseClick(setup.go, Qt.MouseButton.LeftButton)
+    wait(qtbot, lambda: pane.board is not None and not pane.runner.running)
+    assert [one.prompt_id for one in pane.board.prompts] == [filled.prompts[11].id, filled.prompts[3].id]
+
+
+def test_a_typed_prompt_may_have_several_turns(qtbot: Any, pane: ComparePane, settle: Settle) -> None:
+    setup = pane.setup
+    setup.which.setCurrentIndex(setup.which.findData("typed"))
+    setup.typed.ask_conversation()
+    sheet = pane.findChild(ConversationSheet)
+    assert not sheet.add.isEnabled()
+    sheet.editor.turns[0].text.setPlainText("Hello")
+    sheet.editor.add_turn()
+    sheet.editor.turns[1].text.setPlainText("Hi, what is it?")
+    sheet.editor.add_turn()
+    sheet.editor.turns[2].text.setPlainText("A joke, please")
+    qtbot.mouseClick(sheet.add, Qt.MouseButton.LeftButton)
+    assert setup.typed.about.text() == "And 1 conversation"
+    qtbot.mouseClick(setup.go, Qt.MouseButton.LeftButton)
+    wait(qtbot, lambda: pane.board is not None and not pane.runner.running)
+    assert [one.role for one in pane.board.prompts[0].messages] == ["user", "assistant", "user"]
+    pane.show_setup()
+    setup.typed.drop.click()
+    assert setup.typed.is_empty()
+
+
+def test_a_vote_is_on_disk_as_soon_as_the_window_asks(qtbot: Any, pane: ComparePane, context: Context) -> None:
+    compare(qtbot, pane)
+    press(qtbot, pane, K.Key_1)
+    assert pane.unsaved() is None  # no turn of the event loop, no worker thread
+    assert len(comparisons.listed(context.project.path)[0].votes) == 1
+
+
+def test_a_comparison_that_is_stopped_is_counted_once(
+    qtbot: Any, pane: ComparePane, fake_engine: Any, monkeypatch: pytest.MonkeyPatch, settle: Settle
+) -> None:
+    fake_engine.hold()
+    pane.setup.which.setCurrentIndex(pane.setup.which.findData("train"))
+    qtbot.mouseClick(pane.setup.go, Qt.MouseButton.LeftButton)
+    wait(qtbot, lambda: bool(fake_engine.requests))
+    settle()
+    counted: list[Any] = []
+    real = pane.results.summary.show_board
+    monkeypatch.setattr(pane.results.summary, "show_board", lambda board: (counted.append(board), real(board)))
+    pane.runner.stop()
+    wait(qtbot, lambda: bool(counted))
+    settle()
+    assert len(pane.board.cells) == 20
+    assert len(counted) == 1
+
+
+def test_nothing_is_sent_to_the_labels_from_a_window_that_only_reads(qtbot: Any, theme: Any) -> None:
+    results = CompareResults(read_only=True)
+    qtbot.addWidget(results)
+    header = comparisons.new_header([("a", "A"), ("b", "B")])
+    asked = comparisons.Asked(key="k", messages=(Message("user", "hi"),))
+    board = Board.begin(header, [asked])
+    board.cells = {key: Cell("text", True, "stop") for key in board.cells}
+    results.show_board(board)
+    assert not results.label.isEnabled()
+    assert "reading only" in results.label.toolTip()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -7,14 +8,18 @@ from typing import Any
 
 import pytest
 from PySide6.QtCore import Qt
-from PySide6.QtWidgets import QApplication, QWidget
+from PySide6.QtGui import QAction
+from PySide6.QtWidgets import QApplication, QMenu, QMessageBox, QWidget
 
 from ui.context import Context
 from ui.demonstrate_pane import DemonstratePane
-from ui.prompt_dialog import PromptDialog, problem_of, tags_of
+from ui.operations import operations
+from ui.prompt_dialog import PromptDialog, tags_of
 from ui.prompt_list import ROW, PromptListModel, PromptQuery
+from ui.prompt_queue import PromptQueue
 from ui.revisions_dialog import RevisionsDialog, gathered
 from ui.token_counter import estimate
+from ui.turns_editor import TurnsEditor, problem_of
 from workbench.errors import UserError
 from workbench.ids import new_id, now
 from workbench.protocol import (
@@ -176,7 +181,7 @@ def test_a_failed_save_keeps_the_text_says_why_and_is_tried_again(
     type_words(qtbot, pane, "precious words")
     wait(qtbot, pane.banner.isVisible)
     assert "disk is full" in pane.banner.more.text()
-    assert not pane.can_close()
+    assert pane.unsaved() is not None
     open_prompt(qtbot, pane, filled.prompts[7])  # looking elsewhere loses nothing
     open_prompt(qtbot, pane, prompt)
     wait(qtbot, lambda: pane.editor.edit.toPlainText() == "precious words")
@@ -185,7 +190,7 @@ def test_a_failed_save_keeps_the_text_says_why_and_is_tried_again(
     qtbot.mouseClick(pane.banner.action, Qt.MouseButton.LeftButton)
     wait(qtbot, lambda: pane.saved.text() == "Saved · draft")
     assert newest(filled, prompt).text == "precious words"
-    assert pane.can_close()
+    assert pane.unsaved() is None
     assert not pane.banner.isVisible()
 
 
@@ -418,24 +423,30 @@ def dialog_of(qtbot: Any, pane: DemonstratePane) -> PromptDialog:
     return dialog
 
 
+def answer(dialog: PromptDialog, words: str) -> None:
+    """Answer the question whether what is written may be lost."""
+    box = dialog.findChildren(QMessageBox)[-1]
+    next(one for one in box.buttons() if one.text() == words).click()
+
+
 def test_a_prompt_of_several_turns_is_written_and_opened(
     qtbot: Any, pane: DemonstratePane, filled: Any, settle: Settle
 ) -> None:
     open_prompt(qtbot, pane, filled.prompts[6])
     dialog = dialog_of(qtbot, pane)
-    qtbot.keyClicks(dialog.turns[0].text, "How do I boil an egg?")
-    dialog.add_turn()
-    assert dialog.turns[1].message().role == "assistant"
+    qtbot.keyClicks(dialog.editor.turns[0].text, "How do I boil an egg?")
+    dialog.editor.add_turn()
+    assert dialog.editor.turns[1].message().role == "assistant"
     assert not dialog.add.isEnabled()
-    qtbot.keyClicks(dialog.turns[1].text, "Seven minutes.")
-    dialog.add_turn()
-    qtbot.keyClicks(dialog.turns[2].text, "And a soft one?")
-    dialog.add_system()
-    qtbot.keyClicks(dialog.turns[0].text, "You are brief.")
+    qtbot.keyClicks(dialog.editor.turns[1].text, "Seven minutes.")
+    dialog.editor.add_turn()
+    qtbot.keyClicks(dialog.editor.turns[2].text, "And a soft one?")
+    dialog.editor.add_system()
+    qtbot.keyClicks(dialog.editor.turns[0].text, "You are brief.")
     dialog.tags.setText("kitchen, short,  kitchen")
     dialog.split.setCurrentIndex(1)
     to_front(qtbot, dialog)
-    qtbot.keyClick(dialog.turns[3].text, K.Key_Return, CTRL)
+    qtbot.keyClick(dialog.editor.turns[3].text, K.Key_Return, CTRL)
     wait(qtbot, lambda: pane.prompt.title == "And a soft one?")
     assert pane.prompt.messages == (
         Message("system", "You are brief."),
@@ -451,12 +462,14 @@ def test_the_same_or_nearly_the_same_prompt_is_pointed_out(qtbot: Any, pane: Dem
     existing = filled.prompts[7]
     open_prompt(qtbot, pane, filled.prompts[6])
     dialog = dialog_of(qtbot, pane)
-    dialog.turns[0].text.setPlainText(existing.title)
+    dialog.editor.turns[0].text.setPlainText(existing.title)
     wait(qtbot, lambda: dialog.banner.what.text() == "This prompt exists already")
-    dialog.turns[0].text.setPlainText("how do I explain topic 7 to my friend in two sentences")
+    dialog.editor.turns[0].text.setPlainText("how do I explain topic 7 to my friend in two sentences")
     wait(qtbot, lambda: dialog.banner.what.text().startswith("Nearly the same"))
     assert dialog.add.isEnabled()
     qtbot.mouseClick(dialog.banner.action, Qt.MouseButton.LeftButton)
+    assert pane.prompt.id != existing.id  # these words are not in the project yet
+    answer(dialog, "Throw it away")
     wait(qtbot, lambda: pane.prompt.id == existing.id)
 
 
@@ -491,3 +504,311 @@ def test_every_control_has_a_name(pane: DemonstratePane) -> None:
         if widget.focusPolicy() != Qt.FocusPolicy.NoFocus and widget.isVisible():
             text = widget.text() if hasattr(widget, "text") and callable(widget.text) else ""
             assert widget.accessibleName() or str(text), widget
+
+
+# ---- saves that are refused --------------------------------------------------------------------------------
+
+
+def full_disk(_one: Demonstration) -> Future[Any]:
+    refused: Future[Any] = Future()
+    refused.set_exception(UserError("this was not saved", "the disk is full", "free some space"))
+    return refused
+
+
+def test_a_refused_final_of_a_stored_draft_is_sent_again_as_final(
+    qtbot: Any, pane: DemonstratePane, filled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt, store = filled.prompts[6], filled.project.store
+    open_prompt(qtbot, pane, prompt)
+    type_words(qtbot, pane, "whole")
+    wait(qtbot, lambda: pane.saved.text() == "Saved · draft")
+    monkeypatch.setattr(store, "save_demonstration", full_disk)
+    qtbot.keyClick(pane.editor.edit, K.Key_Return, CTRL)
+    wait(qtbot, pane.banner.isVisible)
+    assert pane.editor.unsaved == 1
+    monkeypatch.undo()
+    qtbot.mouseClick(pane.banner.action, Qt.MouseButton.LeftButton)
+    wait(qtbot, lambda: newest(filled, prompt).status == "final")
+    assert pane.editor.unsaved == 0
+
+
+def test_a_refused_final_stays_final_and_keeps_its_id_over_a_look_elsewhere(
+    qtbot: Any, pane: DemonstratePane, filled: Any, monkeypatch: pytest.MonkeyPatch, settle: Settle
+) -> None:
+    prompt, store = filled.prompts[6], filled.project.store
+    sent: list[Demonstration] = []
+
+    def refuse(one: Demonstration) -> Future[Any]:
+        sent.append(one)
+        return full_disk(one)
+
+    open_prompt(qtbot, pane, prompt)
+    monkeypatch.setattr(store, "save_demonstration", refuse)
+    pane.editor.edit.setPlainText("whole")
+    qtbot.keyClick(pane.editor.edit, K.Key_Return, CTRL)
+    wait(qtbot, pane.banner.isVisible)
+    open_prompt(qtbot, pane, filled.prompts[7])
+    settle()
+    open_prompt(qtbot, pane, prompt)
+    wait(qtbot, lambda: len(sent) >= 3)
+    assert {(one.id, one.status) for one in sent} == {(sent[0].id, "final")}
+    monkeypatch.undo()
+    pane.editor.save_again()
+    wait(qtbot, lambda: newest(filled, prompt) is not None)
+    assert (newest(filled, prompt).text, newest(filled, prompt).status) == ("whole", "final")
+
+
+def test_what_another_prompt_could_not_save_goes_again_as_it_was(
+    qtbot: Any, pane: DemonstratePane, filled: Any, monkeypatch: pytest.MonkeyPatch, settle: Settle
+) -> None:
+    prompt, store = filled.prompts[6], filled.project.store
+    open_prompt(qtbot, pane, prompt)
+    monkeypatch.setattr(store, "save_demonstration", full_disk)
+    pane.editor.set_text("a model's words", author=filled.base.id)
+    wait(qtbot, pane.banner.isVisible)
+    open_prompt(qtbot, pane, filled.prompts[7])
+    settle()
+    monkeypatch.undo()
+    pane.editor.save_again()
+    wait(qtbot, lambda: pane.editor.unsaved == 0)
+    assert newest(filled, prompt).author == filled.base.id
+
+
+def test_typing_back_what_is_stored_leaves_nothing_unsaved(
+    qtbot: Any, pane: DemonstratePane, filled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_prompt(qtbot, pane, filled.prompts[0])
+    before = pane.editor.text
+    monkeypatch.setattr(filled.project.store, "save_demonstration", full_disk)
+    pane.editor.edit.setPlainText(before + "x")
+    wait(qtbot, pane.banner.isVisible)
+    pane.editor.edit.setPlainText(before)
+    pane.editor.save_again()
+    assert pane.editor.unsaved == 0
+    assert pane.banner.isHidden()
+    assert "final" in pane.saved.text()
+
+
+def test_not_saved_is_said_over_any_other_banner(
+    qtbot: Any, pane: DemonstratePane, filled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_prompt(qtbot, pane, filled.prompts[6])
+    pane.banner.show_error(UserError("out of memory"))
+    monkeypatch.setattr(filled.project.store, "save_demonstration", full_disk)
+    type_words(qtbot, pane, "x")
+    wait(qtbot, lambda: pane.banner.action.isVisible())
+    assert pane.banner.what.text() == "This text is not saved yet"
+
+
+def test_a_read_from_before_a_commit_does_not_bring_the_old_text_back(
+    qtbot: Any, pane: DemonstratePane, filled: Any, settle: Settle
+) -> None:
+    prompt = filled.prompts[6]
+    open_prompt(qtbot, pane, prompt)
+    settle()
+    commits = pane.editor.commits[prompt.id]
+    type_words(qtbot, pane, "new words")
+    wait(qtbot, lambda: pane.saved.text() == "Saved · draft")
+    pane._on_opened(prompt, None, commits)  # read before the words came to the disk, told after
+    settle()
+    assert pane.editor.text == "new words"
+    assert pane.editor.state.stored is not None
+
+
+def test_the_number_of_a_revision_follows_the_commits(qtbot: Any, pane: DemonstratePane, filled: Any) -> None:
+    open_prompt(qtbot, pane, filled.prompts[0])
+    wait(qtbot, lambda: "revision 1" in pane.saved.text())
+    before = pane.editor.text
+    pane.editor.edit.setPlainText("another answer")
+    wait(qtbot, lambda: pane.saved.text().startswith("Saved · draft"))
+    pane.editor.edit.setPlainText(before)
+    wait(qtbot, lambda: pane.saved.text() == "Saved · final · revision 3")
+    assert newest(filled, filled.prompts[0]).revision == 3
+
+
+# ---- drafts that are stopped early -------------------------------------------------------------------------
+
+
+def test_escape_before_a_draft_begins_changes_nothing(qtbot: Any, pane: DemonstratePane, filled: Any) -> None:
+    open_prompt(qtbot, pane, filled.prompts[6])
+    qtbot.keyClick(pane.editor.edit, K.Key_D, CTRL)
+    assert pane.drafter.running
+    qtbot.keyClick(pane.editor.edit, K.Key_Escape)
+    assert not pane.drafter.running
+    assert pane.editor.text == ""
+    assert not pane.editor.edit.isReadOnly()
+
+
+def test_a_model_that_could_not_be_found_does_not_end_the_draft_after_it(
+    qtbot: Any, pane: DemonstratePane, filled: Any, fake_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workbench.project import Project
+
+    gate, turns = threading.Event(), iter([True, False])
+
+    def resolve(_project: Any, model: Any) -> ModelRef:
+        if next(turns):
+            gate.wait(20)
+            raise UserError("the first model is gone")
+        return ModelRef(model_id=model.id, name=model.name, base="/models/tiny")
+
+    monkeypatch.setattr(Project, "resolve", resolve)
+    fake_engine.on(SampleRequest, lambda request: script(request)[:2])
+    failed: list[BaseException] = []
+    pane.drafter.failed.connect(failed.append)
+    pane.drafter.start(filled.base, filled.prompts[6].messages)
+    pane.drafter.stop()
+    pane.drafter.start(filled.base, filled.prompts[6].messages)
+    wait(qtbot, lambda: bool(fake_engine.requests))
+    gate.set()
+    wait(qtbot, lambda: operations().pending == 0)
+    assert pane.drafter.running
+    assert failed == []
+    pane.drafter.stop()
+
+
+# ---- choosing among prompts --------------------------------------------------------------------------------
+
+
+def test_a_choice_of_ones_own_goes_before_what_was_asked_for(
+    qtbot: Any, pane: DemonstratePane, filled: Any, settle: Settle
+) -> None:
+    pane.queue.choose("a prompt of a later page")
+    qtbot.keyClick(pane.queue.list, K.Key_Down)
+    chosen = pane.queue.current()
+    assert pane.queue._wanted == ""
+    filled.project.store.set_tags([filled.prompts[11].id], ["new"]).result(10)
+    settle()
+    qtbot.waitUntil(lambda: not pane.queue._again.isActive(), timeout=5000)
+    settle()
+    assert pane.queue.current().id == chosen.id
+
+
+def test_a_line_chosen_while_the_list_is_read_anew_stays_chosen(
+    qtbot: Any, pane: DemonstratePane, filled: Any, settle: Settle
+) -> None:
+    settle()
+    pane.queue._reload()
+    pane.queue.step(3)
+    chosen = pane.queue.current()
+    settle()
+    assert pane.queue.current().id == chosen.id
+
+
+def test_a_reload_reaches_the_line_that_is_marked(
+    qtbot: Any, empty_project: Any, make_context: Any, settle: Settle
+) -> None:
+    many = [Prompt(new_id(), (Message("user", f"question {i}"),), created_at=now()) for i in range(1250)]
+    empty_project.store.add_prompts(many).result(60)
+    queue = PromptQueue(make_context(empty_project))
+    qtbot.addWidget(queue)
+    queue.start()
+    settle()
+    while queue.model.has_more:
+        queue.model.fetchMore(queue.model.index(-1))
+        settle()
+    queue.choose(many[1230].id)
+    queue._reload()
+    settle()
+    assert queue.current().id == many[1230].id
+
+
+def test_prompts_are_held_out_several_at_once(
+    qtbot: Any, pane: DemonstratePane, filled: Any, settle: Settle, said: Any
+) -> None:
+    pane.show_item(split="train")
+    wait(qtbot, lambda: pane.queue.model.rowCount() == 10)
+    settle()
+    assert pane.queue.bar.isHidden()
+    open_one = pane.queue.current()
+    qtbot.keyClick(pane.queue.list, K.Key_Down, SHIFT)
+    qtbot.keyClick(pane.queue.list, K.Key_Down, SHIFT)
+    settle()
+    assert pane.queue.bar.isVisible()
+    assert [one.id for one in pane.queue.selected()] == [one.id for one in filled.prompts[:3]]
+    assert pane.queue.current().id != open_one.id  # (and it is open beside the list)
+    assert not pane.queue.let_train.isEnabled()
+    qtbot.mouseClick(pane.queue.hold_out, Qt.MouseButton.LeftButton)
+    wait(qtbot, lambda: filled.project.store.counts().prompts_held_out == 5)
+    settle()
+    assert ("3 prompts held out; Edit > Undo takes it back.", "good") in said.notices
+    filled.project.store.undo().result(10)
+    assert filled.project.store.counts().prompts_held_out == 2
+
+
+# ---- editing prompts ---------------------------------------------------------------------------------------
+
+
+def menu_of(qtbot: Any, pane: DemonstratePane) -> dict[str, QAction]:
+    pane.open_menu()
+    wait(qtbot, lambda: pane.findChild(QMenu, "prompt-menu") is not None)
+    return {one.text(): one for one in pane.findChild(QMenu, "prompt-menu").actions()}
+
+
+def prompt_dialog(pane: DemonstratePane) -> PromptDialog:
+    dialog = pane.findChild(PromptDialog)
+    assert dialog is not None
+    return dialog
+
+
+def test_a_prompt_without_labels_is_edited_in_its_place(
+    qtbot: Any, pane: DemonstratePane, filled: Any, settle: Settle
+) -> None:
+    prompt, store = filled.prompts[9], filled.project.store
+    open_prompt(qtbot, pane, prompt)
+    menu_of(qtbot, pane)["Edit…"].trigger()
+    dialog = prompt_dialog(pane)
+    assert not dialog.add.isEnabled()  # nothing is changed yet
+    dialog.editor.turns[0].text.setPlainText("How do I explain topic nine?")
+    dialog.editor.add_system()
+    dialog.editor.turns[0].text.setPlainText("Be brief.")
+    dialog.save()
+    wait(qtbot, lambda: pane.prompt.title == "How do I explain topic nine?")
+    settle()
+    assert pane.prompt.messages[0] == Message("system", "Be brief.")
+    assert (pane.prompt.tags, pane.prompt.split) == (prompt.tags, prompt.split)
+    assert store.counts().prompts == 12
+    assert prompt.id not in {one.id for one in store.prompts(limit=100)}
+
+
+def test_a_prompt_with_labels_is_duplicated_instead(qtbot: Any, pane: DemonstratePane, filled: Any) -> None:
+    for labelled in (filled.prompts[0], filled.prompts[6]):  # by a demonstration, by responses
+        open_prompt(qtbot, pane, labelled)
+        menu = menu_of(qtbot, pane)
+        assert not menu["Edit…"].isEnabled()
+        pane.findChild(QMenu, "prompt-menu").close()
+        wait(qtbot, lambda: pane.findChild(QMenu, "prompt-menu") is None)
+    menu_of(qtbot, pane)["Duplicate as a new prompt…"].trigger()
+    dialog = prompt_dialog(pane)
+    assert dialog.editor.messages() == filled.prompts[6].messages
+    dialog.editor.turns[0].text.setPlainText("Another question?")
+    dialog.save()
+    wait(qtbot, lambda: pane.prompt.title == "Another question?")
+    assert filled.project.store.counts().prompts == 13
+
+
+def test_closing_the_dialog_asks_before_words_are_lost(qtbot: Any, pane: DemonstratePane, filled: Any) -> None:
+    open_prompt(qtbot, pane, filled.prompts[6])
+    dialog = dialog_of(qtbot, pane)
+    dialog.reject()
+    assert not dialog.isVisible()
+    wait(qtbot, lambda: pane.findChild(PromptDialog) is None)
+    to_front(qtbot, pane)
+    dialog = dialog_of(qtbot, pane)
+    dialog.editor.turns[0].text.setPlainText("a long question")
+    dialog.reject()
+    assert dialog.isVisible()
+    answer(dialog, "Go on writing")
+    assert dialog.isVisible()
+    assert dialog.editor.turns[0].text.toPlainText() == "a long question"
+    dialog.reject()
+    answer(dialog, "Throw it away")
+    assert not dialog.isVisible()
+
+
+def test_turns_are_told_apart_by_number(qtbot: Any, context: Context) -> None:
+    editor = TurnsEditor([Message("user", "a"), Message("assistant", "b"), Message("user", "c")])
+    qtbot.addWidget(editor)
+    assert [one.text.accessibleName() for one in editor.turns] == [f"Turn {n}: words" for n in (1, 2, 3)]
+    editor.turns[0].removed.emit()
+    assert [one.role.accessibleName() for one in editor.turns] == [f"Turn {n}: who speaks" for n in (1, 2)]

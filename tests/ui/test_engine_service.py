@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import shiboken6
+from PySide6.QtCore import QObject
 
+from ui.context import Context
 from ui.engine_service import EngineService
+from ui.operations import operations, run_task
+from ui.token_counter import TokenCounter
 from workbench.errors import UserError
 from workbench.protocol import (
     AnyReply,
@@ -145,7 +151,7 @@ def test_an_engine_that_cannot_start_ends_the_request_with_the_reason(qtbot: Any
     qtbot.waitUntil(lambda: len(got) == 1)
     assert isinstance(got[0], Failed)
     assert (got[0].message, got[0].cause) == ("The engine could not be started", "torch is missing")
-    assert service.state == "off"
+    assert service.state == "failed"
     service.shutdown()
 
 
@@ -247,3 +253,123 @@ def test_an_idle_engine_gives_its_memory_back_and_a_busy_one_does_not(
     service.release()
     qtbot.waitUntil(lambda: client.left == 1)
     assert service.state == "off"
+
+
+@pytest.fixture
+def starting(qapp: Any, client: FakeClient) -> Iterator[tuple[EngineService, threading.Event]]:
+    """A service whose engine takes as long to start as the event takes to be set."""
+    go_on = threading.Event()
+
+    def make() -> FakeClient:
+        go_on.wait(20)
+        return client
+
+    service = EngineService(make)
+    yield service, go_on
+    go_on.set()
+    service.shutdown()
+    service.deleteLater()
+
+
+def test_an_engine_that_starts_slowly_does_not_keep_the_project_from_being_read(
+    qtbot: Any, starting: tuple[EngineService, threading.Event]
+) -> None:
+    service, go_on = starting
+    entered: list[int] = []
+    read: list[str] = []
+    for name in "abcdef":
+        service.request(ask(name), lambda _: None)
+    for _ in range(4):
+        service.borrow(lambda _lent: (entered.append(1), go_on.wait(20)), lambda _: None, lambda _: None)
+    run_task(lambda: "rows", read.append)
+    qtbot.waitUntil(lambda: read == ["rows"], timeout=3_000)
+    go_on.set()
+    qtbot.waitUntil(lambda: not service.busy)
+
+
+def test_a_request_that_is_cancelled_while_the_engine_starts_is_given_up(
+    qtbot: Any, starting: tuple[EngineService, threading.Event], client: FakeClient
+) -> None:
+    service, go_on = starting
+    client.replies = lambda _request: []
+    got: list[AnyReply] = []
+    service.request(ask("sent"), got.append)
+    service.request(ask("waiting"), got.append)
+    service.cancel("sent")
+    service.cancel("waiting")
+    go_on.set()
+    qtbot.waitUntil(lambda: [one.id for one in got] == ["waiting"] and client.cancelled[:1] == ["sent"])
+    assert isinstance(got[0], Failed)
+    assert got[0].code == "cancelled"
+    assert [one.id for one in client.requests] == ["sent"]
+
+
+def test_borrowed_work_gives_the_engine_back_when_the_one_who_asked_has_gone(
+    qtbot: Any, service: EngineService
+) -> None:
+    owner, go_on = QObject(), threading.Event()
+    told: list[object] = []
+    service.borrow(lambda _lent: go_on.wait(10), told.append, told.append, owner=owner)
+    shiboken6.delete(owner)
+    go_on.set()
+    qtbot.waitUntil(lambda: not service.busy)
+    assert told == []
+
+
+def test_a_fault_of_one_asker_does_not_hold_up_the_replies_to_others(
+    qtbot: Any, service: EngineService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults: list[object] = []
+    monkeypatch.setattr(sys, "excepthook", lambda _kind, error, _trace: faults.append(error))
+    got: list[AnyReply] = []
+    service._open = {"a": lambda _reply: 1 // 0, "b": got.append}  # type: ignore[dict-item, return-value]
+    for name in "ab":
+        service._gather(Finished(id=name))
+    qtbot.waitUntil(lambda: len(got) == 1)
+    assert isinstance(faults[0], ZeroDivisionError)
+    assert not service.busy
+
+
+def test_the_line_says_that_the_engine_failed_until_it_is_started_anew(
+    qtbot: Any, service: EngineService, client: FakeClient
+) -> None:
+    states: list[str] = []
+    service.state_changed.connect(states.append)
+    client.replies = lambda request: [Failed(id=request.id, message="It ended", code="died")]
+    service.request(ask("a"), lambda _: None)
+    qtbot.waitUntil(lambda: service.state == "failed")
+    client.replies = lambda request: [Finished(id=request.id)]
+    service.request(ask("b"), lambda _: None)
+    qtbot.waitUntil(lambda: service.state == "ready")
+    assert states == ["starting", "failed", "starting", "ready"]
+
+
+def test_nothing_is_asked_of_an_engine_that_was_shut_down(
+    qtbot: Any, service: EngineService, client: FakeClient
+) -> None:
+    service.shutdown()
+    service.request(ask(), lambda _: None)
+    assert not service.busy
+    assert client.requests == []
+
+
+def test_a_token_counter_has_one_request_open_at_a_time_and_then_counts_the_newest_text(
+    qtbot: Any, context: Context, fake_engine: Any, filled: Any
+) -> None:
+    fake_engine.hold()
+    fake_engine.on(CountTokensRequest, lambda one: [TokenCounts(id=one.id, counts=(len(one.rows[0][1]),), context=99)])
+    counter = TokenCounter(context)
+    qtbot.addWidget(counter)
+    counter._timer.setInterval(0)
+    counter.set_model(filled.base)
+    counter._reference = REF
+    messages = filled.prompts[0].messages
+    counter.count(messages, "x")
+    qtbot.waitUntil(lambda: len(fake_engine.requests) == 1)
+    for length in (2, 3, 4):
+        counter.count(messages, "x" * length)
+        qtbot.waitUntil(lambda: not counter._timer.isActive() and operations().pending == 0)
+    assert len(fake_engine.requests) == 1
+    fake_engine.release()
+    qtbot.waitUntil(lambda: counter.text() == "4 of 99 tokens")
+    assert len(fake_engine.requests) == 2

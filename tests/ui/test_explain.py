@@ -90,6 +90,26 @@ def test_the_drawer_follows_theme_and_keeps_its_place(qtbot: Any, theme: Theme) 
     theme.set_mode("light")
 
 
+def test_the_drawer_keeps_up_with_the_values_of_a_run_while_it_is_seen(qtbot: Any, theme: Theme) -> None:
+    drawer = ExplainDrawer()
+    qtbot.addWidget(drawer)
+    drawer._live.setInterval(0)
+    now = {"objective/scores": 1.25, "objective/kl": 0.5}
+    drawer.set_source(lambda stage: now if stage == "ppo" else {})
+    drawer.show()
+    drawer.show_stage("ppo")
+    assert "score 1.25" in drawer.text.toPlainText()
+    now["objective/scores"] = 1.5
+    qtbot.waitUntil(lambda: "score 1.5," in drawer.text.toPlainText())
+    drawer.show_stage("sft")
+    assert "In this run" not in drawer.text.toPlainText()
+    drawer.set_source(None)
+    drawer.show_stage("ppo", {"objective/scores": 2.0, "objective/kl": 0.5})
+    assert "score 2," in drawer.text.toPlainText()
+    drawer.hide()
+    assert not drawer._live.isActive()
+
+
 class Watching(QTextDocument):
     """Fails when anything is loaded."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import shiboken6
 from PySide6.QtCore import QMimeData, QPointF, Qt, QUrl
 from PySide6.QtGui import QDropEvent
 
@@ -163,6 +164,25 @@ def test_a_template_that_cannot_be_rendered_is_said_and_the_rows_stay(
     qtbot.waitUntil(lambda: "No template" in dialog.legend.text(), timeout=20_000)
     assert not dialog.as_model.isChecked()
     assert "Line 1" in dialog.view.toPlainText()
+
+
+def test_rows_that_are_rendered_when_the_dialog_closes_are_given_up_and_missed_by_nobody(
+    qtbot: Any,
+    open_dialog: Callable[[Path], ImportDialog],
+    preferences: Path,
+    fake_engine: FakeEngineService,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Project, "resolve", lambda _self, one: ModelRef(model_id=one.id, name=one.name, base="/x"))
+    fake_engine.hold()
+    dialog = open_dialog(preferences)
+    dialog.as_model.setChecked(True)
+    qtbot.waitUntil(lambda: len(fake_engine.requests) == 1, timeout=20_000)
+    dialog.reject()
+    assert fake_engine.cancelled == [fake_engine.requests[0].id]
+    shiboken6.delete(dialog)
+    fake_engine.release()
+    qtbot.waitUntil(lambda: not fake_engine.busy)
 
 
 def test_a_file_that_cannot_be_read_says_why(open_dialog: Callable[[Path], ImportDialog], tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_the_chosen_model_shows_its_card_and_what_can_be_done(
     pane.compare.click()
     assert said.places == [
         ("train", {"method": "dpo", "start_model_id": family[3].id}),
-        ("compare", {"model_id": family[3].id}),
+        ("compare", {"model_id": family[3].id, "with_model_id": family[3].parent_id}),
     ]
     pane.tree.choose(family[0].id)
     settle()

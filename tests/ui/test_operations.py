@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
 import pytest
+import shiboken6
 from PySide6.QtCore import QObject, QThread
 from PySide6.QtWidgets import QApplication
 
 from ui import operations as module
-from ui.operations import bind_future, operations, post, run_task
+from ui.context import Hub
+from ui.operations import Collector, bind_future, operations, post, run_task
+from workbench.records import Change
 
 
 def test_work_runs_on_another_thread_and_its_result_arrives_on_the_windows(qtbot: Any) -> None:
@@ -133,3 +138,66 @@ def test_post_runs_later_on_this_thread(qtbot: Any) -> None:
     post(lambda: got.append(QThread.currentThread() == QApplication.instance().thread()))  # type: ignore[union-attr]
     assert got == []
     qtbot.waitUntil(lambda: got == [True])
+
+
+class Held:
+    """Something that a task holds."""
+
+
+def test_a_task_leaves_no_garbage_behind_that_a_worker_thread_might_collect(
+    qtbot: Any, settle: Callable[[], None]
+) -> None:
+    release = threading.Event()
+    held, asked = Held(), Held()
+    refs = [weakref.ref(held), weakref.ref(asked)]
+    run_task(lambda held=held: (release.wait(10), held), lambda _, asked=asked: id(asked))  # type: ignore[misc]
+    del held, asked
+    release.set()
+    settle()
+    operations().pool.submit(lambda: None).result(10)
+    assert not gc.isenabled()
+    assert [one() for one in refs] == [None, None]
+
+
+def test_what_a_task_holds_is_let_go_of_on_the_windows_thread(qtbot: Any, settle: Callable[[], None]) -> None:
+    threads: list[int] = []
+    held = Held()
+    weakref.finalize(held, lambda: threads.append(threading.get_ident()))
+    run_task(lambda held=held: id(held), lambda _: None)  # type: ignore[misc]
+    del held
+    settle()
+    assert threads == [threading.get_ident()]
+
+
+def test_garbage_is_collected_on_the_windows_thread_alone(qtbot: Any) -> None:
+    collector = Collector()
+    threads: set[int] = set()
+
+    def note(_phase: str, _info: object) -> None:
+        threads.add(threading.get_ident())
+
+    gc.callbacks.append(note)
+
+    def litter() -> list[list[object]]:
+        made: list[list[object]] = [[] for _ in range(50_000)]
+        for one in made:
+            one.append(one)
+        return made
+
+    try:
+        run_task(litter, lambda _: None)
+        qtbot.waitUntil(lambda: operations().pending == 0)
+        collector.collect()
+    finally:
+        gc.callbacks.remove(note)
+        collector.stop()
+        gc.disable()
+    assert threads == {threading.get_ident()}
+
+
+def test_a_commit_after_the_project_was_closed_is_told_to_nobody(qtbot: Any) -> None:
+    hub = Hub()
+    hub.changed.connect(lambda _: pytest.fail("told"))
+    hub.tell(Change(frozenset({"prompts"}), ()))
+    shiboken6.delete(hub)
+    QApplication.processEvents()

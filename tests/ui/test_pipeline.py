@@ -118,3 +118,15 @@ def test_a_stage_with_a_live_run_is_active_and_leads_to_it(state: RunState) -> N
 def test_a_stage_whose_newest_run_broke_says_so(state: RunState) -> None:
     found = stages(FULL, (BASE, SFT), (run("reward", "done", "a"), run("reward", state, "b")))["reward"]
     assert (found.state, dict(found.what)) == ("failed", {"run_id": "b"})
+
+
+def test_while_sft_trains_it_is_watched_rather_than_the_base_sampled() -> None:
+    demonstrated = Counts(prompts=50, demonstrations_final=ENOUGH_DEMONSTRATIONS)
+    found = next_step(demonstrated, (BASE,), (run("sft", "running"),))
+    assert (found.pane, dict(found.what)) == ("runs", {"run_id": "sft"})
+
+
+def test_the_newest_model_is_compared_with_its_parent() -> None:
+    child = dataclasses.replace(POLICY, parent_id="sft 1 on base", base_id="base")
+    found = next_step(FULL, (BASE, SFT, REWARD, child), ())
+    assert dict(found.what) == {"model_id": child.id, "with_model_id": "sft 1 on base"}

@@ -59,14 +59,29 @@ def test_a_megabyte_without_a_space_does_not_freeze_the_view(qtbot: Any, theme: 
 
 
 def test_a_long_text_is_cut_and_shown_whole_when_asked(qtbot: Any, theme: Any) -> None:
-    view = PlainText("word " * 60_000)
+    view = PlainText("word " * 5_000)
     qtbot.addWidget(view)
     view.show()
     assert len(view.view.toPlainText()) == VIEW_LIMIT
     assert view._all.isVisible()
-    assert "100,000" in view._all.text()
+    assert "5,000" in view._all.text()
     view._all.click()
-    assert len(view.view.toPlainText()) == 300_000
+    assert len(view.view.toPlainText()) == 25_000
+    assert not view._all.isVisible()
+
+
+def test_streamed_text_over_the_limit_is_offered_and_goes_on_once_all_is_shown(qtbot: Any, theme: Any) -> None:
+    view = PlainText("x" * 30 + "\n")
+    qtbot.addWidget(view)
+    view.show()
+    for _ in range(700):
+        view.append_text("x" * 30 + "\n")
+    assert len(view.view.toPlainText()) == VIEW_LIMIT
+    assert view._all.text() == f"Show all ({701 * 31 - VIEW_LIMIT:,} more characters)"
+    assert view._all.isVisible()
+    view._all.click()
+    view.append_text("the end")
+    assert view.view.toPlainText() == view.text()
     assert not view._all.isVisible()
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -15,10 +16,12 @@ from ui.rank_history import RankHistoryDialog
 from ui.rank_pane import RankPane
 from ui.rank_session import load_item
 from ui.sampler import SamplingPlan
+from ui.sampling_dialog import SamplingDialog
 from workbench.errors import UserError
 from workbench.ids import new_id, now
-from workbench.protocol import Failed, Finished, ResponseDone, SampleRequest, Token
-from workbench.records import Response, Sampling
+from workbench.project import Project
+from workbench.protocol import Failed, Finished, ModelRef, ResponseDone, SampleRequest, Token
+from workbench.records import Change, ModelRecord, Rater, Response, Sampling
 
 K = Qt.Key
 CTRL = Qt.KeyboardModifier.ControlModifier
@@ -680,9 +683,161 @@ def test_responses_that_cannot_be_saved_are_kept_for_another_try(
     monkeypatch.setattr(filled.project.store, "add_responses", lambda _: refused)
     fresh.start_sampling(plan(filled, 8))
     wait(qtbot, lambda: fresh.sampler.unsaved == 1)
-    assert not fresh.can_close()
+    assert fresh.unsaved() is not None
     assert "disk is full" in fresh.view.banner.more.text()
     monkeypatch.undo()
     qtbot.mouseClick(fresh.view.strip.retry, Qt.MouseButton.LeftButton)
     wait(qtbot, lambda: fresh.item is not None)
-    assert fresh.can_close()
+    assert fresh.unsaved() is None
+
+
+def full_disk(_given: Any) -> Future[Any]:
+    refused: Future[Any] = Future()
+    refused.set_exception(UserError("this was not saved", "the disk is full", "free some space"))
+    return refused
+
+
+def test_trying_again_saves_the_card_as_it_stands_now(
+    qtbot: Any, pane: RankPane, filled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, first = filled.project.store, pane.item
+    monkeypatch.setattr(store, "save_ranking", full_disk)
+    press(qtbot, pane, "1234", K.Key_Return)
+    wait(qtbot, pane.view.warning.isVisible)
+    assert pane.unsaved() is not None
+    for position in range(4):
+        pane._on_place_clicked(position, 4 - position)
+    monkeypatch.undo()
+    qtbot.mouseClick(pane.view.warning.action, Qt.MouseButton.LeftButton)
+    wait(qtbot, lambda: pane.item is not first)
+    a, b, c, d = first.ids
+    assert store.rankings(prompt_id=first.prompt.id)[-1].tiers == ((d,), (c,), (b,), (a,))
+    assert pane.unsaved() is None
+
+
+def test_a_refused_ranking_is_saved_when_the_window_goes(
+    qtbot: Any, pane: RankPane, filled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, first = filled.project.store, pane.item
+    monkeypatch.setattr(store, "save_ranking", full_disk)
+    press(qtbot, pane, "1234", K.Key_Return)
+    wait(qtbot, pane.view.warning.isVisible)
+    monkeypatch.undo()
+    assert pane.unsaved() is None
+    assert len(store.rankings(prompt_id=first.prompt.id)) == 1
+
+
+def test_an_undo_that_failed_offers_no_saving(
+    qtbot: Any, pane: RankPane, filled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(qtbot, pane, "1234")
+    monkeypatch.setattr(filled.project.store, "undo", lambda: full_disk(None))
+    press(qtbot, pane, (K.Key_Z, CTRL))
+    wait(qtbot, pane.view.warning.isVisible)
+    assert not pane.view.warning.action.isVisible()
+    assert "Not saved" not in message(pane)
+    assert pane.stats.count == 1
+
+
+def test_a_card_opened_while_another_is_being_saved_comes_next(
+    qtbot: Any, pane: RankPane, filled: Any, monkeypatch: pytest.MonkeyPatch, settle: Settle
+) -> None:
+    store, held = filled.project.store, Future()
+    asked: list[Any] = []
+    real = store.save_ranking
+    submit(qtbot, pane, "1234")
+    first = pane.item
+    undone = filled.rankings[0].prompt_id
+    monkeypatch.setattr(store, "save_ranking", lambda one: asked.append(one) or held)
+    press(qtbot, pane, "1234", K.Key_Return)
+    pane.show_item(prompt_id=undone)
+    wait(qtbot, lambda: bool(pane._aside))
+    assert pane.item is first
+    held.set_result(real(asked[0]).result(10))
+    wait(qtbot, lambda: pane.item is not None and pane.item.prompt.id == undone)
+
+
+def test_another_rater_is_shown_what_the_last_one_has_judged(
+    qtbot: Any, pane: RankPane, context: Context, filled: Any, settle: Settle
+) -> None:
+    seen = []
+    for _ in range(3):
+        seen.append(pane.item.prompt.id)
+        submit(qtbot, pane, "1234")
+        settle()
+    other = Rater(new_id(), "somebody else", created_at=now())
+    filled.project.store.save_rater(other).result(10)
+    context.rater = other
+    context.hub.changed.emit(Change(frozenset({"raters"}), (other.id,)))
+    settle()
+    shown = pane.item.prompt.id
+    assert shown not in {one.prompt.id for one in pane.feed._ready}  # it stands on screen already
+    submit(qtbot, pane, "1234")
+    settle()
+    assert pane.item.prompt.id in {*seen, *(one.prompt_id for one in filled.rankings)}
+
+
+def test_a_plan_that_was_replaced_before_its_model_was_found_draws_nothing(
+    qtbot: Any, fresh: RankPane, filled: Any, fake_engine: Any, monkeypatch: pytest.MonkeyPatch, settle: Settle
+) -> None:
+    gate = threading.Event()
+    other = ModelRecord(new_id(), "sft 1", "sft", "runs/x/final", base_id=filled.base.id, created_at=now())
+    filled.project.store.save_model(other).result(10)
+
+    def resolve(_project: Any, model: Any) -> ModelRef:
+        if model.id == filled.base.id:
+            gate.wait(20)
+        return ModelRef(model_id=model.id, name=model.name, base="/m")
+
+    monkeypatch.setattr(type(filled.project), "resolve", resolve)
+    fake_engine.hold()
+    fresh.start_sampling(plan(filled, 8))
+    fresh.start_sampling(SamplingPlan(other, (filled.prompts[9].id,), 3, Sampling(0.7, 1.0, 0, 64), 3))
+    gate.set()
+    settle()
+    wait(qtbot, lambda: bool(fake_engine.requests))
+    fake_engine.release()
+    wait(qtbot, lambda: not fresh.sampler.running)
+    settle()
+    assert [one.model.model_id for one in fake_engine.requests] == [other.id]
+    assert filled.project.store.responses(filled.prompts[8].id) == []
+    assert {one.model_id for one in filled.project.store.responses(filled.prompts[9].id)} == {other.id}
+
+
+def test_a_model_that_is_gone_does_not_end_the_plan_after_it(
+    qtbot: Any, fresh: RankPane, filled: Any, monkeypatch: pytest.MonkeyPatch, settle: Settle
+) -> None:
+    gate, turns = threading.Event(), iter([True, False])
+
+    def resolve(_project: Any, model: Any) -> ModelRef:
+        if next(turns):
+            gate.wait(20)
+            raise UserError("the model is gone")
+        return ModelRef(model_id=model.id, name=model.name, base="/m")
+
+    monkeypatch.setattr(type(filled.project), "resolve", resolve)
+    fresh.start_sampling(plan(filled, 8))
+    fresh.start_sampling(plan(filled, 9))
+    wait(qtbot, lambda: bool(filled.project.store.responses(filled.prompts[9].id)))
+    gate.set()
+    settle()
+    assert not fresh.view.banner.isVisible()
+
+
+def test_home_can_ask_for_responses(qtbot: Any, pane: RankPane) -> None:
+    pane.show_item(sample="1")
+    assert pane.findChild(SamplingDialog) is not None
+
+
+def test_nothing_is_drawn_in_a_window_that_only_reads(
+    qtbot: Any, filled: Any, make_context: Any, open_pane: Any, said: Any
+) -> None:
+    path = filled.project.path
+    filled.project.close()
+    with Project.open(path, read_only=True) as project:
+        pane = open_pane(make_context(project))
+        assert not pane.view.header.sample.isEnabled()
+        assert "reading only" in pane.view.header.sample.toolTip()
+        press(qtbot, pane, "g")
+        assert pane.findChild(SamplingDialog) is None
+        assert any("reading only" in text for text, _ in said.notices)

@@ -198,3 +198,17 @@ def test_ranges_are_words():
     assert range_of(dataclasses.replace(by_name["lora_rank"], high=None)) == "at least 1"
     assert range_of(dataclasses.replace(by_name["lora_rank"], low=None)) == "at most 512"
     assert range_of(dataclasses.replace(by_name["lora_rank"], low=None, high=None)) == ""
+
+
+def test_the_form_of_each_method_is_made_once(form):
+    form.set_recipe(SftRecipe())
+    first = form.rows["epochs"]
+    form.set_recipe(DpoRecipe())
+    assert not first.isVisible()
+    assert form.rows["beta"].isVisible()
+    form.search.setText("beta")
+    form.set_recipe(SftRecipe(epochs=3))
+    assert form.rows["epochs"] is first
+    assert first.value == 3
+    form.search.clear()
+    assert first.isVisible()

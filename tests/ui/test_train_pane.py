@@ -1,5 +1,6 @@
 import json
 import struct
+import threading
 
 import pytest
 from PySide6.QtCore import Qt
@@ -7,12 +8,15 @@ from PySide6.QtGui import QGuiApplication
 from PySide6.QtWidgets import QWidget
 
 import ui.train_planner
+from ui.checklist import Checklist
 from ui.method_cards import labels_of
 from ui.train_pane import TrainPane
 from ui.train_parts import MemoryBar, ProblemList
 from workbench.ids import new_id, now
 from workbench.project import Project
+from workbench.protocol import ModelRef, RunSpec
 from workbench.records import Counts, ModelRecord, RunRecord
+from workbench.run_folder import RunFolder
 from workbench.settings_fields import Problem
 
 
@@ -328,9 +332,7 @@ def test_cards_say_what_there_is():
 def test_the_settings_of_an_earlier_run_are_taken_over(pane, filled, qtbot, settle, said):
     from dataclasses import asdict, replace
 
-    from workbench.protocol import ModelRef, RunSpec
     from workbench.recipes import DpoRecipe
-    from workbench.run_folder import RunFolder
 
     recipe = replace(DpoRecipe(), beta=0.37, batch=2, micro_batch=2)
     model = ModelRef(model_id=filled.base.id, name="tiny base", base="/nowhere")
@@ -353,3 +355,79 @@ def test_numbers_of_one_method_are_not_shown_for_another(pane, qtbot):
     assert not pane.start.isEnabled()
     replan(qtbot, pane)
     assert "pairs" in pane.summary._train_label.text()
+
+
+def test_a_run_is_started_once_however_often_the_plan_is_made_meanwhile(pane, qtbot, monkeypatch):
+    gate, started = threading.Event(), []
+
+    def slow(project, plan):
+        started.append(plan)
+        gate.wait(20)
+        return RunRecord(new_id(), "sft", "sft 1", "queued", "", created_at=now())
+
+    monkeypatch.setattr(ui.train_planner, "start_run", slow)
+    qtbot.mouseClick(pane.start, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: bool(started))
+    pane.planner.refresh()
+    replan(qtbot, pane)
+    assert not pane.start.isEnabled()
+    assert pane._ready.text() == "Starting…"
+    pane.planner.start()
+    gate.set()
+    qtbot.waitUntil(lambda: not pane.planner.starting)
+    replan(qtbot, pane)
+    assert len(started) == 1
+    assert pane.start.isEnabled()
+
+
+def test_tags_narrow_what_trains_and_stand_in_the_command(pane, qtbot, filled, settle):
+    assert pane.setup.tags.words.text() == "All prompts"
+    qtbot.mouseClick(pane.setup.tags.pick, Qt.MouseButton.LeftButton)
+    settle()
+    sheet = pane.findChild(Checklist)
+    line = next(i for i in range(sheet.list.count()) if sheet.list.item(i).text().startswith("science"))
+    sheet.list.item(line).setCheckState(Qt.CheckState.Checked)
+    qtbot.mouseClick(sheet.use, Qt.MouseButton.LeftButton)
+    replan(qtbot, pane)
+    plan = pane.planner.current.plan
+    assert {row.prompt[-1].content for row in plan.train} == {filled.prompts[i].title for i in (0, 2)}
+    assert plan.command_line.endswith("--tag science")
+    assert "tagged science" in pane.summary._words.text()
+    pane.setup.tags.all.click()
+    replan(qtbot, pane)
+    assert len(pane.planner.current.plan.train) == 4
+
+
+def test_tags_that_no_label_has_are_said_beside_them(pane, qtbot):
+    pane.setup.tags._take(["nothing"])
+    replan(qtbot, pane)
+    assert not pane.start.isEnabled()
+    assert "has the tag nothing" in pane.setup.notes["tags"].text()
+    pane.go_to("tags")
+    assert pane.setup.tags.pick.hasFocus() or not pane.isActiveWindow()
+
+
+def test_a_share_of_the_prompts_is_held_out_now(pane, qtbot, filled, settle, said):
+    held = pane.setup.hold_out
+    qtbot.waitUntil(lambda: held.words.text() == "2 of 12 prompts, 17%")
+    assert not held.go.isEnabled()  # 10 % are held out already
+    held.share.setValue(50)
+    assert held.go.text() == "Hold out 4 more"
+    qtbot.mouseClick(held.go, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: held.words.text() == "6 of 12 prompts, 50%", timeout=20_000)
+    settle()
+    assert not held.go.isEnabled()
+    assert ("4 prompts held out; Edit > Undo takes it back.", "good") in said.notices
+    replan(qtbot, pane)
+    trained = {row.prompt for row in pane.planner.current.plan.train}
+    kept = {one.messages for one in filled.project.store.prompts(split="held-out")}
+    assert not trained & kept
+
+
+def test_the_tags_of_an_earlier_run_are_taken_over(pane, filled, qtbot):
+    model = ModelRef(model_id=filled.base.id, name="tiny base", base="/nowhere")
+    spec = RunSpec(run_id=new_id(), method="sft", name="sft 1", recipe={}, model=model, tags=("science",))
+    folder = RunFolder.create(filled.project.runs_dir, spec, [], [])
+    pane.show_item(run_id=folder.path.name)
+    qtbot.waitUntil(lambda: pane.planner.choice.tags == ("science",), timeout=20_000)
+    assert pane.setup.tags.tags == ("science",)

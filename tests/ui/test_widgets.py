@@ -2,9 +2,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QPalette
-from PySide6.QtWidgets import QLabel
+from PySide6.QtWidgets import QLabel, QWidget
 
 from ui.error_card import ErrorCard, describe, show_error
 from ui.theme import DARK, LIGHT, Theme
@@ -15,8 +16,11 @@ from ui.widgets import (
     IconButton,
     PageHeader,
     Pill,
+    SectionTitle,
     Text,
     button,
+    clear,
+    column,
     plural,
     safe_tip,
     starts_rtl,
@@ -30,6 +34,25 @@ def test_labels_take_markup_for_text(qtbot: Any, theme: Theme) -> None:
     for made in (Text("<b>x</b>"), ElidedLabel("<b>x</b>"), Pill("<b>x</b>")):
         qtbot.addWidget(made)
         assert made.textFormat() == Qt.TextFormat.PlainText
+
+
+@pytest.mark.parametrize("kind", [Text, ElidedLabel, Pill, SectionTitle])
+def test_a_label_shows_the_characters_that_would_turn_its_words_about(kind: Any, qtbot: Any, theme: Theme) -> None:
+    made = kind("abc\u202edef\x00")
+    qtbot.addWidget(made)
+    assert made.text() == "abc\u27e6RLO\u27e7def\u27e6NUL\u27e7"
+
+
+def test_a_layout_is_cleared_without_a_widget_that_shows_for_a_frame(qtbot: Any, theme: Theme) -> None:
+    box = QWidget()
+    qtbot.addWidget(box)
+    inner = Text("x")
+    layout = column(inner, None)
+    box.setLayout(layout)
+    box.show()
+    clear(layout)
+    assert inner.isHidden()
+    assert layout.count() == 0
 
 
 def test_a_tool_tip_shows_any_text_without_turning_it_into_markup() -> None:

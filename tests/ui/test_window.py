@@ -13,6 +13,7 @@ from ui.pane_fault import PaneFault
 from ui.panes import KEYS, PANES, import_pane, pane_info
 from ui.status_line import StatusLine
 from ui.theme import Theme
+from ui.unsaved import Unsaved
 from ui.welcome import Welcome
 from ui.window import MainWindow
 from workbench.errors import UserError
@@ -255,3 +256,30 @@ def test_the_geometry_survives_as_text_and_nonsense_is_ignored(window: MainWindo
     assert (window.width(), window.height()) == (800, 700)
     window.restore_geometry_text("no geometry é")
     window.restore_geometry_text("")
+
+
+def test_the_window_stays_while_a_pane_holds_what_it_could_not_save(qtbot: Any, window: MainWindow) -> None:
+    window.show_pane("rank")
+    rank: Any = window.pane("rank")
+    told: list[Any] = []
+    window.kept_open.connect(told.append)
+    rank.unsaved = lambda: Unsaved("A ranking")
+    window.close()
+    assert window.isVisible()
+    assert told == [[Unsaved("A ranking")]]
+    with qtbot.waitSignal(window.closing, timeout=1000):
+        window.close_anyway()
+    assert not window.isVisible()
+
+
+def test_a_pane_that_fails_when_asked_what_it_holds_is_named(window: MainWindow, caplog: Any) -> None:
+    window.show_pane("rank")
+    rank: Any = window.pane("rank")
+
+    def broken() -> None:
+        raise ValueError("a bug")
+
+    rank.unsaved = broken
+    assert [one.what for one in window.unsaved()] == ["What Rank holds could not be asked"]
+    assert "a bug" in caplog.text
+    rank.unsaved = lambda: None

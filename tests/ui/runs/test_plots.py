@@ -1,6 +1,7 @@
 import math
 import subprocess
 import sys
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
 
@@ -11,7 +12,8 @@ from PySide6.QtGui import QImage, QWheelEvent
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication, QMenu, QWidget
 
-from ui.plot_export import csv_text
+from ui import plot_grid
+from ui.plot_export import columns_of, save_csv
 from ui.plot_grid import PlotGrid
 from ui.plot_key import looks_of
 from ui.plot_link import PlotLink, settled_range
@@ -451,12 +453,37 @@ def test_an_export_that_cannot_be_written_says_so(ppo, grid, qtbot, tmp_path):
         grid.export(tmp_path / "x.png", "png")
 
 
-def test_numbers_in_a_csv_lose_nothing():
+def test_numbers_in_a_csv_lose_nothing(tmp_path):
     history = RunHistory()
-    history.apply(Batch(points={"loss": (np.array([1.0, 2.0]), np.array([0.1 + 0.2, 1e-17]))}))
-    text, count = csv_text(history, ["loss", "unknown"])
-    assert count == 2
-    assert [float(line.split(",")[1]) for line in text.splitlines()[1:]] == [0.1 + 0.2, 1e-17]
+    history.apply(Batch(points={"loss": (np.array([1.0, 2.0, 1_234_567.0]), np.array([0.1 + 0.2, 1e-17, math.nan]))}))
+    history.apply(Batch(points={"eval_loss": (np.array([2.0]), np.array([3.0]))}))
+    count = save_csv(columns_of(history, ["loss", "eval_loss", "unknown"]), tmp_path / "x.csv")
+    assert count == 3
+    assert (tmp_path / "x.csv").read_text().splitlines() == [
+        "step,loss,eval_loss",
+        "1,0.30000000000000004,",
+        "2,1e-17,3.0",
+        "1234567,nan,",
+    ]
+
+
+def test_the_numbers_of_a_long_run_are_written_off_the_windows_thread(grid, qtbot, tmp_path, monkeypatch):
+    writers = []
+    write = plot_grid.save_csv
+
+    def save(columns, path):
+        writers.append(threading.current_thread())
+        return write(columns, path)
+
+    monkeypatch.setattr(plot_grid, "save_csv", save)
+    history = RunHistory()
+    history.apply(Batch(points={"loss": (np.arange(1.0, 6.0), np.ones(5))}))
+    grid.set_run("sft", history)
+    with qtbot.waitSignal(grid.exported):
+        grid.export(tmp_path / "x.csv", "csv", plot(grid, "Loss"))
+        history.apply(Batch(points={"loss": (np.array([6.0]), np.ones(1))}))  # the run goes on
+    assert writers != [threading.current_thread()]
+    assert len((tmp_path / "x.csv").read_text().splitlines()) == 6
 
 
 def test_the_numbers_of_a_plot_can_be_read_as_a_table(ppo, grid, qtbot, qtmodeltester):
@@ -476,3 +503,23 @@ def test_the_numbers_of_a_plot_can_be_read_as_a_table(ppo, grid, qtbot, qtmodelt
     assert model.index(1, 2).data() == ""  # nothing was measured at step 39
     dialog.accept()
     qtmodeltester.check(PlotTable(RunHistory(), card.looks))
+
+
+def test_the_box_of_second_runs_says_what_is_behind_and_is_not_filled_anew_under_the_hand(grid, ppo, qtbot):
+    grid.set_run("ppo", history_of(ppo))
+    grid.set_overlay_choices([("other", "ppo 9"), ("third", "ppo 3")])
+    grid.overlay.setCurrentIndex(1)
+    with qtbot.assertNotEmitted(grid.overlay.model().rowsInserted):
+        grid.set_overlay_choices([("other", "ppo 9"), ("third", "ppo 3")])
+    assert grid.overlay.currentData() == "other"
+    grid.set_run("ppo", RunHistory())
+    assert grid.overlay.currentText() == "No second run"
+
+
+def test_a_second_run_that_is_deleted_is_taken_from_behind(grid, ppo, qtbot):
+    grid.set_run("ppo", history_of(ppo))
+    grid.set_overlay_choices([("other", "ppo 9"), ("third", "ppo 3")])
+    grid.overlay.setCurrentIndex(1)
+    with qtbot.waitSignal(grid.overlay_wanted) as wanted:
+        grid.set_overlay_choices([("third", "ppo 3")])
+    assert wanted.args == [""]

@@ -4,11 +4,13 @@ from PySide6.QtGui import QHelpEvent
 from PySide6.QtWidgets import QApplication
 
 from ui.log_view import LogTail, LogView, clean
+from ui.plain_text import VIEW_LIMIT
 from ui.recipe_view import RecipeView
-from ui.run_acts import response_of, sentence
+from ui.run_acts import response_of
 from ui.samples_model import SamplesModel, length_of
 from ui.samples_view import SamplesView
-from ui.token_text import MEASURES, TokenText, measures_of, scale_of, strength
+from ui.token_text import FIRST_TOKENS, MEASURES, TokenText, measures_of, scale_of, strength
+from ui.widgets import sentence
 from workbench.protocol import Sample, SampleBatch, Warned
 from workbench.records import RunRecord
 from workbench.run_folder import RunFolder
@@ -58,7 +60,7 @@ def test_the_newest_samples_are_shown_with_score_kl_length_and_ending(ppo, sampl
     assert "5 of 6 ended by EOS" in samples._summary.text()
 
 
-def test_new_samples_are_followed_until_another_step_is_picked(ppo, samples, qtbot):
+def test_new_samples_are_followed_until_another_step_is_picked(ppo, samples, qtbot, settle):
     samples.set_run(ppo.folder)
     with qtbot.waitSignal(samples.step_shown):
         samples.set_batches(batches_of(ppo))
@@ -71,14 +73,27 @@ def test_new_samples_are_followed_until_another_step_is_picked(ppo, samples, qtb
     assert samples.step() == 12
     assert not samples.latest.isChecked()
     ppo.samples(20)
-    with qtbot.waitSignal(samples.step_shown):
+    samples.table.setCurrentIndex(samples.model.index(3, 0))
+    with qtbot.assertNotEmitted(samples.model.modelReset):
         samples.set_batches(batches_of(ppo))
+        settle()
     assert samples.step() == 12
+    assert samples.table.currentIndex().row() == 3
     with qtbot.waitSignal(samples.step_shown):
         samples.latest.click()
     assert samples.step() == 20
     assert samples.latest.isChecked()
     assert not samples.on.isEnabled()
+
+
+def test_the_shown_step_is_read_again_when_it_has_more_samples(ppo, samples, qtbot):
+    samples.set_run(ppo.folder)
+    with qtbot.waitSignal(samples.step_shown):
+        samples.set_batches(batches_of(ppo))
+    ppo.samples(12, 3)
+    with qtbot.waitSignal(samples.step_shown):
+        samples.set_batches(batches_of(ppo))
+    assert samples.model.rowCount() == 9
 
 
 def test_a_point_of_a_plot_leads_to_the_nearest_step_with_samples(ppo, samples, qtbot):
@@ -344,6 +359,7 @@ def test_the_recipe_shows_every_setting_the_models_and_the_data(script, qtbot, t
 def test_sentences_begin_and_end_as_such():
     assert sentence("resume it") == "Resume it."
     assert sentence("Really?") == "Really?"
+    assert sentence("Wait…") == "Wait…"
     assert sentence("") == ""
 
 
@@ -359,3 +375,30 @@ def test_a_rule_is_named_as_what_scores(script, qtbot, theme):
     from ui.widgets import Text
 
     assert "the rule shorter-than:40" in {one.text() for one in view.findChildren(Text)}
+
+
+def test_a_long_response_is_shown_by_its_beginning_and_whole_when_asked(samples, script, qtbot):
+    count = 5000
+    tokens = tuple(f"w{index} " for index in range(count))
+    kl = (*([0.0] * (count - 1)), 1.0)
+    long = Sample(step=1, prompt_id="p", prompt="?", response="".join(tokens), tokens=tokens, token_kl=kl)
+    samples.set_run(script("ppo").folder)
+    samples.model.set_samples([long])
+    samples._stack.setCurrentIndex(1)
+    samples.table.setCurrentIndex(samples.model.index(0, 0))
+    assert len(samples.text._ends) == FIRST_TOKENS
+    assert samples.whole.text() == "Show all (4,500 more tokens)"
+    assert samples.whole.isVisible()
+    samples.whole.click()
+    assert not samples.whole.isVisible()
+    qtbot.waitUntil(lambda: samples.text.toPlainText() == long.response, timeout=20_000)
+    assert samples.text.token_at(len(long.response) - 2) == count - 1
+
+
+def test_a_long_response_without_token_numbers_says_how_much_is_left(text):
+    text.show_sample(Sample(step=1, prompt_id="p", prompt="?", response="word " * 10_000), None)
+    assert len(text.toPlainText()) == VIEW_LIMIT
+    assert text.hidden() == "30,000 more characters"
+    text.show_all()
+    assert len(text.toPlainText()) == 50_000
+    assert text.hidden() == ""

@@ -1,9 +1,14 @@
+import threading
 import time
+import weakref
 
 import pytest
+import shiboken6
 
+from ui.operations import operations
 from ui.run_follower import RunFollower, Seen
 from ui.run_history import RunHistory
+from workbench.run_events import EventTail
 from workbench.run_folder import RunStatus
 
 
@@ -123,3 +128,58 @@ def test_silence_counts_only_for_a_living_engine_and_from_fifteen_seconds():
     assert Seen(RunStatus("running"), 15.0).not_responding
     assert not Seen(RunStatus("running"), 14.9).not_responding
     assert not Seen(RunStatus("done"), 99.0).not_responding
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Hold every follower's thread in its first look at the events, until told to go on."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    def read_new(_tail, _limit=0):
+        entered.set()
+        go_on.wait(10)
+        return []
+
+    monkeypatch.setattr(EventTail, "read_new", read_new)
+    yield entered, go_on
+    go_on.set()
+
+
+def test_a_follower_that_nobody_holds_is_gone_at_once_and_not_when_its_thread_lets_go(script, held, qapp):
+    entered, go_on = held
+    follower = RunFollower(script("sft").path, listen=False).start()
+    reader, gone = follower._reader, weakref.ref(follower)
+    assert entered.wait(10)
+    del follower
+    assert gone() is None
+    go_on.set()
+    reader.join(10)
+    assert not reader.is_alive()
+
+
+def test_what_was_found_for_a_follower_that_is_deleted_meanwhile_is_dropped(script, held, qapp, qtbot):
+    entered, go_on = held
+    follower = RunFollower(script("sft").path, listen=False).start()
+    reader = follower._reader
+    assert entered.wait(10)
+    shiboken6.delete(follower)
+    go_on.set()
+    qtbot.waitUntil(lambda: not reader.is_alive())
+
+
+def test_a_fault_while_reading_is_told_instead_of_a_page_that_silently_stands_still(script, qtbot, monkeypatch):
+    def broken(_tail, _limit=0):
+        raise ValueError("no such event")
+
+    monkeypatch.setattr(EventTail, "read_new", broken)
+    follower = RunFollower(script("sft").path, listen=False)
+    with qtbot.waitSignal(follower.failed) as told:
+        follower.start()
+    assert str(told.args[0]) == "no such event"
+
+
+def test_all_followers_end_with_the_project(script, qapp):
+    run = script("sft")
+    followers = [RunFollower(run.path).start() for _ in range(3)]
+    operations().stop_workers(wait=True)
+    assert not any(one._reader.is_alive() for one in followers)

@@ -3,12 +3,12 @@ import time
 
 import pytest
 from PySide6.QtCore import Qt
-from PySide6.QtGui import QGuiApplication
+from PySide6.QtGui import QFontMetrics, QGuiApplication
 from PySide6.QtWidgets import QApplication, QMessageBox, QWidget
 
 from ui.run_follower import Seen
 from ui.run_header import ACTIONS, actions_for
-from ui.runs_list import RunRow, RunsModel, last_headline, read_rows
+from ui.runs_list import RunRow, RunsListView, RunsModel, last_headline, read_rows
 from ui.runs_pane import RunsPane
 from workbench import supervisor
 from workbench.errors import UserError
@@ -64,7 +64,8 @@ def shows(pane, run):
 
 
 def state_of(pane):
-    return pane.view.header.state.text() if pane.view is not None else ""
+    seen = pane.view is not None and pane.view._known  # what the folder says, not the record
+    return pane.view.header.state.text() if seen else ""
 
 
 def visible_actions(pane):
@@ -112,6 +113,25 @@ def test_what_is_at_work_comes_first_then_the_queue_then_history(listed, open_pa
     assert pane._count.text() == "2 at work or waiting"
     qtbot.waitUntil(lambda: shows(pane, running))
     assert pane.list.selectionModel().isSelected(pane.model.index(0))
+
+
+def test_a_name_that_would_turn_the_row_about_is_drawn_with_its_marks(listed, project, qtbot, theme, monkeypatch):
+    listed("sft", "sft\u202e1", state="done").exit()
+    model = RunsModel()
+    model.set_rows(read_rows(project, {}))
+    view = RunsListView(model)
+    qtbot.addWidget(view)
+    drawn = []
+    fit = QFontMetrics.elidedText
+
+    def note(self, text, *rest):
+        drawn.append(text)
+        return fit(self, text, *rest)
+
+    monkeypatch.setattr(QFontMetrics, "elidedText", note)
+    view.show()
+    view.grab()
+    assert "sft\u27e6RLO\u27e71" in drawn
 
 
 def test_the_list_model_keeps_qt_s_rules(qtmodeltester, listed, project):
@@ -170,6 +190,28 @@ def test_a_run_that_comes_later_appears_by_itself(listed, open_pane, qtbot, sett
     settle()
     run = listed("sft", "sft 1", live=True)
     qtbot.waitUntil(lambda: shows(pane, run), timeout=10_000)
+
+
+def test_runs_that_cannot_be_read_are_said_once_and_not_every_second(listed, open_pane, settle, said, monkeypatch):
+    listed("sft", state="done").exit()
+    pane = open_pane()
+    settle()
+
+    def broken(*_):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr("ui.runs_pane.read_rows", broken)
+    for _ in range(3):
+        pane.reload()
+        settle()
+    assert [str(one) for one in said.errors] == ["the disk is gone"]
+    monkeypatch.undo()
+    pane.reload()
+    settle()
+    monkeypatch.setattr("ui.runs_pane.read_rows", broken)
+    pane.reload()
+    settle()
+    assert len(said.errors) == 2  # it was well in between
 
 
 # ---- a living run ----
@@ -340,7 +382,7 @@ def test_the_model_of_a_finished_run_opens_in_compare(listed, open_pane, qtbot, 
     pane = open_pane()
     qtbot.waitUntil(lambda: state_of(pane) == "done" and "compare" in visible_actions(pane))
     qtbot.mouseClick(pane.view.header.buttons["compare"], Qt.MouseButton.LeftButton)
-    assert said.places == [("compare", {"model_id": model.id})]
+    assert said.places == [("compare", {"model_id": model.id, "with_model_id": filled.base.id})]
 
 
 def test_warnings_are_counted_on_the_log_s_tab(listed, open_pane, qtbot):
@@ -382,6 +424,18 @@ def test_a_healthy_run_raises_no_alarm(listed, open_pane, qtbot):
     qtbot.waitUntil(lambda: pane.view is not None and pane.view.history.step == 60)
     pane.view._look_for_alarm()
     assert not pane.view.alarm.isVisible()
+
+
+def test_explain_is_given_the_newest_numbers_of_the_run_that_is_shown(listed, open_pane, qtbot):
+    run = listed("sft", "sft 1", live=True)
+    run.start()
+    run.steps(1, 9)
+    pane = open_pane()
+    assert pane.explain_values() == {}
+    qtbot.waitUntil(lambda: state_of(pane) == "running" and pane.view.history.step == 9)
+    history = pane.view.history
+    assert pane.explain_values()["loss"] == history.lines["loss"].y[-1]
+    assert "eval_loss" in pane.explain_values()
 
 
 # ---- deeds ----
