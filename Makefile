@@ -3,6 +3,7 @@
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
+PPO_VENV := .venv-ppo
 LOCKS := requirements.lock requirements-dev.lock requirements-model.lock
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_WAIT_POLICY := PASSIVE
@@ -24,7 +25,7 @@ run: setup       ## open the window on the sample project (without a display: th
 
 test: setup      ## every test
 	@bash .ci/system-libraries.sh $(BIN)/python
-	@QT_QPA_PLATFORM=offscreen $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder -q
+	@QT_QPA_PLATFORM=offscreen $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -q
 
 check: setup     ## formatting, lint, types, layering
 	@$(BIN)/ruff format --check .
@@ -38,6 +39,12 @@ format: setup    ## mend formatting and what lint can mend
 demo: setup      ## the whole loop without a screen
 	@$(BIN)/python -m workbench demo
 
+bench: setup $(PPO_VENV)/.current  ## the engine beside TRL on the same work (ONLY=sft,ppo REPEATS=3)
+	@$(BIN)/python tests/benchmarks/bench.py --ppo-python $(PPO_VENV)/bin/python $(if $(ONLY),--only $(ONLY)) $(if $(REPEATS),--repeats $(REPEATS)) $(BENCH)
+
+$(PPO_VENV)/.current: requirements-dev.lock .ci/make-ppo-venv.sh
+	@bash .ci/make-ppo-venv.sh $(VENV) $(PPO_VENV)
+
 lock:            ## resolve pyproject.toml anew in a fresh environment and write the lock files
 	@bash .ci/make-lock.sh
 
@@ -45,4 +52,4 @@ screenshots: setup  ## every pane, light and dark, into build/screenshots
 	@QT_QPA_PLATFORM=offscreen $(BIN)/python tests/ui/screenshots.py build/screenshots
 
 clean:           ## remove the environment and caches (never a project, never the model cache)
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PPO_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

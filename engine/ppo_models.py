@@ -25,6 +25,7 @@ from engine.score import RewardModel, load_reward, pad
 from engine.session import Session
 from engine.trainee import open_start
 from workbench.errors import UserError
+from workbench.model_folders import refuse_changed_model
 from workbench.recipes import PpoRecipe
 
 POLICY, REFERENCE, REWARD, VALUE = "policy", "reference", "reward", "value"
@@ -176,6 +177,7 @@ def _open_reward(session: Session, adapters: Adapters) -> RewardModel:
             "it stands on another base model",
             "train a reward model on the policy's base",
         )
+    refuse_changed_model(chosen)
     reward = load_reward(adapters, chosen.adapter, REWARD)
     if reward.stats.count == 0:
         session.warn(

@@ -162,7 +162,9 @@ def _check_sampling(request: SampleRequest) -> None:
 
 def _score(ticket: Ticket, request: ScoreRequest, in_time: InTime) -> AnyReply:
     if not request.model.adapter:
-        raise UserError(f"{request.model.name} gives no scores", "it is a base model", "choose a reward model")
+        raise UserError(
+            f"The model {request.model.name} gives no scores", "it is a base model", "choose a reward model"
+        )
     reward = warm.reward(request.model, request.quantisation, _say(ticket))
     encoded = []
     for messages, text in request.rows:

@@ -18,6 +18,7 @@ from engine.optim import Optimiser
 from engine.session import Session
 from engine.templates import generation_gap
 from workbench.errors import UserError
+from workbench.model_folders import refuse_changed_model
 
 _STATE = "state_training.pt"
 NOTHING_TO_TRAIN = "they have nothing to train"
@@ -65,6 +66,7 @@ def open_start(session: Session, name: str) -> Adapters:
     """Load the run's base, and its starting adapter under ``name`` to be trained; a new one where there is none."""
     recipe, model = session.recipe, session.spec.model
     session.phase("loading", model.name)
+    refuse_changed_model(model)
     base = load_base(model.base, quantisation=recipe.quantisation, device=session.device)
     if base.template_note:
         session.warn("template", base.template_note)

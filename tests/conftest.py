@@ -12,14 +12,9 @@ from pathlib import Path
 import pytest
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Begin with what trains for minutes, and keep the tests of a file on one worker, with what they share."""
-    items.sort(key=lambda item: item.get_closest_marker("demo_model") is None)
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the file whose tests train for minutes: one worker has it while the others do the rest."""
+    items.sort(key=lambda item: item.path.name != "test_real_learning.py")
 
 
 @pytest.fixture(scope="session")

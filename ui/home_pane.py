@@ -15,21 +15,12 @@ from ui.pipeline_map import PipelineMap
 from ui.theme import RADIUS, XS, L, M, S, colours
 from ui.times import ago
 from ui.widgets import Card, ElidedLabel, PageHeader, Pill, SectionTitle, Text, button, column, plural, row
+from ui.words import STATE_TONES
 from workbench.journal import JournalEntry
-from workbench.records import Change, Counts, ModelRecord, RunRecord
+from workbench.records import Change, Counts, ModelRecord, RunRecord, RunState
 
 SHOWN_ACTS, SHOWN_RUNS = 5, 5
 MAX_WIDTH = 1440
-RUN_TONES = {
-    "running": "accent",
-    "queued": "",
-    "paused": "warn",
-    "stopping": "warn",
-    "done": "good",
-    "stopped": "",
-    "failed": "bad",
-    "interrupted": "bad",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,13 +205,13 @@ class HomePane(QWidget):
 class _RunLine(QAbstractButton):
     """One run: a click leads to it."""
 
-    def __init__(self, name: str, state: str, when: str) -> None:
+    def __init__(self, name: str, state: RunState, when: str) -> None:
         super().__init__()
         self.setAccessibleName(f"{name}, {state}, {when}")
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         self.setCursor(Qt.CursorShape.PointingHandCursor)
         self.setAttribute(Qt.WidgetAttribute.WA_Hover)
-        self.setLayout(_line(name, when, Pill(state, RUN_TONES.get(state, ""))))
+        self.setLayout(_line(name, when, Pill(state, STATE_TONES[state])))
         for part in self.findChildren(QWidget):
             part.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
 

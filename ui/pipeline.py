@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ui.words import LIVE_STATES
 from workbench.records import Counts, Method, ModelRecord, RunRecord
 
 StageState = Literal["waiting", "ready", "active", "done", "failed"]
 ENOUGH_DEMONSTRATIONS = 8
 ENOUGH_PAIRS = 30
-LIVE = ("queued", "running", "paused", "stopping")
 STATE_WORDS: dict[StageState, str] = {
     "waiting": "waits for an earlier stage",
     "ready": "ready",
@@ -121,7 +121,7 @@ def _trained(
 ) -> Stage:
     """Work out a stage that trains; ``lacks`` is what is missing for it, besides a base model."""
     own = [one for one in runs if one.method == method]
-    live = [one for one in own if one.state in LIVE]
+    live = [one for one in own if one.state in LIVE_STATES]
     newest = own[-1] if own else None
     state: StageState
     if live:
@@ -143,7 +143,7 @@ def next_step(counts: Counts, models: Sequence[ModelRecord], runs: Sequence[RunR
     """Choose the one next thing worth doing, and say why."""
     roles = {one.role for one in models}
     broken = _newest_broken(runs)
-    live = [one for one in runs if one.state in LIVE]
+    live = [one for one in runs if one.state in LIVE_STATES]
     demos, pairs, waiting = counts.demonstrations_final, counts.pairs, counts.prompts_with_responses
     if "base" not in roles:
         return NextStep(

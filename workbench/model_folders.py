@@ -20,6 +20,7 @@ from workbench.errors import UserError
 from workbench.folders import cache_dir
 from workbench.jsonl import decode, encode, write_atomic
 from workbench.manifests import MANIFEST, faults_of, sha256_of
+from workbench.protocol import ModelRef
 
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 ADAPTER_CONFIG = "adapter_config.json"
@@ -280,6 +281,13 @@ def refuse_changed(folder: Path, sha256: str, what: str, *, cached: bool = True)
             f"the files in {folder} are damaged, or are not those that the project knows",
             "put the old files back, or add the changed model as a new one",
         )
+
+
+def refuse_changed_model(model: ModelRef) -> None:
+    """Raise UserError when a model's base or adapter is not what it was when the project listed it."""
+    refuse_changed(Path(model.base), model.base_sha256, f"The base of {model.name}")
+    if model.adapter:
+        refuse_changed(Path(model.adapter), model.adapter_sha256, f"The adapter of {model.name}", cached=False)
 
 
 def _hash(path: Path, known: _Seen | None) -> _Seen:

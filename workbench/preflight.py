@@ -9,7 +9,7 @@ from pathlib import Path
 from workbench.errors import UserError
 from workbench.estimate import Estimate, Shape
 from workbench.manifests import RESERVE_BYTES
-from workbench.model_folders import check_base_folder, fingerprint
+from workbench.model_folders import check_base_folder
 from workbench.project import Project
 from workbench.protocol import ModelRef
 from workbench.recipes import PpoRecipe, Recipe
@@ -162,16 +162,6 @@ def cost_problems(project: Project, recipe: Recipe, shape: Shape, cost: Estimate
             )
         )
     return found
-
-
-def refuse_changed_base(model: ModelRef) -> None:
-    """Raise UserError when the base's files are not those that it was added with."""
-    if model.base_sha256 and fingerprint(Path(model.base)) != model.base_sha256:
-        raise UserError(
-            f"The base of {model.name} has changed since it was added",
-            f"the files in {model.base} are not those that this project's models were trained on",
-            "put the old files back, or add the changed model as a new one",
-        )
 
 
 def rank_of(model: ModelRef) -> int:

@@ -17,7 +17,7 @@ from workbench.errors import UserError
 from workbench.estimate import Estimate, estimate, read_shape
 from workbench.ids import new_id, now
 from workbench.model_choice import START_ROLES
-from workbench.model_folders import count_parameters
+from workbench.model_folders import count_parameters, refuse_changed_model
 from workbench.preflight import (
     ROWS_ARE,
     as_problem,
@@ -25,7 +25,6 @@ from workbench.preflight import (
     label_problems,
     many,
     rank_of,
-    refuse_changed_base,
     resolved,
     resolved_reward,
 )
@@ -188,7 +187,7 @@ def start_run(project: Project, plan: RunPlan) -> RunRecord:
         raise UserError(f"This {plan.method} run cannot start", first.message + rest, first.remedy)
     assert plan.start is not None
     assert plan.model is not None
-    refuse_changed_base(plan.model)
+    refuse_changed_model(plan.model)
     run_id = new_id()
     record = RunRecord(
         id=run_id,

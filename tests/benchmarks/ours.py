@@ -8,13 +8,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from measure import Meter, prepare
 from work import Work
@@ -30,6 +26,9 @@ def main() -> None:
     options = parser.parse_args()
     prepare(options.threads)
     work = Work.read(options.work)
+    if work.method == "generate":
+        generate(work, options)
+        return
     with tempfile.TemporaryDirectory() as folder:
         run(work, options, Path(folder))
 
@@ -68,6 +67,33 @@ def run(work: Work, options: argparse.Namespace, folder: Path) -> None:
         tokens += int(last["ppo/mean_length"] * len(work.rows))
     keys = ("loss", "grad_norm", "accuracy", "rewards/accuracies", "objective/scores", "objective/kl", "val/ratio")
     meter.report(samples=len(work.rows), tokens=tokens, metrics={key: last[key] for key in keys if key in last})
+
+
+def generate(work: Work, options: argparse.Namespace) -> None:
+    """Sample several responses a prompt."""
+    import torch
+
+    from engine.base_model import load_base
+    from engine.generate import generate as draw
+    from engine.templates import encode_prompt
+    from workbench.records import Message, Sampling
+
+    torch.set_num_threads(options.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    base = load_base(options.model, quantisation=options.quant, device=device)
+    prompts = [
+        encode_prompt(base.tokenizer, [Message(one["role"], one["content"]) for one in row["prompt"]])
+        for row in work.rows
+    ]
+    draw(base, prompts[:1], Sampling(work.temperature, 1.0, 0, 4, 0))
+    meter = Meter()
+    meter.start()
+    sampling = Sampling(work.temperature, 1.0, 0, work.response_length, work.seed)
+    drawn = draw(base, prompts, sampling, count=work.responses)
+    meter.step()
+    meter.stop()
+    lengths = [len(one.ids) for row in drawn for one in row]
+    meter.report(samples=len(lengths), tokens=sum(lengths), metrics={"mean_length": sum(lengths) / len(lengths)})
 
 
 class Finished(Exception):

@@ -10,14 +10,11 @@ Tastemaker does.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 import warnings
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from measure import Meter, has_bf16, prepare
 from work import Work
@@ -38,7 +35,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     work = Work.read(options.work)
     with tempfile.TemporaryDirectory() as folder:
-        {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo}[work.method](work, options, folder)
+        {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo, "generate": generate}[work.method](work, options, folder)
 
 
 def sft(work: Work, options: argparse.Namespace, folder: str) -> None:
@@ -186,6 +183,35 @@ def ppo(work: Work, options: argparse.Namespace, folder: str) -> None:
         tokens=sum(len(one["input_ids"]) for one in prompts) + drawn,
         metrics={key: float(last[key]) for key in keys if key in last},
     )
+
+
+def generate(work: Work, options: argparse.Namespace, _: str) -> None:
+    """transformers' own ``generate``, batched, from the whole distribution."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(options.model, padding_side="left")
+    kinds: dict[str, Any] = {"dtype": getattr(torch, dtype()), "quantization_config": nf4(options.quant)}
+    model = AutoModelForCausalLM.from_pretrained(options.model, **kinds).eval()
+    model = model.to("cuda") if torch.cuda.is_available() and options.quant != "nf4" else model
+    texts = [
+        tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True) for row in work.rows
+    ]
+    inputs = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt").to(model.device)
+    draw = {"do_sample": True, "temperature": work.temperature, "top_k": 0, "top_p": 1.0}
+    model.generate(**{key: value[:1] for key, value in inputs.items()}, **draw, max_new_tokens=4)
+    torch.manual_seed(work.seed)
+    meter = Meter()
+    meter.start()
+    drawn = model.generate(**inputs, **draw, max_new_tokens=work.response_length, num_return_sequences=work.responses)[
+        :, inputs["input_ids"].shape[1] :
+    ]
+    meter.step()
+    meter.stop()
+    ended = (drawn == tokenizer.eos_token_id).int()
+    lengths = torch.where(ended.any(1), ended.argmax(1) + 1, drawn.shape[1])
+    tokens = int(lengths.sum())
+    meter.report(samples=len(lengths), tokens=tokens, metrics={"mean_length": tokens / len(lengths)})
 
 
 def common(work: Work, options: argparse.Namespace, folder: str) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 METHODS = ("sft", "reward", "dpo", "ppo")
+"""Of training; "generate" is sampling alone."""
 
 
 @dataclass
@@ -21,7 +22,8 @@ class Work:
     max_length: int
     learning_rate: float
     seed: int = 0
-    response_length: int = 32  # PPO
+    response_length: int = 32  # PPO and generate
+    responses: int = 1  # a prompt, in generate
     ppo_epochs: int = 2
     mini_batches: int = 1
     temperature: float = 0.7
@@ -43,7 +45,7 @@ def make_work(method: str, data: Path, tokenizer: Any, *, steps: int = 0, batch:
     """Choose the first rows that fit whole, so that no library cuts anything.
 
     Args:
-        method: sft, reward, dpo or ppo.
+        method: sft, reward, dpo, ppo or generate.
         data: the folder with ``alpaca_en_demo.json`` and ``dpo_en_demo.json``.
         tokenizer: with a chat template.
         steps: optimiser steps (rollouts for PPO); 0 for the method's own.
@@ -55,14 +57,15 @@ def make_work(method: str, data: Path, tokenizer: Any, *, steps: int = 0, batch:
         "reward": Work("reward", steps=6, batch=4, max_length=256, learning_rate=2e-4),
         "dpo": Work("dpo", steps=6, batch=2, max_length=512, learning_rate=5e-5),
         "ppo": Work("ppo", steps=3, batch=8, max_length=96, learning_rate=1e-4),
+        "generate": Work("generate", 1, 8, 128, 0.0, response_length=128, responses=4),
     }[method]
-    work = Work(method, steps or base.steps, batch or base.batch, length or base.max_length, base.learning_rate)
+    work = replace(base, steps=steps or base.steps, batch=batch or base.batch, max_length=length or base.max_length)
     rows = _demonstrations(data) if method == "sft" else _preferences(data)
-    if method == "ppo":
+    if method in ("ppo", "generate"):
         rows = [{"prompt": row["prompt"]} for row in rows if len(row["prompt"]) == 1]
     for row in rows:
         sizes = _sizes(tokenizer, row)
-        if max(sizes) <= work.max_length and (method == "ppo" or min(sizes) >= 32):
+        if max(sizes) <= work.max_length and ("chosen" not in row or min(sizes) >= 32):
             work.rows.append(row | {"tokens": sum(sizes)})
         if len(work.rows) == work.steps * work.batch:
             return work

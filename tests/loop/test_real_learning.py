@@ -29,7 +29,7 @@ from workbench.run_folder import RunFolder
 from workbench.statistics import wilson
 from workbench.training import plan_run, start_run
 
-pytestmark = [pytest.mark.demo_model, pytest.mark.timeout(1800), pytest.mark.xdist_group("training")]
+pytestmark = [pytest.mark.demo_model, pytest.mark.timeout(1800)]
 Train = Callable[..., tuple[Any, dict[str, list[float]]]]
 Follow = Callable[[RunFolder], dict[str, list[float]]]
 RULE = "shorter-than:40"

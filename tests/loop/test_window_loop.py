@@ -29,7 +29,7 @@ from workbench.project import Project
 from workbench.records import Demonstration, Message, ModelRecord, Prompt, Ranking, Rater, Response
 from workbench.run_folder import RunFolder
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("training")]
+pytestmark = [pytest.mark.timeout(300)]
 K = Qt.Key
 CTRL = Qt.KeyboardModifier.ControlModifier
 LIMIT_MS = 150_000  # for what an engine does: loading torch alone takes many seconds on a shared machine

@@ -62,9 +62,7 @@ def make_project(path: Path) -> None:
         (folder / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
         (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
         sparse(folder / "model.safetensors", 10_000_000)
-        base = ModelRecord(
-            new_id(), "smollm2-135m-instruct", "base", str(folder), source="demo", sha256="5f" * 32, created_at=now()
-        )
+        base = ModelRecord(new_id(), "smollm2-135m-instruct", "base", str(folder), source="demo", created_at=now())
         store.save_model(base).result()
         parent = base
         made: dict[str, ModelRecord] = {}
@@ -85,7 +83,6 @@ def make_project(path: Path) -> None:
                 parent_id=start.id,
                 run_id=run_id,
                 step=64,
-                sha256="a7" * 32,
                 created_at=now(),
             )
             store.save_model(parent).result()

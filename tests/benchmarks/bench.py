@@ -1,0 +1,219 @@
+"""Tastemaker's engine and TRL on the same work, alternately, in fresh processes; tables for people and for machines.
+
+    make bench                                  every method, three alternations
+    make bench ONLY=sft,generate REPEATS=1      some of it
+    python tests/benchmarks/bench.py --help
+
+TRL 1.16 lies in the development environment; PPO's peer, TRL 1.12.0, in one of its own (``make bench`` builds it).
+Each process loads the model, does the work and prints one line; the runner takes turns, so that what else the machine
+does hits both alike, and compares the median of the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from flops import needed_flops, shape_of
+from measure import matrix_rate, prepare
+from work import METHODS, Work, make_work
+
+HERE = Path(__file__).resolve().parent
+
+TARGETS = {"sft": (3.0, 4.0), "reward": (1.5, 2.5), "dpo": (3.0, 4.0), "ppo": (2.0, 2.0), "generate": (2.0, 2.0)}
+"""Samples a second against TRL: in its best setting, and as it comes."""
+MEMORY_TARGET = 0.25
+
+
+@dataclass
+class Comparison:
+    """One method, quantisation and setting of the peer: what every alternation measured."""
+
+    method: str
+    quant: str
+    setting: str
+    ours: list[dict[str, Any]] = field(default_factory=list)
+    peer: list[dict[str, Any]] = field(default_factory=list)
+
+    def ratios(self, key: str) -> list[float]:
+        """Ours over the peer's, alternation by alternation."""
+        return [one[key] / other[key] for one, other in zip(self.ours, self.peer, strict=True) if other.get(key)]
+
+    def row(self, rate: float, flops: float, device: str) -> dict[str, Any]:
+        """The comparison as a row of ``results.json``."""
+        # Responses end where they like, so sampling is compared by tokens.
+        speed = self.ratios("tokens_per_s" if self.method == "generate" else "samples_per_s")
+        memory = self.ratios("above_model_mib")
+        ours = statistics.median(one["samples_per_s"] for one in self.ours)
+        return {
+            "method": self.method,
+            "quant": self.quant,
+            "setting": self.setting,
+            "device": device,
+            "samples_per_s": ours,
+            "peer_samples_per_s": statistics.median(one["samples_per_s"] for one in self.peer),
+            "tokens_per_s": statistics.median(one["tokens_per_s"] for one in self.ours),
+            "samples_per_s_ratio": statistics.median(speed),
+            "spread": [min(speed), max(speed)],
+            "above_model_mib": statistics.median(one["above_model_mib"] for one in self.ours),
+            "peer_above_model_mib": statistics.median(one["above_model_mib"] for one in self.peer),
+            "peak_memory_ratio": statistics.median(memory) if memory else None,
+            "rate_share": ours * flops / rate if flops else None,
+            "repeats": len(self.ours),
+            "metrics": self.ours[-1].get("metrics", {}),
+            "peer_metrics": self.peer[-1].get("metrics", {}),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=None, help="a Hugging Face folder; the demo model by default")
+    parser.add_argument("--data", type=Path, default=HERE.parents[2] / "shared" / "data")
+    parser.add_argument("--only", default="", help="methods, with commas: sft,reward,dpo,ppo,generate")
+    parser.add_argument("--quants", default="bf16,nf4")
+    parser.add_argument("--settings", default="best,default")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--ppo-python", default=str(HERE.parents[1] / ".venv-ppo" / "bin" / "python"))
+    parser.add_argument("--out", type=Path, default=HERE, help="where RESULTS.md and results.json are written")
+    options = parser.parse_args()
+    prepare(options.threads)
+    if not options.data.is_dir():
+        raise SystemExit(f"there is no {options.data}: name the folder of the real data with --data")
+    with tempfile.TemporaryDirectory() as folder:
+        model = options.model or demo_model()
+        rows = compare_all(options, model, Path(folder))
+    write_results(options.out, rows, options)
+
+
+def demo_model() -> Path:
+    """The demo model, converted once into the cache."""
+    from engine.model_import import import_model
+
+    folder = HERE.parents[1] / "build" / "demo-model"
+    if not folder.is_dir():
+        folder.parent.mkdir(exist_ok=True)
+        import_model("demo", folder)
+    return folder
+
+
+def compare_all(options: argparse.Namespace, model: Path, folder: Path) -> list[dict[str, Any]]:
+    """Run every comparison; print each row as it is known."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    device, rate = device_name(), matrix_rate()
+    print(f"{device}: {rate / 1e9:,.0f} GFLOP/s on matrices, {options.threads} threads", flush=True)
+    wanted = options.only.split(",") if options.only else [*METHODS, "generate"]
+    rows = []
+    for method in wanted:
+        path = folder / f"{method}.json"
+        work = make_work(method, options.data, tokenizer)
+        work.write(path)
+        settings = options.settings.split(",") if method in ("sft", "reward", "dpo") else ["best"]
+        for quant in options.quants.split(","):
+            found = compare(options, work, path, model, quant, settings)
+            flops = needed_flops(work, shape_of(model), found[0].ours[-1]["tokens"], tokenizer)
+            for one in found:
+                rows.append(one.row(rate, flops, device))
+                print(table(rows[-1:], header=len(rows) == 1), flush=True)
+    return rows
+
+
+def compare(
+    options: argparse.Namespace, work: Work, path: Path, model: Path, quant: str, settings: list[str]
+) -> list[Comparison]:
+    """Alternate ours and every setting of the peer."""
+    found = [Comparison(work.method, quant, setting) for setting in settings]
+    threads = ["--quant", quant, "--threads", str(options.threads)]
+    for _ in range(options.repeats):
+        ours = measured([sys.executable, str(HERE / "ours.py"), str(path), str(model), *threads])
+        for one in found:
+            python = options.ppo_python if work.method == "ppo" else sys.executable
+            more = ["--setting", one.setting]
+            one.peer.append(measured([python, str(HERE / "peer.py"), str(path), str(model), *threads, *more]))
+            one.ours.append(ours)
+    return found
+
+
+def measured(command: list[str]) -> dict[str, Any]:
+    """Run one side and read its line."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=7200)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not lines:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(lines[-1])
+    return found
+
+
+def device_name() -> str:
+    """The GPU's name, or the processor's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()} ({len(os.sched_getaffinity(0))} cores)"
+
+
+COLUMNS = ("method", "base", "peer's setting", "ours /s", "peer /s", "ratio (spread)", "memory MiB", "ratio", "of rate")
+
+
+def table(rows: list[dict[str, Any]], *, header: bool = True) -> str:
+    """The rows as a Markdown table. Memory: above the loaded model, ours and the peer's."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)] if header else []
+    for row in rows:
+        low, high = row["spread"]
+        memory = row["peak_memory_ratio"]
+        share = row["rate_share"]
+        cells = (
+            row["method"],
+            row["quant"],
+            row["setting"],
+            f"{row['samples_per_s']:.3f}",
+            f"{row['peer_samples_per_s']:.3f}",
+            f"{row['samples_per_s_ratio']:.2f} ({low:.2f} to {high:.2f})",
+            f"{row['above_model_mib']:,.0f} / {row['peer_above_model_mib']:,.0f}",
+            "" if memory is None else f"{memory:.2f}",
+            "" if share is None else f"{share:.0%}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write_results(folder: Path, rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """Write ``results.json``, and the table into ``RESULTS.md`` between its marks."""
+    from importlib.metadata import version
+
+    folder.mkdir(parents=True, exist_ok=True)
+    kept_file = folder / "results.json"
+    kept = json.loads(kept_file.read_text(encoding="utf-8")) if kept_file.is_file() else []
+    keys = ("method", "quant", "setting", "device")
+    fresh = {tuple(row[key] for key in keys) for row in rows}
+    rows = [row for row in kept if tuple(row[key] for key in keys) not in fresh] + rows
+    kept_file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "bitsandbytes", "trl"))
+    device = rows[-1]["device"]
+    stamp = f"{datetime.now(UTC):%Y-%m-%d}, {device}, {options.threads} threads, {packages}"
+    shown = f"{stamp}; median of {options.repeats} alternations.\n\n{table([r for r in rows if r['device'] == device])}"
+    page = folder / "RESULTS.md"
+    text = page.read_text(encoding="utf-8") if page.is_file() else "# Results\n\n<!-- table -->\n<!-- end -->\n"
+    before, _, rest = text.partition("<!-- table -->")
+    _, _, after = rest.partition("<!-- end -->")
+    page.write_text(f"{before}<!-- table -->\n{shown}\n<!-- end -->{after}", encoding="utf-8")
+    print(f"\n{shown}\n\nwritten: {page} and {kept_file}")
+
+
+if __name__ == "__main__":
+    main()
