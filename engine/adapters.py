@@ -17,7 +17,7 @@ import copy
 import json
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,9 +28,12 @@ from torch import Tensor, nn
 
 from engine.base_model import LoadedBase
 from engine.heads import HEAD_KEY
-from engine.lora_linear import lora_linear
+from engine.lora_linear import Lora, lora_gated_mlp, lora_linear
+from engine.masking import Example
+from engine.packing import Layout, lay_out
 from workbench.errors import UserError
 
+_SWIGLU_FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3")
 _PREFIX = "base_model.model."
 _SCALING = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "fan_in_fan_out")
 _UNSUPPORTED = ("use_dora", "lora_bias", "use_qalora", "alora_invocation_tokens", "trainable_token_indices")
@@ -182,29 +185,20 @@ class Adapters:
         save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
         config.save_pretrained(str(folder))
 
-    def hidden(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, **more: Any
-    ) -> Tensor:
-        """Final hidden states [B, T, D] under the active adapter; the LM head is not run.
-
-        input_ids [B, T]; attention_mask [B, T], True (or 1) at real tokens. Right padding needs no mask in a causal
-        model, since no real token looks to its right: such a mask is dropped and attention stays on its fast path.
-        Outputs at padding are meaningless.
-        """
-        if attention_mask is not None and (attention_mask[:, 1:] <= attention_mask[:, :-1]).all():
-            attention_mask = None
-        if attention_mask is not None:
-            attention_mask = attention_mask.long()
-            if position_ids is None:
-                position_ids = (attention_mask.cumsum(1) - 1).clamp_(min=0)
+    def flat(self, layout: Layout) -> Tensor:
+        """Final hidden states of a layout under the active adapter, [positions, D]."""
+        more: dict[str, Any] = {}
+        if layout.blocks:  # a mask that is there already is not made anew, and the blocks take its place
+            more = {"blocks": layout.blocks, "attention_mask": layout.input_ids.new_empty(1, 1, 1, 1)}
         output = self.base.decoder(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            use_cache=more.pop("use_cache", False),
-            **more,
+            input_ids=layout.input_ids, position_ids=layout.position_ids, use_cache=False, **more
         )
-        return output.last_hidden_state
+        hidden: Tensor = output.last_hidden_state
+        return hidden.flatten(0, 1)
+
+    def lay_out(self, examples: Sequence[Example]) -> Layout:
+        """Lay sequences out for one forward pass of this base."""
+        return lay_out(examples, self.base.device, packed=self.base.packs)
 
     def checkpointing(self, on: bool) -> None:
         """Recompute activations in the backward pass, from now on. Sampling must switch it off: it has no KV cache."""
@@ -251,6 +245,9 @@ class Adapters:
                 part.to(self.base.device)
             if not isinstance(layer.forward, partial):
                 layer.forward = partial(_lora_forward, layer, self._switch)
+        for module in self.base.model.modules():
+            if _is_gated_mlp(module) and not isinstance(module.forward, partial):
+                module.forward = partial(_mlp_forward, module, self._switch, module.forward)
 
     def _set_trainable(self, name: str, trainable: bool) -> None:
         self._trainable[name] = trainable
@@ -307,8 +304,36 @@ def _lora_forward(layer: Any, switch: _Switch, x: Tensor, *args: Any, **kwargs: 
     if name is None or name not in layer.lora_A:
         result: Tensor = layer.base_layer(x, *args, **kwargs)
         return result
-    first, second = layer.lora_A[name].weight, layer.lora_B[name].weight
-    return lora_linear(layer.base_layer, x, first, second, layer.scaling[name])
+    return lora_linear(_lora_of(layer, name), x)
+
+
+def _mlp_forward(module: Any, switch: _Switch, plain: Any, x: Tensor) -> Tensor:
+    """A gated MLP under the active adapter in one autograd step; layer by layer where not all of it is adapted."""
+    name, parts = switch.active, (module.gate_proj, module.up_proj, module.down_proj)
+    if name is None or any(name not in part.lora_A for part in parts):
+        result: Tensor = plain(x)
+        return result
+    gate, up, down = (_lora_of(part, name) for part in parts)
+    return lora_gated_mlp(gate, up, down, x)
+
+
+def _lora_of(layer: Any, name: str) -> Lora:
+    return Lora(layer.base_layer, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])
+
+
+def _is_gated_mlp(module: nn.Module) -> bool:
+    """Whether a module is ``down(silu(gate x) * up x)`` with LoRA layers, as in Llama, Qwen, Mistral and SmolLM."""
+    parts = [getattr(module, one, None) for one in ("gate_proj", "up_proj", "down_proj")]
+    known = type(module).__name__.removesuffix("MLP") in _SWIGLU_FAMILIES
+    return known and _is_silu(getattr(module, "act_fn", None)) and all(hasattr(part, "lora_A") for part in parts)
+
+
+def _is_silu(activation: Any) -> bool:
+    return (
+        isinstance(activation, nn.SiLU)
+        or activation is nn.functional.silu
+        or type(activation).__name__ == "SiLUActivation"
+    )
 
 
 def _read(folder: Path) -> tuple[Any, dict[str, Tensor]]:

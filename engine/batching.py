@@ -9,20 +9,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import Tensor
-
-from engine.masking import Example
 
 T = TypeVar("T")
 CPU_MICRO_TOKENS = 512
 WINDOW_BATCHES = 8
 """Batches that are sorted by length together."""
-PAD_ID = 0
-"""What fills padding. Any id would do: masks come from lengths, never from ids (pad may equal EOS)."""
 
 
 class Schedule:
@@ -115,34 +109,6 @@ def most_tokens(device: torch.device) -> int | None:
     only cost memory and padding. A GPU wants them all.
     """
     return CPU_MICRO_TOKENS if device.type == "cpu" else None
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Right-padded rows."""
-
-    input_ids: Tensor  # [B, T] int64
-    attention_mask: Tensor  # [B, T] bool, True at real tokens
-    loss_mask: Tensor  # [B, T] bool, True where the token is trained; False at position 0 and at padding
-
-    @property
-    def real_tokens(self) -> int:
-        """Tokens that are not padding."""
-        return int(self.attention_mask.sum())
-
-
-def collate(examples: Sequence[Example], device: torch.device) -> Batch:
-    """Pad examples on the right to their longest."""
-    longest = max(len(one.input_ids) for one in examples)
-    ids = torch.full((len(examples), longest), PAD_ID, dtype=torch.long)
-    attention = torch.zeros(len(examples), longest, dtype=torch.bool)
-    loss = torch.zeros(len(examples), longest, dtype=torch.bool)
-    for row, one in enumerate(examples):
-        length = len(one.input_ids)
-        ids[row, :length] = torch.tensor(one.input_ids, dtype=torch.long)
-        attention[row, :length] = True
-        loss[row, 1:length] = torch.tensor(one.mask[1:], dtype=torch.bool)
-    return Batch(ids.to(device), attention.to(device), loss.to(device))
 
 
 def _batches(lengths: Sequence[int], batch: int, source: random.Random, units: Sequence[str] | None) -> list[list[int]]:

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from engine.adapters import Adapters
-from engine.batching import Schedule, by_length, collate
+from engine.batching import Schedule, by_length
 from engine.checkpoints import load_tensors, save_tensors
 from engine.eval_samples import write_eval_samples, write_final_samples
-from engine.logps import predicting, summed_logps, token_stats
+from engine.logps import token_stats
 from engine.losses import dpo_loss
 from engine.masking import Example
 from engine.memory import run_micro_batched
@@ -122,14 +122,12 @@ class Completions(NamedTuple):
 def completion_logps(adapters: Adapters, name: str | None, pairs: Sequence[EncodedPair]) -> Completions:
     """Log-probabilities of both completions of some pairs under an adapter, in one forward."""
     unique, where = unique_sides(pairs)
-    batch = collate(unique, adapters.base.device)
+    layout = adapters.lay_out(unique)
     with adapters.use(name):
-        hidden = adapters.hidden(batch.input_ids, batch.attention_mask)
-    picked, targets = predicting(hidden, batch.input_ids, batch.loss_mask)
-    logps, entropy, correct = token_stats(picked, targets, adapters.base.head_weight)
-    both = summed_logps(logps, batch.loss_mask)[torch.tensor(where, device=logps.device)]
-    tokens = sum(len(one.input_ids) for one in unique)
-    return Completions(both[: len(pairs)], both[len(pairs) :], entropy, correct, tokens)
+        hidden = adapters.flat(layout)
+    logps, entropy, correct = token_stats(hidden[layout.states], layout.targets, adapters.base.head_weight)
+    both = layout.sums(logps)[torch.tensor(where, device=logps.device)]
+    return Completions(both[: len(pairs)], both[len(pairs) :], entropy, correct, layout.tokens)
 
 
 def pair_loss(

@@ -138,19 +138,3 @@ def token_stats(
     wants_grad = hidden.requires_grad and torch.is_grad_enabled()
     logps, entropy, correct = _TokenLogps.apply(hidden, targets, weight.detach(), temperature, chunk, wants_grad)
     return logps, entropy, correct
-
-
-def predicting(hidden: Tensor, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Pick the hidden states that predict the tokens under ``mask``, and those tokens.
-
-    hidden [B, T, D], input_ids [B, T], mask [B, T] True where the token counts. Row-major order. Returns
-    (hidden [N, D], targets [N]). The first token of a row is predicted by nothing and never counts.
-    """
-    keep = mask[:, 1:]
-    return hidden[:, :-1][keep], input_ids[:, 1:][keep]
-
-
-def summed_logps(logps: Tensor, mask: Tensor) -> Tensor:
-    """Sum token log-probabilities ([N], row-major over ``mask[:, 1:]``) per row. Returns [B], fp32 or wider."""
-    keep = mask[:, 1:]
-    return torch.zeros(keep.shape, dtype=logps.dtype, device=logps.device).masked_scatter(keep, logps).sum(1)

@@ -28,6 +28,12 @@ class Example:
     cut_prompt: int = 0  # tokens of the prompt's beginning that were cut
     cut_completion: int = 0  # tokens of the completion's end that were cut, EOS among them
 
+    @classmethod
+    def plain(cls, ids: Sequence[int], start: int | None = None) -> Example:
+        """Ids whose tokens from ``start`` on are counted; without one none is."""
+        first = len(ids) if start is None else start
+        return cls(tuple(ids), (False,) * first + (True,) * (len(ids) - first), first)
+
     @property
     def truncated(self) -> bool:
         """Whether anything was cut."""

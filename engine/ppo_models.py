@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,9 +19,11 @@ from engine.advantages import response_mask
 from engine.base_model import LoadedBase
 from engine.checkpoints import load_tensors, save_tensors
 from engine.heads import ScalarHead
-from engine.logps import predicting, token_logps
+from engine.logps import token_logps
+from engine.masking import Example
+from engine.packing import Layout
 from engine.rules import Rule, rule_scorer
-from engine.score import RewardModel, load_reward, pad
+from engine.score import RewardModel, load_reward
 from engine.session import Session
 from engine.trainee import open_start
 from workbench.errors import UserError
@@ -50,15 +52,6 @@ class Episode:
         return len(self.prompt_ids) + len(self.ids)
 
 
-class Layout(NamedTuple):
-    """Some episodes padded on the right: C rows of T tokens."""
-
-    input_ids: Tensor  # [C, T]
-    attention_mask: Tensor  # [C, T] bool
-    response: Tensor  # [C, T] bool: the response's tokens
-    lengths: Tensor  # [C]: tokens of the response
-
-
 @dataclass
 class Players:
     """Policy, reference, reward and value on one base."""
@@ -85,12 +78,10 @@ class Players:
         return [*self.adapters.parameters(VALUE), *self.head.parameters()]
 
     def layout(self, episodes: Sequence[Episode]) -> Layout:
-        """Lay episodes out for a forward pass; masks come from lengths, never from ids."""
-        ids, mask = pad([[*one.prompt_ids, *one.ids] for one in episodes], self.base.device)
-        starts = torch.tensor([len(one.prompt_ids) for one in episodes], device=ids.device)
-        columns = torch.arange(ids.shape[1], device=ids.device)[None, :]
-        lengths = torch.tensor([len(one.ids) for one in episodes], device=ids.device)
-        return Layout(ids, mask, mask & (columns >= starts[:, None]), lengths)
+        """Lay episodes out for a forward pass; the response's tokens count."""
+        return self.adapters.lay_out(
+            [Example.plain((*one.prompt_ids, *one.ids), len(one.prompt_ids)) for one in episodes]
+        )
 
     def policy_logps(self, name: str | None, rows: Layout, width: int) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the response's tokens under an adapter, and entropies: both [C, width], 0 beyond.
@@ -98,24 +89,21 @@ class Players:
         At the sampling temperature: that is the distribution the responses were drawn from.
         """
         with self.adapters.use(name):
-            hidden = self.adapters.hidden(rows.input_ids, rows.attention_mask)
-        picked, targets = predicting(hidden, rows.input_ids, rows.response)
-        logps, entropy = token_logps(picked, targets, self.base.head_weight, self.recipe.temperature)
+            hidden = self.adapters.flat(rows)
+        logps, entropy = token_logps(hidden[rows.states], rows.targets, self.base.head_weight, self.recipe.temperature)
         keep = response_mask(rows.lengths, width)
         return _spread(logps, keep), _spread(entropy, keep)
 
     def values(self, rows: Layout, width: int) -> Tensor:
         """V at every response position, [C, width]: read where the token is predicted; one more, after the last token.
 
-        Position t < length is the state before token t, so V[t] never sees what it is to predict.
+        Position t < length is the state before token t, so V[t] never sees what it is to predict. A response of n
+        tokens has n + 1 states: one before each token, and one behind the last.
         """
         with self.adapters.use(VALUE):
-            hidden = self.adapters.hidden(rows.input_ids, rows.attention_mask)
-        # A response of n tokens has n + 1 states: one before each token, and one behind the last.
-        states = rows.response.clone()
-        states[:, :-1] |= rows.response[:, 1:]
+            hidden = self.adapters.flat(rows)
         keep = response_mask(rows.lengths + 1, width + 1)
-        return _spread(self.head(hidden[states]) + self.value_offset, keep)[:, :width]
+        return _spread(self.head(hidden[rows.through]) + self.value_offset, keep)[:, :width]
 
     def scores(self, episodes: Sequence[Episode]) -> list[float]:
         """Score responses with the rule, or with the reward model in standard deviations of its calibration."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from engine.adapters import Adapters
-from engine.batching import Schedule, by_length, collate
+from engine.batching import Schedule, by_length
 from engine.eval_samples import write_final_samples, write_scored_pairs
 from engine.heads import ScalarHead, has_head, load_head
 from engine.losses import bradley_terry, centering
@@ -126,10 +126,10 @@ def run(session: Session) -> None:
 def pair_scores(adapters: Adapters, head: ScalarHead, pairs: Sequence[EncodedPair]) -> tuple[Tensor, Tensor, int]:
     """Score both sides of some pairs in one forward. Returns (chosen [P], rejected [P], tokens passed)."""
     unique, where = unique_sides(pairs)
-    batch = collate(unique, adapters.base.device)
-    scores = score(adapters, REWARD, head, batch.input_ids, batch.attention_mask)
+    layout = adapters.lay_out(unique)
+    scores = score(adapters, REWARD, head, layout)
     both = scores[torch.tensor(where, device=scores.device)]
-    return both[: len(pairs)], both[len(pairs) :], sum(len(one.input_ids) for one in unique)
+    return both[: len(pairs)], both[len(pairs) :], layout.tokens
 
 
 def pair_loss(chosen: Tensor, rejected: Tensor, pairs: Sequence[EncodedPair], recipe: RewardRecipe) -> Tensor:

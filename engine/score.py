@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from engine.adapters import Adapters
+from engine.batching import cut_within, most_tokens
 from engine.heads import ScalarHead, load_head
-from engine.masking import fit
+from engine.masking import Example, fit
+from engine.packing import Layout
 from engine.templates import encode_pair, end_of_turn
 from workbench.errors import UserError
 from workbench.jsonl import encode, write_atomic
@@ -69,17 +71,11 @@ class RewardStats:
         return cls(float(values.mean()), std if known else 1.0, len(values), reference)
 
 
-def last_token(hidden: Tensor, attention_mask: Tensor) -> Tensor:
-    """Hidden state at each row's last real token: index ``attention_mask.sum(1) - 1`` (right padding). [B, D]."""
-    last = attention_mask.sum(1).long() - 1
-    return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
-
-
-def score(adapters: Adapters, name: str, head: ScalarHead, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Raw scores [B] in fp32 of right-padded rows [B, T], read at the last real token. Carries gradients if enabled."""
+def score(adapters: Adapters, name: str, head: ScalarHead, layout: Layout) -> Tensor:
+    """Raw scores [U] in fp32, each read at its sequence's last token. Carries gradients if enabled."""
     with adapters.use(name):
-        hidden = adapters.hidden(input_ids, attention_mask)
-    return head(last_token(hidden, attention_mask))
+        hidden = adapters.flat(layout)
+    return head(hidden[layout.last])
 
 
 class RewardModel:
@@ -99,11 +95,10 @@ class RewardModel:
         """Raw scores [N] (fp32, on the CPU) of whole sequences of ids, each read at its last id."""
         scores = torch.empty(len(rows), dtype=torch.float32)
         order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
-        device = self.adapters.base.device
-        for start in range(0, len(order), micro_batch):
-            part = order[start : start + micro_batch]
-            ids, mask = pad([rows[index] for index in part], device)
-            scores[part] = score(self.adapters, self.name, self.head, ids, mask).float().cpu()
+        tokens = most_tokens(self.adapters.base.device)
+        for part in cut_within(order, lambda index: len(rows[index]), micro_batch, tokens):
+            layout = self.adapters.lay_out([Example.plain(rows[index]) for index in part])
+            scores[list(part)] = score(self.adapters, self.name, self.head, layout).float().cpu()
         return scores
 
     def encode(self, messages: Sequence[Message], text: str) -> list[int]:
@@ -134,14 +129,3 @@ def load_reward(
     head.requires_grad_(trainable)
     adapters.load(name, folder, trainable=trainable)
     return RewardModel(adapters, name, head, RewardStats.read(folder))
-
-
-def pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Pad ids on the right with 0. Returns (input_ids [B, T], attention_mask [B, T] bool); masks come from lengths."""
-    longest = max(len(row) for row in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
-        mask[index, : len(row)] = True
-    return ids.to(device), mask.to(device)

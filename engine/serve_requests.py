@@ -9,10 +9,9 @@ from typing import Any, Protocol, TypeVar
 
 from engine.generate import Cancelled, Completion, end_ids, generate
 from engine.logps import token_logps
-from engine.masking import prompt_ids, sft_example
+from engine.masking import Example, prompt_ids, sft_example
 from engine.model_export import export_model
 from engine.model_import import ImportCancelled, import_model
-from engine.score import pad
 from engine.serve import RequestCancelled, Ticket
 from engine.serve_models import tokenizers, warm
 from engine.templates import encode_pair, encode_prompt
@@ -200,9 +199,9 @@ def _logps(ticket: Ticket, request: LogpsRequest, in_time: InTime) -> AnyReply:
             logps.append(())
             continue
         with torch.inference_mode(), adapters.use(name):
-            ids, mask = pad([[*prompt, *answer]], base.device)
-            hidden = adapters.hidden(ids, mask)[0, len(prompt) - 1 : -1]
-            found, _ = token_logps(hidden, ids[0, len(prompt) :], base.head_weight)
+            layout = adapters.lay_out([Example.plain([*prompt, *answer], len(prompt))])
+            hidden = adapters.flat(layout)[layout.states]
+            found, _ = token_logps(hidden, layout.targets, base.head_weight)
         texts.append(tuple(token_texts(base.tokenizer, answer)))
         logps.append(tuple(found.tolist()))
         _progress(ticket)("Measuring", len(logps) / len(request.rows))

@@ -12,9 +12,9 @@ from typing import cast
 import torch
 
 from engine.adapters import Adapters
-from engine.batching import Schedule, by_length, collate, cut_within, most_tokens
+from engine.batching import Schedule, by_length, cut_within, most_tokens
 from engine.eval_samples import write_eval_samples, write_final_samples
-from engine.logps import predicting, token_stats
+from engine.logps import token_stats
 from engine.masking import Example, sft_example
 from engine.memory import run_micro_batched
 from engine.meters import Meters, Throughput
@@ -97,11 +97,10 @@ def run(session: Session) -> None:
 
 def loss_sum(adapters: Adapters, examples: Sequence[Example], meters: Meters) -> torch.Tensor:
     """Sum of ``-log p`` over the trained tokens of some rows; the meters get loss, accuracy and entropy."""
-    batch = collate(examples, adapters.base.device)
+    layout = adapters.lay_out(examples)
     with adapters.use(POLICY):
-        hidden = adapters.hidden(batch.input_ids, batch.attention_mask)
-    picked, targets = predicting(hidden, batch.input_ids, batch.loss_mask)
-    logps, entropy, correct = token_stats(picked, targets, adapters.base.head_weight)
+        hidden = adapters.flat(layout)
+    logps, entropy, correct = token_stats(hidden[layout.states], layout.targets, adapters.base.head_weight)
     meters.add("loss", -logps)
     meters.add("mean_token_accuracy", correct)
     meters.add("entropy", entropy)

@@ -106,6 +106,12 @@ def make_base() -> Callable[..., LoadedBase]:
     return build_base
 
 
+@pytest.fixture(scope="session")
+def tiny_base() -> LoadedBase:
+    """A tiny base in float64 that nobody changes."""
+    return build_base(dtype=torch.float64)
+
+
 @pytest.fixture
 def adapters() -> Adapters:
     """A tiny fp32 base without adapters."""

@@ -7,8 +7,9 @@ import torch
 
 from engine.adapters import Adapters
 from engine.heads import ScalarHead, load_head
-from engine.logps import predicting, token_logps
-from engine.score import RewardStats, load_reward, pad, score
+from engine.logps import token_logps
+from engine.masking import Example
+from engine.score import RewardStats, load_reward, score
 from workbench.errors import UserError
 
 ROWS = [[5, 6, 7, 8, 9, 10, 2], [11, 12, 13, 2]]
@@ -22,11 +23,14 @@ def randomise(adapters, name, seed=0):
 
 
 def nll(adapters, name):
-    ids, mask = pad(ROWS, torch.device("cpu"))
+    layout = adapters.lay_out([Example.plain(row, 0) for row in ROWS])
     with adapters.use(name):
-        hidden = adapters.hidden(ids, mask)
-    picked, targets = predicting(hidden, ids, mask)
-    return -token_logps(picked, targets, adapters.base.head_weight)[0].sum()
+        hidden = adapters.flat(layout)
+    return -token_logps(hidden[layout.states], layout.targets, adapters.base.head_weight)[0].sum()
+
+
+def states(adapters, row):
+    return adapters.flat(adapters.lay_out([Example.plain(row)]))
 
 
 def test_a_new_adapter_changes_nothing_and_trains_only_itself(adapters):
@@ -69,7 +73,7 @@ def test_switching_between_forward_and_backward_keeps_every_gradient(make_base, 
             adapters._switch.active = "value"
         elif between != "nothing":
             with adapters.use("value" if between == "switch and back" else None), torch.no_grad():
-                adapters.hidden(torch.tensor([ROWS[0]]))
+                states(adapters, ROWS[0])
         loss.backward()
         return adapters
 
@@ -100,7 +104,7 @@ def test_a_frozen_adapter_stays_frozen_after_the_bare_base_was_used(adapters):
     adapters.add("policy", rank=4, alpha=8, trainable=True)
     adapters.add("reward", rank=4, alpha=8, trainable=False)
     with adapters.use("reward"), adapters.use(None):
-        adapters.hidden(torch.tensor([ROWS[0]]))
+        states(adapters, ROWS[0])
     assert not any(one.requires_grad for one in adapters.parameters("reward"))
     assert adapters.active is None
 
@@ -162,8 +166,8 @@ def test_a_saved_reward_adapter_scores_the_same_in_transformers_and_peft(tiny_mo
         torch.testing.assert_close(theirs(torch.tensor([row])).logits[0, 0], value)
     assert ours.stats == RewardStats(0.5, 2.0, 8, "demonstrations")
     assert torch.equal(load_head(tmp_path).weight, head.weight)
-    ids, mask = pad(ROWS, torch.device("cpu"))
-    torch.testing.assert_close(score(adapters, "reward", head, ids, mask), scores)
+    layout = adapters.lay_out([Example.plain(row) for row in ROWS])
+    torch.testing.assert_close(score(adapters, "reward", head, layout), scores)
 
 
 def test_an_adapter_of_another_base_is_refused(adapters, make_base, tmp_path):
@@ -187,9 +191,9 @@ def test_an_imported_adapter_never_changes_the_base_as_it_is_loaded(adapters, tm
     adapters.load("again", tmp_path, trainable=False)
     assert torch.equal(adapters.base.model(ids).logits, before)
     with adapters.use("policy"):
-        expected = adapters.hidden(ids)
+        expected = states(adapters, ROWS[0])
     with adapters.use("again"):
-        torch.testing.assert_close(adapters.hidden(ids), expected)
+        torch.testing.assert_close(states(adapters, ROWS[0]), expected)
 
 
 def test_an_adapter_of_the_head_is_refused_before_it_touches_the_model(adapters, tmp_path):

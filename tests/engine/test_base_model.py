@@ -10,10 +10,11 @@ from engine import base_model
 from engine.adapters import Adapters
 from engine.base_model import compute_dtype, load_base
 from engine.lora_linear import dense_weight
+from engine.masking import Example
 from workbench.errors import UserError
 
 CPU = torch.device("cpu")
-IDS = torch.tensor([[5, 6, 7, 8, 9, 2], [11, 12, 13, 14, 15, 2]])
+ROWS = [Example.plain((5, 6, 7, 8, 9, 2)), Example.plain((11, 12, 13, 14, 15, 2))]
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_nf4_trains_adapters_as_its_own_dense_weights_would(tiny_model_dir, monk
             for parameter in adapters.parameters("policy"):
                 parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
         with adapters.use("policy"):
-            hidden = adapters.hidden(IDS)
+            hidden = adapters.flat(adapters.lay_out(ROWS))
         hidden.square().sum().backward()
     for one, other in zip(small.parameters("policy"), dense.parameters("policy"), strict=True):
         assert one.dtype == torch.float32
@@ -69,7 +70,7 @@ def test_a_bf16_base_trains_fp32_masters(tiny_model_dir, monkeypatch):
     adapters = Adapters(load_base(tiny_model_dir, quantisation="bf16", device=CPU))
     adapters.add("policy", rank=4, alpha=8, trainable=True)
     with adapters.use("policy"):
-        hidden = adapters.hidden(IDS)
+        hidden = adapters.flat(adapters.lay_out(ROWS))
     hidden.float().square().sum().backward()
     assert hidden.dtype == torch.bfloat16
     assert all(one.grad.dtype == one.dtype == torch.float32 for one in adapters.parameters("policy"))

@@ -2,12 +2,10 @@ from __future__ import annotations
 
 import random
 
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.batching import Schedule, by_length, collate, cut_within
-from engine.masking import Example
+from engine.batching import Schedule, by_length, cut_within
 
 SOURCE = random.Random(0)
 LENGTHS = [SOURCE.randint(5, 200) for _ in range(83)]
@@ -74,15 +72,6 @@ def test_any_lengths_make_an_epoch_of_every_row(lengths, batch, seed, fixed):
 def test_evaluation_takes_every_row_once_longest_first():
     batches = by_length([3, 9, 5, 9], 3)
     assert batches == [[1, 3, 2], [0]]
-
-
-def test_masks_come_from_lengths_and_never_from_ids():
-    rows = [Example((0, 2, 5, 2), (False, False, True, True), 2), Example((7, 2), (True, True), 0)]
-    batch = collate(rows, torch.device("cpu"))
-    assert batch.input_ids.tolist() == [[0, 2, 5, 2], [7, 2, 0, 0]]
-    assert batch.attention_mask.tolist() == [[True] * 4, [True, True, False, False]]
-    assert batch.loss_mask.tolist() == [[False, False, True, True], [False, True, False, False]]
-    assert batch.real_tokens == 6
 
 
 def test_a_unit_is_never_cut_though_batches_then_differ_in_size():

@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from engine import logps
-from engine.logps import predicting, summed_logps, token_logps, token_stats
+from engine.logps import token_logps, token_stats
 
 F64 = torch.float64
 
@@ -84,30 +82,3 @@ def test_nothing_to_predict_gives_nothing():
     found, entropy = token_logps(hidden[:0], torch.zeros(0, dtype=torch.long), weight)
     assert found.shape == entropy.shape == (0,)
     found.sum().backward()
-
-
-def test_a_token_is_predicted_by_the_state_before_it():
-    hidden = torch.arange(8.0).view(1, 4, 2)
-    ids = torch.tensor([[10, 11, 12, 13]])
-    mask = torch.tensor([[False, False, True, True]])
-    picked, targets = predicting(hidden, ids, mask)
-    assert torch.equal(picked, hidden[0, 1:3])
-    assert targets.tolist() == [12, 13]
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=5), st.integers(0, 5))
-def test_padding_never_changes_a_sum(rows, extra):
-    width = max(length for length, _ in rows) + 1
-    source = torch.Generator().manual_seed(1)
-    values = torch.randn(len(rows), width, generator=source, dtype=F64)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for index, (length, trained) in enumerate(rows):
-        mask[index, max(1, length + 1 - trained) : length + 1] = True
-
-    def sums(mask, values):
-        return summed_logps(values[:, 1:][mask[:, 1:]], mask)
-
-    padded = torch.nn.functional.pad(mask, (0, extra)), torch.nn.functional.pad(values, (0, extra), value=99.0)
-    torch.testing.assert_close(sums(mask, values), sums(*padded))
-    torch.testing.assert_close(sums(mask, values), (values * mask)[:, 1:].sum(1))

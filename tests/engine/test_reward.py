@@ -9,7 +9,8 @@ from engine import reward
 from engine.adapters import Adapters
 from engine.base_model import load_base
 from engine.heads import ScalarHead, load_head
-from engine.masking import pair_examples
+from engine.masking import Example, pair_examples
+from engine.packing import lay_out
 from engine.pairs import EncodedPair
 from engine.reward import pair_loss, pair_scores
 from engine.score import RewardModel, RewardStats, load_reward, score
@@ -88,9 +89,9 @@ def test_k_responses_pass_once_and_give_all_their_pairs(model, tokenizer):
     singles = {}
     for pair in pairs:
         for side in (pair.chosen, pair.rejected):
-            ids = torch.tensor([side.input_ids])
-            singles[side.input_ids] = score(adapters, "reward", head, ids, torch.ones_like(ids))
-    assert tokens == sum(len(ids) for ids in singles)  # 4 sequences for 6 pairs
+            singles[side.input_ids] = score(adapters, "reward", head, adapters.lay_out([side]))
+    # 4 sequences for 6 pairs, and their prompt once
+    assert tokens == sum(len(ids) for ids in singles) - 3 * pairs[0].chosen.prompt_length
     torch.testing.assert_close(chosen, torch.cat([singles[one.chosen.input_ids] for one in pairs]))
     torch.testing.assert_close(rejected, torch.cat([singles[one.rejected.input_ids] for one in pairs]))
 
@@ -136,11 +137,12 @@ def test_padding_never_changes_a_score(model):
 
 def test_the_score_is_read_at_eos_even_where_pad_is_eos(model):
     adapters, head = model
-    ids = torch.tensor([[5, 6, 2, 2, 2]])
-    mask = torch.tensor([[True, True, True, False, False]])
-    with adapters.use("reward"):
-        hidden = adapters.hidden(ids)
-    torch.testing.assert_close(score(adapters, "reward", head, ids, mask), head(hidden[:, 2]))
+    rows = [Example.plain((5, 6, 2)), Example.plain((5, 6, 2, 2, 2))]
+    with adapters.use("reward"), torch.no_grad():
+        hidden = adapters.base.decoder(input_ids=torch.tensor([[5, 6, 2, 2, 2]])).last_hidden_state[0]
+    for packed in (True, False):
+        layout = lay_out(rows, torch.device("cpu"), packed=packed)
+        torch.testing.assert_close(score(adapters, "reward", head, layout), head(hidden[[2, 4]]))
 
 
 @pytest.mark.parametrize("stop_at", [1, 4])

@@ -1,0 +1,201 @@
+"""How sequences lie in one forward pass, and where in its output everything is found.
+
+On a CPU sequences are **packed**: laid end to end in one row without padding, with attention done block by block, each
+block a causal call of the fast kernel. Sequences that begin with the same prompt (the responses of a ranking) share
+it: the prompt passes once, and each response attends to it and to itself ("prefix sharing", arXiv 2410.20305). On a
+GPU one call over padded rows is worth more than no padding, and rows are **padded** on the right.
+
+All indices are made from lengths on the CPU, so that no mask is read back from the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.masking import Example
+
+ATTENTION = "tastemaker_blocks"
+"""The name under which transformers finds :func:`block_attention`."""
+_FAMILIES = ("llama", "qwen2", "qwen3", "smollm3")
+_PAD = 0  # any id would do: nothing is ever read from padding, and no mask from ids (pad may equal EOS)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Neighbouring tokens that attend to one another causally, and to all of a root before them."""
+
+    length: int
+    root: int = -1  # the number of the block that is attended to as well
+    mask: Tensor | None = None  # [length, root's length + length] bool; None without a root
+
+
+@dataclass(slots=True)
+class Layout:
+    """U sequences of a forward pass whose output is taken as flat [positions, D]. N tokens have a loss."""
+
+    input_ids: Tensor  # [B, T]; packed: [1, T]
+    position_ids: Tensor  # [B, T]
+    blocks: tuple[Block, ...]  # packed; () where rows are padded
+    states: Tensor  # [N] the position whose state predicts the token, sequence by sequence
+    targets: Tensor  # [N] the token
+    rows: Tensor  # [N] its sequence
+    last: Tensor  # [U] the position of each sequence's last token
+    through: Tensor  # [N + U] each sequence's ``states`` and then its ``last``
+    lengths: Tensor  # [U] the tokens of each sequence that have a loss
+    tokens: int  # that pass through the model, padding left out
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Sum values [N] by sequence. Returns [U]."""
+        return torch.zeros(len(self.last), dtype=values.dtype, device=values.device).index_add(0, self.rows, values)
+
+
+@dataclass(slots=True)
+class _Places:
+    """Collects the indices of a layout."""
+
+    states: list[int] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    last: list[int] = field(default_factory=list)
+    through: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+
+    def add(self, one: Example, positions: Sequence[int]) -> None:
+        """Take the next sequence; ``positions`` says where each of its tokens lies."""
+        row = len(self.last)
+        for place in range(1, len(one.input_ids)):
+            if one.mask[place]:
+                self.states.append(positions[place - 1])
+                self.targets.append(one.input_ids[place])
+                self.rows.append(row)
+                self.through.append(positions[place - 1])
+        self.lengths.append(one.trained_tokens)
+        self.last.append(positions[len(one.input_ids) - 1])
+        self.through.append(self.last[-1])
+
+    def layout(self, ids: Tensor, positions: Tensor, blocks: Sequence[Block], tokens: int, to: torch.device) -> Layout:
+        """Put everything on a device."""
+        lists = (self.states, self.targets, self.rows, self.last, self.through, self.lengths)
+        states, targets, rows, last, through, lengths = (torch.tensor(one, dtype=torch.long).to(to) for one in lists)
+        ids, positions = ids.to(to), positions.to(to)
+        return Layout(ids, positions, tuple(blocks), states, targets, rows, last, through, lengths, tokens)
+
+
+def lay_out(examples: Sequence[Example], device: torch.device, *, packed: bool) -> Layout:
+    """Lay sequences out for one forward pass: packed with shared prompts, or padded on the right."""
+    return _packed(examples, device) if packed else _padded(examples, device)
+
+
+def _padded(examples: Sequence[Example], device: torch.device) -> Layout:
+    longest = max(len(one.input_ids) for one in examples)
+    ids = torch.full((len(examples), longest), _PAD, dtype=torch.long)
+    places = _Places()
+    for row, one in enumerate(examples):
+        length = len(one.input_ids)
+        ids[row, :length] = torch.tensor(one.input_ids, dtype=torch.long)
+        places.add(one, range(row * longest, row * longest + length))
+    positions = torch.arange(longest).expand(len(examples), longest)
+    return places.layout(ids, positions, (), sum(len(one.input_ids) for one in examples), device)
+
+
+def _packed(examples: Sequence[Example], device: torch.device) -> Layout:
+    shared = _shared_prompts(examples)
+    ids: list[int] = []
+    positions: list[int] = []
+    blocks: list[Block] = []
+    roots: dict[tuple[int, ...], tuple[int, int]] = {}  # prompt: (number of its block, where it begins)
+    places = _Places()
+
+    def lay(tokens: Sequence[int], first: int, block: Block) -> int:
+        begin = len(ids)
+        ids.extend(tokens)
+        positions.extend(range(first, first + len(tokens)))
+        blocks.append(block)
+        return begin
+
+    for one in examples:
+        prompt, answer = one.input_ids[: one.prompt_length], one.input_ids[one.prompt_length :]
+        if prompt not in shared or not answer:
+            begin = lay(one.input_ids, 0, Block(len(one.input_ids)))
+            places.add(one, range(begin, begin + len(one.input_ids)))
+            continue
+        if prompt not in roots:
+            roots[prompt] = (len(blocks), lay(prompt, 0, Block(len(prompt))))
+        number, root = roots[prompt]
+        mask = torch.ones(len(answer), len(one.input_ids), dtype=torch.bool).tril(len(prompt)).to(device)
+        begin = lay(answer, len(prompt), Block(len(answer), number, mask))
+        places.add(one, [*range(root, root + len(prompt)), *range(begin, begin + len(answer))])
+    return places.layout(torch.tensor([ids]), torch.tensor([positions]), blocks, len(ids), device)
+
+
+def _shared_prompts(examples: Sequence[Example]) -> set[tuple[int, ...]]:
+    """The prompts of several sequences. A prompt that is trained itself is not shared: its loss would count once."""
+    counts: dict[tuple[int, ...], int] = {}
+    for one in examples:
+        if one.prompt_length and not any(one.mask[: one.prompt_length]):
+            prompt = one.input_ids[: one.prompt_length]
+            counts[prompt] = counts.get(prompt, 0) + 1
+    return {prompt for prompt, count in counts.items() if count > 1}
+
+
+def can_pack(config: Any, device: torch.device) -> bool:
+    """Whether a model's attention can be done block by block, and whether that pays on this device."""
+    plain = config.model_type in _FAMILIES and not getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or []
+    return plain and device.type == "cpu" and all(kind == "full_attention" for kind in kinds)
+
+
+def register() -> None:
+    """Make :func:`block_attention` known to transformers; without blocks it is plain ``sdpa``."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, block_attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, sdpa_mask)
+
+
+def block_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    blocks: Sequence[Block] = (),
+    **more: Any,
+) -> tuple[Tensor, None]:
+    """Attention within blocks, and from a block to its root.
+
+    query [1, H, T, W], key and value [1, G, T, W]. Returns ([1, T, H, W], None), as transformers wants it.
+    """
+    if not blocks:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)
+    lengths = [block.length for block in blocks]
+    queries, keys, values = (one.split(lengths, 2) for one in (query, key, value))
+    grouped = query.shape[1] != key.shape[1]
+    parts = []
+    for number, block in enumerate(blocks):
+        near_keys, near_values = keys[number], values[number]
+        if block.root >= 0:
+            near_keys = torch.cat([keys[block.root], near_keys], 2)
+            near_values = torch.cat([values[block.root], near_values], 2)
+        parts.append(
+            torch.nn.functional.scaled_dot_product_attention(
+                queries[number],
+                near_keys,
+                near_values,
+                attn_mask=block.mask,
+                is_causal=block.mask is None,
+                scale=scaling,
+                enable_gqa=grouped,
+            )
+        )
+    return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
