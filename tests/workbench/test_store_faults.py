@@ -67,6 +67,7 @@ def test_a_writer_killed_at_any_moment_loses_no_acknowledged_label_and_leaves_no
     Project.create(path).close()
     chance = random.Random(7)
     acknowledged: list[list[str]] = []
+    perhaps: set[str] = set()
     for run in range(8):
         acknowledged += killed_writer(path, run, chance.uniform(0, 0.15))
         with Project.open(path) as project:
@@ -82,8 +83,8 @@ def test_a_writer_killed_at_any_moment_loses_no_acknowledged_label_and_leaves_no
             assert all(len(store.responses(p.id)) in (0, 3) for p in store.prompts(limit=-1))
             undone = {id_ for k, id_ in acknowledged if k == "undone"}
             written = {d.prompt_id for d in store.demonstrations()}
-            last = acknowledged[-1][1]  # its undo may have landed without the word of it
-            assert told["demonstration"] - undone - {last} <= written
+            perhaps.add(acknowledged[-1][1])  # its undo may have landed without the word of it, in any of the runs
+            assert told["demonstration"] - undone - perhaps <= written
             assert not undone & written
             assert len(current_pairs(store).rows) == 3 * len(rankings)
     assert len(acknowledged) > 16
