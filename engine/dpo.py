@@ -1,7 +1,7 @@
 """Direct preference optimisation (Rafailov et al. 2023) against the frozen starting model.
 
 ``D = (log pi(y_c|x) - log ref(y_c|x)) - (log pi(y_r|x) - log ref(y_r|x))``, each a sum over the completion's tokens,
-EOS included; ``L = -log sigmoid(beta D)`` and its relatives in :mod:`engine.losses`.
+EOS included; ``L = -log sigmoid(beta D)`` and its relatives in :mod:`engine.losses`. SimPO and ORPO need no reference.
 
 The reference is the adapter that training starts from (the bare base where there is none). Its log-probabilities are
 computed once, in exactly the micro-batches, padding and kernels of the policy, so that low-precision errors cancel and
@@ -22,7 +22,7 @@ from engine.batching import Schedule, by_length
 from engine.checkpoints import load_tensors, save_tensors
 from engine.eval_samples import write_eval_samples, write_final_samples
 from engine.logps import token_stats
-from engine.losses import dpo_loss
+from engine.losses import dpo_loss, orpo_loss, simpo_loss
 from engine.masking import Example
 from engine.memory import run_micro_batched
 from engine.meters import Meters, Throughput
@@ -60,7 +60,9 @@ def run(session: Session) -> None:
     eval_batches = [[heldout[index] for index in rows] for rows in by_length([p.length for p in heldout], micro_batch)]
     batches = [[train[index] for index in schedule.rows(step)] for step in range(total)]
     cut = micro_batches(session.device)
-    reference, micro_batch = reference_logps(session, adapters, [*batches, *eval_batches], micro_batch)
+    reference: Reference = {}
+    if recipe.needs_reference:
+        reference, micro_batch = reference_logps(session, adapters, [*batches, *eval_batches], micro_batch)
     optimiser = Optimiser([Group(adapters.parameters(POLICY), recipe.learning_rate)], recipe, total)
     trainee = Trainee(adapters, POLICY, optimiser, Throughput())
     meters = Meters()
@@ -130,32 +132,57 @@ def completion_logps(adapters: Adapters, name: str | None, pairs: Sequence[Encod
     return Completions(both[: len(pairs)], both[len(pairs) :], entropy, correct, layout.tokens)
 
 
+class Judged(NamedTuple):
+    """What a loss says of P pairs. All [P]; the implicit rewards are what the loss compares, without its margin."""
+
+    loss: Tensor
+    chosen_reward: Tensor
+    rejected_reward: Tensor
+
+
 def pair_loss(
     adapters: Adapters, pairs: Sequence[EncodedPair], reference: Reference, recipe: DpoRecipe, meters: Meters
 ) -> tuple[Tensor, int]:
-    """The recipe's DPO loss per pair [P], and the tokens passed; the meters get the implicit rewards."""
-    chosen, rejected, entropy, correct, tokens = completion_logps(adapters, POLICY, pairs)
+    """The recipe's loss per pair [P], and the tokens passed; the meters get the implicit rewards."""
+    found = completion_logps(adapters, POLICY, pairs)
+    judged = judge(found.chosen, found.rejected, pairs, reference, recipe)
+    meters.add("loss", judged.loss)
+    meters.add("rewards/chosen", judged.chosen_reward)
+    meters.add("rewards/rejected", judged.rejected_reward)
+    meters.add("rewards/accuracies", judged.chosen_reward > judged.rejected_reward)
+    meters.add("rewards/margins", judged.chosen_reward - judged.rejected_reward)
+    meters.add("logps/chosen", found.chosen)
+    meters.add("logps/rejected", found.rejected)
+    meters.add("entropy", found.entropy)
+    meters.add("mean_token_accuracy", found.correct)
+    return judged.loss, found.tokens
+
+
+def judge(
+    chosen: Tensor, rejected: Tensor, pairs: Sequence[EncodedPair], reference: Reference, recipe: DpoRecipe
+) -> Judged:
+    """Loss and implicit rewards of pairs from summed log-probabilities [P] of their completions under the policy."""
+    chosen_tokens = torch.tensor([one.chosen.trained_tokens for one in pairs], device=chosen.device)
+    rejected_tokens = torch.tensor([one.rejected.trained_tokens for one in pairs], device=chosen.device)
+    if not recipe.needs_reference:
+        chosen, rejected = chosen / chosen_tokens, rejected / rejected_tokens
+        if recipe.loss_type == "simpo":
+            loss, scale = simpo_loss(chosen, rejected, beta=recipe.beta, gamma=recipe.simpo_gamma), recipe.beta
+        else:
+            loss, scale = orpo_loss(chosen, rejected, weight=recipe.orpo_lambda), recipe.orpo_lambda
+        return Judged(loss, scale * chosen, scale * rejected)
     ref = torch.tensor([reference[one.id] for one in pairs], dtype=chosen.dtype, device=chosen.device)
-    chosen_ratio, rejected_ratio = chosen - ref[:, 0], rejected - ref[:, 1]
+    chosen, rejected = chosen - ref[:, 0], rejected - ref[:, 1]
     loss = dpo_loss(
-        chosen_ratio,
-        rejected_ratio,
+        chosen,
+        rejected,
         beta=recipe.beta,
         loss_type=recipe.loss_type,
         label_smoothing=recipe.label_smoothing,
-        chosen_tokens=torch.tensor([one.chosen.trained_tokens for one in pairs], device=chosen.device),
-        rejected_tokens=torch.tensor([one.rejected.trained_tokens for one in pairs], device=chosen.device),
+        chosen_tokens=chosen_tokens,
+        rejected_tokens=rejected_tokens,
     )
-    meters.add("loss", loss)
-    meters.add("rewards/chosen", recipe.beta * chosen_ratio)
-    meters.add("rewards/rejected", recipe.beta * rejected_ratio)
-    meters.add("rewards/accuracies", chosen_ratio > rejected_ratio)
-    meters.add("rewards/margins", recipe.beta * (chosen_ratio - rejected_ratio))
-    meters.add("logps/chosen", chosen)
-    meters.add("logps/rejected", rejected)
-    meters.add("entropy", entropy)
-    meters.add("mean_token_accuracy", correct)
-    return loss, tokens
+    return Judged(loss, recipe.beta * chosen, recipe.beta * rejected)
 
 
 @torch.no_grad()

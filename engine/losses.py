@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+PER_TOKEN = ("ipo", "sigmoid_norm")
+"""DPO losses whose log-ratios are divided by their completion's tokens."""
+
 
 def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | None = None) -> Tensor:
     """Negative log-likelihood of the preference: ``-log sigmoid(r_c - r_r - margin)``. All [P].
@@ -43,11 +46,14 @@ def dpo_loss(
     * robust: ``(-(1-e) ls(beta D) + e ls(-beta D)) / (1 - 2e)`` (Chowdhury et al. 2024, eq. 12);
     * hinge: ``max(0, 1 - beta D)`` (SLiC, Zhao et al. 2023);
     * ipo: ``(D' - 1/(2 beta))^2`` where each log-ratio in D' is divided by its completion's tokens, as TRL does
-      (Azar et al. 2023, eq. 17, has sums: leave out the token counts for it).
+      (Azar et al. 2023, eq. 17, has sums: leave out the token counts for it);
+    * sigmoid_norm: ``-ls(beta D')``, with D' as in ipo, so that long completions weigh no more (TRL 1.16).
 
     All [P]. Raises ValueError for another loss type.
     """
     gap = chosen_logratio - rejected_logratio
+    if loss_type in PER_TOKEN and chosen_tokens is not None and rejected_tokens is not None:
+        gap = chosen_logratio / chosen_tokens.clamp(min=1) - rejected_logratio / rejected_tokens.clamp(min=1)
     if loss_type == "sigmoid":
         return -(1 - label_smoothing) * functional.logsigmoid(beta * gap) - label_smoothing * functional.logsigmoid(
             -beta * gap
@@ -58,7 +64,32 @@ def dpo_loss(
     if loss_type == "hinge":
         return torch.relu(1 - beta * gap)
     if loss_type == "ipo":
-        if chosen_tokens is not None and rejected_tokens is not None:
-            gap = chosen_logratio / chosen_tokens.clamp(min=1) - rejected_logratio / rejected_tokens.clamp(min=1)
         return (gap - 1 / (2 * beta)) ** 2
+    if loss_type == "sigmoid_norm":
+        return -functional.logsigmoid(beta * gap)
     raise ValueError(f"there is no DPO loss {loss_type!r}")
+
+
+def simpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float, gamma: float) -> Tensor:
+    """SimPO's loss per pair, without a reference: ``-log sigmoid(beta c - beta r - gamma)``.
+
+    ``c`` and ``r``, both [P], are the mean log-probability of a token of the chosen and the rejected completion,
+    ``log pi(y|x) / |y|``, in nats. Returns [P]. Source: Meng et al. 2024, eq. 6.
+    """
+    return -functional.logsigmoid(beta * (chosen - rejected) - gamma)
+
+
+def orpo_loss(chosen: Tensor, rejected: Tensor, *, weight: float) -> Tensor:
+    """ORPO's loss per pair, without a reference: the chosen completion's NLL a token, and the odds ratio's term.
+
+    With the mean log-probability of a token, ``log P = log pi(y|x) / |y|`` (``chosen`` and ``rejected``, both [P]):
+    ``-log P(y_c) - weight log sigmoid(log odds(y_c) - log odds(y_r))`` and ``odds(y) = P(y) / (1 - P(y))``.
+    Returns [P]. Source: Hong et al. 2024, eq. 6 and 7; weight is their lambda, and TRL's ``beta``.
+    """
+    return -chosen - weight * functional.logsigmoid(log_odds(chosen) - log_odds(rejected))
+
+
+def log_odds(logp: Tensor) -> Tensor:
+    """``log(P / (1 - P))`` of a log-probability, any shape; finite for a certain event, whose P is taken below 1."""
+    below_zero = logp.clamp(max=-torch.finfo(logp.dtype).eps)
+    return logp - torch.log(-torch.expm1(below_zero))

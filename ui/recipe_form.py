@@ -27,6 +27,10 @@ _WORDS = {
     "ppo": "PPO",
     "eos": "EOS",
     "lambda": "λ",
+    "gamma": "γ",
+    "simpo": "SimPO",
+    "orpo": "ORPO",
+    "neftune": "NEFTune",
     "max": "Maximum",
 }
 _LABELS = {

@@ -19,7 +19,7 @@ import psutil
 
 from workbench.errors import UserError
 from workbench.model_folders import count_parameters
-from workbench.recipes import PpoRecipe, Recipe
+from workbench.recipes import DpoRecipe, PpoRecipe, Recipe
 from workbench.records import Method
 from workbench.run_folder import Row
 from workbench.supervisor import has_gpu
@@ -204,7 +204,9 @@ def _run_tokens(recipe: Recipe, by_row: Sequence[Sequence[int]], heldout: int) -
 
 def foretold_pace(method: Method, recipe: Recipe, shape: Shape) -> float:
     """Foretell the real tokens a second: the machine's rate over the work that a token costs."""
-    passes = {"sft": 4.0, "reward": 4.0, "dpo": 4.0 + 2.0 / max(1.0, recipe.epochs), "ppo": 0.0}[method]
+    passes = {"sft": 4.0, "reward": 4.0, "dpo": 4.0, "ppo": 0.0}[method]
+    if isinstance(recipe, DpoRecipe) and recipe.needs_reference:
+        passes += 2.0 / max(1.0, recipe.epochs)
     if recipe.gradient_checkpointing:
         passes += 2.0
     if isinstance(recipe, PpoRecipe):
@@ -224,7 +226,8 @@ def _memory(
     weights = packed * NF4_BYTES + max(0, shape.parameters - packed) * 2.0
     adapter = shape.adapter_parameters(rank)
     trained = 2 if method == "ppo" else 1
-    frozen = {"sft": 0, "reward": 0, "dpo": 1, "ppo": 1}[method] * continued + (method == "ppo")
+    referred = method == "ppo" or (isinstance(recipe, DpoRecipe) and recipe.needs_reference)
+    frozen = referred * continued + (method == "ppo")
     adapters = adapter * (trained * TRAINED_BYTES + frozen * 4)
     longest = lengths[min(len(lengths) - 1, int(0.98 * len(lengths)))]
     sequences = recipe.micro_batch * (2 if method in ("reward", "dpo") else 1)

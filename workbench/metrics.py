@@ -129,7 +129,7 @@ _METRICS = (
         "rewards/chosen",
         "implicit reward, chosen",
         "Implicit rewards",
-        "beta (log pi - log ref) of the chosen response, summed over its tokens",
+        "beta (log pi - log ref) of the chosen response, summed over its tokens; SimPO: beta, ORPO: lambda x mean log pi",
         "",
         "",
         ("dpo",),

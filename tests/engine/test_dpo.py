@@ -84,11 +84,14 @@ def test_the_margin_grows_and_the_loss_falls(runs, metric):
 
 @pytest.mark.parametrize("start", ["base", "adapter"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_first_loss_is_log_2(runs, metric, monkeypatch, sft_adapter, start, dtype):
+@pytest.mark.parametrize("loss_type", ["sigmoid", "sigmoid_norm"])
+def test_the_first_loss_is_log_2(runs, metric, monkeypatch, sft_adapter, start, dtype, loss_type):
     # policy = reference: D = 0 exactly, -log sigmoid(0) = log 2, and no implicit reward is above another
     monkeypatch.setattr(base_model, "compute_dtype", lambda _device: dtype)
     adapter = sft_adapter if start == "adapter" else ""
-    folder = runs.create("dpo", rows(), rows(4, "held"), adapter=adapter, max_steps=1, batch=8, micro_batch=3)
+    folder = runs.create(
+        "dpo", rows(), rows(4, "held"), adapter=adapter, max_steps=1, batch=8, micro_batch=3, loss_type=loss_type
+    )
     runs.run(folder)
     assert metric(folder, "loss")[0][1] == pytest.approx(LN2, abs=1e-4)
     assert metric(folder, "eval_loss")[0][1] == pytest.approx(LN2, abs=1e-4)
@@ -187,7 +190,33 @@ def test_implicit_rewards_by_hand(policy, tokenizer):
     assert values["loss"] == pytest.approx(0.47407698)
 
 
-@pytest.mark.parametrize("loss_type", ["ipo", "hinge", "robust"])
+@pytest.mark.parametrize("loss_type", ["simpo", "orpo"])
+def test_a_loss_without_a_reference_sees_the_mean_of_a_token_and_makes_no_reference_pass(
+    policy, tokenizer, runs, metric, loss_type
+):
+    pairs = preferences(tokenizer)[:1]
+    recipe = DpoRecipe(loss_type=loss_type, beta=2.0, simpo_gamma=0.5, orpo_lambda=0.3)
+    chosen, rejected, *_ = completion_logps(policy, "policy", pairs)
+    c = float(chosen.detach()) / pairs[0].chosen.trained_tokens
+    r = float(rejected.detach()) / pairs[0].rejected.trained_tokens
+    meters = Meters()
+    pair_loss(policy, pairs, {}, recipe, meters)
+    values = meters.flush()
+    if loss_type == "simpo":  # log(1 + exp(-(2 (c - r) - 0.5)))
+        expected, scale = math.log1p(math.exp(0.5 - 2 * (c - r))), 2.0
+    else:  # -c + 0.3 log(1 + odds(r) / odds(c))
+        odds = [math.exp(one) / (1 - math.exp(one)) for one in (r, c)]
+        expected, scale = -c + 0.3 * math.log1p(odds[0] / odds[1]), 0.3
+    assert values["loss"] == pytest.approx(expected)
+    assert values["rewards/margins"] == pytest.approx(scale * (c - r))
+    folder = runs.create("dpo", rows(), rows(4, "held"), max_steps=1, loss_type=loss_type)
+    runs.run(folder)
+    assert "reference" not in {one.name for one in folder.events() if isinstance(one, Phase)}
+    assert not (folder.path / "cache").exists()
+    assert metric(folder, "eval_loss")[0][0] == 0
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid_norm", "ipo", "hinge", "robust", "simpo", "orpo"])
 def test_the_other_losses_train_too(runs, metric, loss_type):
     folder = runs.create(
         "dpo",
@@ -198,6 +227,7 @@ def test_the_other_losses_train_too(runs, metric, loss_type):
         learning_rate=5e-3,
         loss_type=loss_type,
         label_smoothing=0.1 if loss_type == "robust" else 0.0,
+        beta=2.0 if loss_type == "simpo" else 0.1,
     )
     runs.run(folder)
     assert metric(folder, "rewards/margins")[-1][1] > metric(folder, "rewards/margins")[0][1]

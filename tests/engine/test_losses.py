@@ -7,9 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.losses import bradley_terry, centering, dpo_loss
+from engine.losses import bradley_terry, centering, dpo_loss, log_odds, orpo_loss, simpo_loss
 
 F64 = torch.float64
+LN2 = math.log(2)
 finite = st.floats(-50, 50)
 
 
@@ -49,6 +50,7 @@ def test_bradley_terry_by_hand():
         ("hinge", 0.0, "hinge"),
         ("ipo", 0.0, "ipo"),
         ("ipo", 0.0, "ipo_sums"),
+        ("sigmoid_norm", 0.0, "sigmoid_norm"),
     ],
 )
 def test_dpo_losses_give_the_reference_numbers(golden, loss_type, smoothing, key):
@@ -62,7 +64,7 @@ def test_dpo_losses_give_the_reference_numbers(golden, loss_type, smoothing, key
         beta=g["beta"],
         loss_type=loss_type,
         label_smoothing=smoothing,
-        **(lengths if key == "ipo" else {}),
+        **({} if key == "ipo_sums" else lengths),
     )
     torch.testing.assert_close(loss, tensor(g["per_pair"][key]), atol=1e-6, rtol=1e-9)
     assert float((chosen > rejected).double().mean()) == g["rewards/accuracies"]
@@ -79,13 +81,56 @@ def test_dpo_by_hand():
     # ipo, 4 and 2 tokens: D' = 2/4 - 1/2 = 0, (0 - 1)^2 = 1
     lengths = {"chosen_tokens": torch.tensor([4]), "rejected_tokens": torch.tensor([2])}
     assert float(dpo_loss(chosen, rejected, beta=0.5, loss_type="ipo", **lengths)) == 1.0
+    # sigmoid_norm: D' = 0, -log sigmoid(0) = log 2; with 1 and 2 tokens D' = 2 - 1/2, log(1 + e^-0.75) = 0.386710
+    assert float(dpo_loss(chosen, rejected, beta=0.5, loss_type="sigmoid_norm", **lengths)) == pytest.approx(LN2)
+    lengths["chosen_tokens"] = torch.tensor([1])
+    loss = dpo_loss(chosen, rejected, beta=0.5, loss_type="sigmoid_norm", **lengths)
+    assert float(loss) == pytest.approx(math.log1p(math.exp(-0.75)))
 
 
-@pytest.mark.parametrize("loss_type", ["sigmoid", "robust"])
+@pytest.mark.parametrize("loss_type", ["sigmoid", "robust", "sigmoid_norm"])
 def test_loss_is_log_2_while_the_policy_equals_its_reference(loss_type):
     zero = tensor([0.0, 0.0])
     loss = dpo_loss(zero, zero, beta=0.1, loss_type=loss_type, label_smoothing=0.2)
     torch.testing.assert_close(loss, tensor([math.log(2)] * 2))
+
+
+def test_simpo_and_orpo_give_trls_numbers(golden):
+    g = golden("dpo_loss_formulas")
+    chosen = tensor(g["policy_chosen"]) / tensor(g["len_chosen"])
+    rejected = tensor(g["policy_rejected"]) / tensor(g["len_rejected"])
+    loss = simpo_loss(chosen, rejected, beta=g["simpo"]["beta"], gamma=g["simpo"]["gamma"])
+    torch.testing.assert_close(loss, tensor(g["simpo"]["per_pair"]), atol=1e-12, rtol=0)
+    weight = g["orpo"]["weight"]
+    loss = orpo_loss(chosen, rejected, weight=weight)
+    torch.testing.assert_close(loss, -chosen - tensor(g["orpo"]["odds_term"]), atol=1e-6, rtol=0)  # theirs is fp32
+
+
+def test_simpo_by_hand():
+    # beta (c - r) - gamma = 2 (-1 + 1.5) - 1 = 0: log 2
+    assert float(simpo_loss(tensor([-1.0]), tensor([-1.5]), beta=2.0, gamma=1.0)) == pytest.approx(LN2)
+    # without a margin 2 x 0.5 = 1: log(1 + e^-1)
+    loss = simpo_loss(tensor([-1.0]), tensor([-1.5]), beta=2.0, gamma=0.0)
+    assert float(loss) == pytest.approx(math.log1p(math.exp(-1)))
+
+
+def test_orpo_by_hand():
+    # P(c) = 1/2: odds 1; P(r) = 1/5: odds 1/4; sigmoid(log 4) = 4/5; -log 1/2 - 0.1 log 4/5
+    chosen, rejected = tensor([math.log(1 / 2)]), tensor([math.log(1 / 5)])
+    assert float(log_odds(rejected)) == pytest.approx(math.log(1 / 4))
+    assert float(orpo_loss(chosen, rejected, weight=0.1)) == pytest.approx(LN2 - 0.1 * math.log(4 / 5))
+    # equal odds: the second term is weight x log 2
+    assert float(orpo_loss(chosen, chosen, weight=0.1)) == pytest.approx(1.1 * LN2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_the_odds_of_a_certain_and_of_a_hopeless_response_are_finite_and_so_are_their_gradients(dtype):
+    logp = torch.tensor([0.0, -1e-9, -200.0], dtype=dtype, requires_grad=True)
+    odds = log_odds(logp)
+    odds.sum().backward()
+    assert torch.isfinite(odds).all()
+    assert torch.isfinite(logp.grad).all()
+    assert float(odds[2].detach()) == pytest.approx(-200)  # log(P / (1 - P)) -> log P
 
 
 def test_an_unknown_dpo_loss_is_named():

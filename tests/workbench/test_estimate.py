@@ -147,3 +147,9 @@ def test_the_gpus_free_memory_is_asked_where_there_is_one(monkeypatch):
 def test_long_scripts_count_more_tokens():
     assert estimating.tokens_of("x" * 400) == 100 + estimating.TEMPLATE_TOKENS
     assert estimating.tokens_of("語" * 400) == 200 + estimating.TEMPLATE_TOKENS
+
+
+def test_a_preference_loss_without_a_reference_saves_its_pass():
+    with_one, without = DpoRecipe(epochs=1.0), DpoRecipe(epochs=1.0, loss_type="orpo")
+    # forward, backward and the head: 4; the reference is 2 more
+    assert foretold_pace("dpo", without, SMOL) == pytest.approx(1.5 * foretold_pace("dpo", with_one, SMOL))

@@ -77,6 +77,19 @@ def test_smoothing_where_the_loss_has_none_is_an_error() -> None:
     assert (problem.field, problem.severity) == ("label_smoothing", "error")
 
 
+def test_a_setting_of_another_loss_is_said_to_have_no_effect() -> None:
+    (problem,) = DpoRecipe(simpo_gamma=1.0).problems()
+    assert (problem.field, problem.severity) == ("simpo_gamma", "warning")
+    assert DpoRecipe(loss_type="simpo", simpo_gamma=1.0, beta=2.0).problems() == []
+    (problem,) = DpoRecipe(loss_type="simpo", simpo_gamma=1.0, beta=2.0, orpo_lambda=1.0).problems()
+    assert "no effect on simpo" in problem.message
+
+
+def test_simpo_wants_a_larger_beta_than_dpo() -> None:
+    (problem,) = DpoRecipe(loss_type="simpo").problems()
+    assert (problem.field, problem.severity) == ("beta", "warning")
+
+
 def test_ppo_refuses_uneven_mini_batches_a_response_without_a_prompt_and_an_unknown_rule() -> None:
     recipe = PpoRecipe(batch=10, mini_batches=3, micro_batch=2, response_length=64, max_length=64, rule="be-nice")
     assert {one.field for one in recipe.problems()} == {"mini_batches", "response_length", "rule"}
