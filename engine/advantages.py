@@ -2,7 +2,9 @@
 
 B rows (responses), R response positions. Every ``*_mask`` is True where we keep; a response occupies positions
 ``0 .. length-1``, its EOS included. Sources: Ziegler et al. 2019; Schulman et al. 2016 (GAE); Schulman 2020 (KL
-estimators); Huang et al. 2024 (N+); TRL 1.12's PPOTrainer, whose numbers are the golden cases of the tests.
+estimators); Huang et al. 2024 (N+); TRL 1.12's PPOTrainer, whose numbers are the golden cases of the tests; and for
+advantages within the K responses to one prompt, without a value function, Ahmadian et al. 2024 (RLOO) and Shao et al.
+2024 (GRPO).
 """
 
 from __future__ import annotations
@@ -13,14 +15,16 @@ import torch
 from torch import Tensor
 
 WHITEN_EPS = 1e-8
+GROUP_EPS = 1e-4
+"""Added to a group's standard deviation in GRPO, as in TRL: a group whose scores are equal has advantages of 0."""
 
 
 class Advantages(NamedTuple):
     """What one rollout pays and what the update aims at. All ``[B, R]``; 0 outside their masks."""
 
     rewards: Tensor
-    advantages: Tensor  # whitened over the whole rollout
-    returns: Tensor  # advantages before whitening + values
+    advantages: Tensor  # GAE: whitened over the whole rollout; RLOO and GRPO: one number for a whole response
+    returns: Tensor  # GAE: advantages before whitening + values; 0 without a value function
     mask: Tensor  # bool: the response's tokens
     value_mask: Tensor  # bool: positions whose value is fitted
 
@@ -123,6 +127,63 @@ def rollout_advantages(
     return Advantages(
         rewards, masked_whiten(raw, mask), torch.where(value_mask, returns, 0), mask=mask, value_mask=value_mask
     )
+
+
+def rloo(rewards: Tensor, groups: Tensor) -> Tensor:
+    """Each response's reward less the mean of its group's others: ``R_i - sum_{j != i} R_j / (K - 1)``.
+
+    Args:
+        rewards: [B] reward of the whole response.
+        groups: [B] which prompt it answers, any numbering; each with at least two responses.
+
+    Returns [B]. The baseline does not depend on the response that it is taken from, so the policy gradient stays
+    unbiased. Raises ValueError for a group of one. Source: Ahmadian et al. 2024, "Back to Basics", section 3.2.
+    """
+    place, sums, counts = _by_group(rewards, groups)
+    return rewards - (sums[place] - rewards) / (counts[place] - 1)
+
+
+def grpo(scores: Tensor, groups: Tensor) -> Tensor:
+    """Each response's score in standard deviations of its group: ``(s_i - mean) / (std + eps)``.
+
+    Both [B], as in :func:`rloo`; the deviation has Bessel's correction, as in TRL. Returns [B].
+    Raises ValueError for a group of one. Source: Shao et al. 2024 (DeepSeekMath), section 4.1.2.
+    """
+    place, sums, counts = _by_group(scores, groups)
+    return (scores - (sums / counts)[place]) / (group_spread(scores, groups)[place] + GROUP_EPS)
+
+
+def group_spread(values: Tensor, groups: Tensor) -> Tensor:
+    """Standard deviation of each group's values (both [B]) with Bessel's correction, in the order of their numbers."""
+    place, sums, counts = _by_group(values, groups)
+    squares = (values - (sums / counts)[place]).square()
+    return (torch.zeros_like(sums).index_add(0, place, squares) / (counts - 1)).sqrt()
+
+
+def _by_group(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the place of each value's group [B], and sum and count of each group [G]."""
+    _, place, counts = groups.unique(return_inverse=True, return_counts=True)
+    if int(counts.min()) < 2:
+        raise ValueError("a response has no others to be compared with: its group has one")
+    return place, torch.zeros(len(counts), dtype=values.dtype, device=values.device).index_add(0, place, values), counts
+
+
+def group_advantages(
+    method: str, *, kl: Tensor, scores: Tensor, lengths: Tensor, groups: Tensor, kl_coefficient: float
+) -> Advantages:
+    """Go from one rollout's KL ``[B, R]``, scores, lengths and groups (all ``[B]``) to targets without a value.
+
+    ``rloo`` is paid score and KL penalty, summed over the response; ``grpo`` the score alone, since its KL is a term
+    of the loss. Every token of a response has the response's advantage: at a ratio of 1 the gradient of the clipped
+    objective is then that of ``A log pi(y|x)``, the response taken as one act. Raises ValueError for another method.
+    """
+    if method not in ("rloo", "grpo"):
+        raise ValueError(f"there is no advantage {method!r} within a group")
+    mask = response_mask(lengths, kl.shape[1])
+    rewards = token_rewards(kl, scores, lengths, kl_coefficient if method == "rloo" else 0.0, "last")
+    of_response = rloo(rewards.sum(1), groups) if method == "rloo" else grpo(scores, groups)
+    advantages = torch.where(mask, of_response[:, None], 0).to(kl.dtype)
+    return Advantages(rewards, advantages, torch.zeros_like(kl), mask=mask, value_mask=torch.zeros_like(mask))
 
 
 def adapted_kl_coefficient(coefficient: float, kl: float, target: float, horizon: int, episodes: int) -> float:

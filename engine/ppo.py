@@ -1,5 +1,8 @@
 """PPO against a reward model or a rule, on a KL leash to the starting model (Ziegler 2019, InstructGPT, N+).
 
+RLOO (Ahmadian et al. 2024) and GRPO (Shao et al. 2024) are the same loop without a value function: K responses to each
+prompt are one another's baseline. GRPO's KL is a term of the loss instead of the reward.
+
 A step is one rollout: **rollout** draws responses and measures them with the training forward, **score** asks the
 reward model, **advantage** turns scores and KL into targets, **update** makes ``ppo_epochs x mini_batches`` optimiser
 steps. Policy, reference, reward and value are adapters on one base (:mod:`engine.ppo_models`).
@@ -18,14 +21,20 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from engine.advantages import Advantages, adapted_kl_coefficient, kl_per_token, rollout_advantages
+from engine.advantages import (
+    Advantages,
+    adapted_kl_coefficient,
+    group_advantages,
+    kl_per_token,
+    rollout_advantages,
+)
 from engine.batching import cut_within, most_tokens
 from engine.checkpoints import load_state, save_state
 from engine.generate import SEED_LIMIT, generate, row_seeds
 from engine.memory import run_micro_batched
 from engine.meters import Throughput
 from engine.optim import Group, Optimiser
-from engine.ppo_losses import policy_loss, value_loss
+from engine.ppo_losses import kl_loss, policy_loss, value_loss
 from engine.ppo_models import POLICY, Episode, Players, open_players
 from engine.ppo_report import UpdateMeters, evaluation_metrics, rollout_metrics, samples_of
 from engine.session import Session
@@ -53,20 +62,25 @@ class PromptIds:
 
 @dataclass
 class Rollout:
-    """B episodes and what the four players say of them. R positions; 0 beyond a response's length."""
+    """B episodes and what the players say of them. R positions; 0 beyond a response's length."""
 
     episodes: list[Episode]
     minis: list[range]  # the episodes of each mini-batch
     lengths: Tensor  # [B]
     logps: Tensor  # [B, R]
     ref_logps: Tensor  # [B, R]
-    values: Tensor  # [B, R]
+    values: Tensor | None  # [B, R]; None without a value function
     scores: Tensor  # [B], the missing-EOS penalty taken off
 
     @property
     def kl(self) -> Tensor:
         """KL to the reference of every token, log pi - log ref (k1), [B, R]."""
         return self.logps - self.ref_logps
+
+    @property
+    def groups(self) -> Tensor:
+        """Which prompt of the rollout each episode answers, [B]."""
+        return torch.tensor([one.group for one in self.episodes], device=self.logps.device)
 
 
 @dataclass
@@ -75,19 +89,24 @@ class Trainer:
 
     players: Players
     policy_optimiser: Optimiser
-    value_optimiser: Optimiser
+    value_optimiser: Optimiser | None  # None without a value function
     throughput: Throughput
     kl_coefficient: float
     micro_batch: int
     over_max_kl: bool = False
     ratio_warned: bool = False
 
+    @property
+    def optimisers(self) -> list[Optimiser]:
+        """The policy's, and the value's where there is one."""
+        return [self.policy_optimiser, *([self.value_optimiser] if self.value_optimiser else [])]
+
     def save(self, folder: Path) -> None:
         """Write a resumable checkpoint."""
         self.players.save(folder)
         state = {
             "policy": self.policy_optimiser.state(),
-            "value": self.value_optimiser.state(),
+            "value": self.value_optimiser.state() if self.value_optimiser else None,
             "kl_coefficient": self.kl_coefficient,
             "num_tokens": self.throughput.num_tokens,
             "over_max_kl": self.over_max_kl,
@@ -99,7 +118,8 @@ class Trainer:
         self.players.restore(folder)
         state = load_state(folder / _STATE)
         self.policy_optimiser.restore(state["policy"])
-        self.value_optimiser.restore(state["value"])
+        if self.value_optimiser:
+            self.value_optimiser.restore(state["value"])
         self.kl_coefficient = float(state["kl_coefficient"])
         self.throughput.num_tokens = int(state["num_tokens"])
         self.over_max_kl = bool(state["over_max_kl"])
@@ -130,9 +150,9 @@ def run(session: Session) -> None:
         measure(0)
     for step in range(start + 1, total + 1):
         trainer.throughput.restart()
-        chosen = prompts_of_step(prompts, recipe.batch, recipe.seed, step)
-        session.phase("rollout", f"{len(chosen)} responses")
-        batch = rollout(session, trainer, chosen, step_seed(recipe.seed, step))
+        chosen = prompts_of_step(prompts, recipe.prompts_per_rollout, recipe.seed, step)
+        session.phase("rollout", f"{recipe.batch} responses")
+        batch = rollout(session, trainer, chosen, step_seed(recipe.seed, step), count=recipe.responses_per_prompt)
         session.phase("score")
         score(session, trainer, batch)
         targets = advantage(trainer, batch)
@@ -142,8 +162,8 @@ def run(session: Session) -> None:
         trainer.throughput.add(sum(one.tokens for one in batch.episodes), len(batch.episodes))
         values = rollout_metrics(batch, targets, trainer.kl_coefficient, recipe.kl_estimator) | meters.flush()
         values |= trainer.throughput.flush()
-        episodes = step * recipe.batch
-        values |= {"learning_rate": rate, "episode": float(episodes), "epoch": episodes / len(prompts)}
+        values |= {"learning_rate": rate, "episode": float(step * recipe.batch)}
+        values["epoch"] = step * recipe.prompts_per_rollout / len(prompts)
         session.metrics(step, values)
         session.write_samples(step, samples_of(step, batch, targets, players.base.tokenizer))
         _watch(session, trainer, values, step)
@@ -157,43 +177,57 @@ def run(session: Session) -> None:
 
 @torch.no_grad()
 def rollout(
-    session: Session, trainer: Trainer, prompts: Sequence[PromptIds], seed: int, *, with_values: bool = True
+    session: Session,
+    trainer: Trainer,
+    prompts: Sequence[PromptIds],
+    seed: int,
+    *,
+    count: int = 1,
+    with_values: bool = True,
 ) -> Rollout:
-    """Draw one response to each prompt, then measure it under policy, reference and value by the training forward.
+    """Draw ``count`` responses to each prompt, then measure them under policy, reference and value.
 
-    The sampler's own probabilities are not used: they come from other kernels and another batch shape. Episodes are
-    dealt out to mini-batches at random and lie in each by length, so that micro-batches hold rows of like length.
+    The sampler's own probabilities are not used: they come from other kernels and another batch shape. The prompts are
+    dealt out to mini-batches at random. In each, episodes lie by length, so that micro-batches hold rows of like
+    length, and the responses to one prompt lie together, so that they can share its forward pass.
     """
     players, recipe = trainer.players, trainer.players.recipe
+    with_values = with_values and players.head is not None
     sampling = Sampling(recipe.temperature, 1.0, 0, recipe.response_length, seed)
     with players.adapters.use(POLICY):
-        drawn = generate(players.base, [one.ids for one in prompts], sampling, seeds=row_seeds(seed, len(prompts)))
-    episodes = []
-    for prompt, [response] in zip(prompts, drawn, strict=True):
-        words = response.ids[:-1] if response.ended else response.ids
-        text = decode(players.base.tokenizer, words)
-        episodes.append(Episode(prompt.id, prompt.text, prompt.ids, response.ids, response.ended, text))
-    random.Random(f"{seed}/minis").shuffle(episodes)
+        seeds = row_seeds(seed, len(prompts) * count)
+        drawn = generate(players.base, [one.ids for one in prompts], sampling, count=count, seeds=seeds)
+    groups = []
+    for number, (prompt, responses) in enumerate(zip(prompts, drawn, strict=True)):
+        group = []
+        for response in responses:
+            words = response.ids[:-1] if response.ended else response.ids
+            text = decode(players.base.tokenizer, words)
+            group.append(Episode(prompt.id, prompt.text, prompt.ids, response.ids, response.ended, text, number))
+        groups.append(group)
+    random.Random(f"{seed}/minis").shuffle(groups)
+    episodes = [one for group in groups for one in group]
     minis = mini_batches(len(episodes), recipe.mini_batches)
-    episodes = [one for mini in minis for one in sorted(episodes[mini.start : mini.stop], key=lambda one: -one.tokens)]
+    episodes = [one for mini in minis for one in longest_group_first(episodes[mini.start : mini.stop])]
     width = recipe.response_length
 
-    def measure(part: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    def measure(part: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
         rows = players.layout([episodes[index] for index in part])
         logps, _ = players.policy_logps(POLICY, rows, width)
         ref_logps, _ = players.policy_logps(players.reference, rows, width)
-        return logps, ref_logps, players.values(rows, width) if with_values else torch.zeros_like(logps)
+        return logps, ref_logps, players.values(rows, width) if with_values else None
 
-    measured: list[tuple[Tensor, Tensor, Tensor]] = []
+    measured: list[tuple[Tensor, Tensor, Tensor | None]] = []
     for mini in minis:
         done, trainer.micro_batch = run_micro_batched(
             session, mini, trainer.micro_batch, measure, cut=micro_batches(players, episodes)
         )
         measured += done
-    logps, ref_logps, values = (torch.cat(parts) for parts in zip(*measured, strict=True))
+    logps, ref_logps = torch.cat([one[0] for one in measured]), torch.cat([one[1] for one in measured])
+    values = [one[2] for one in measured if one[2] is not None]
     lengths = torch.tensor([len(one.ids) for one in episodes], device=logps.device)
     scores = torch.zeros(len(episodes), device=logps.device)
-    return Rollout(episodes, minis, lengths, logps, ref_logps, values, scores)
+    return Rollout(episodes, minis, lengths, logps, ref_logps, torch.cat(values) if values else None, scores)
 
 
 def score(session: Session, trainer: Trainer, batch: Rollout) -> None:
@@ -206,10 +240,20 @@ def score(session: Session, trainer: Trainer, batch: Rollout) -> None:
 
 
 def advantage(trainer: Trainer, batch: Rollout) -> Advantages:
-    """Turn scores and KL into rewards per token, and these into whitened advantages and returns (GAE)."""
+    """Turn scores and KL into rewards per token, and these into advantages, by GAE or within the prompt's group."""
     recipe = trainer.players.recipe
+    kl = kl_per_token(batch.logps, batch.ref_logps, recipe.kl_estimator)
+    if batch.values is None:
+        return group_advantages(
+            recipe.advantage,
+            kl=kl,
+            scores=batch.scores,
+            lengths=batch.lengths,
+            groups=batch.groups,
+            kl_coefficient=trainer.kl_coefficient,
+        )
     return rollout_advantages(
-        kl=kl_per_token(batch.logps, batch.ref_logps, recipe.kl_estimator),
+        kl=kl,
         scores=batch.scores,
         values=batch.values,
         lengths=batch.lengths,
@@ -225,7 +269,8 @@ def update(session: Session, trainer: Trainer, batch: Rollout, targets: Advantag
     """Make ``ppo_epochs x mini_batches`` optimiser steps of policy and value on one rollout.
 
     Losses are sums over a micro-batch divided by the tokens of its whole mini-batch, so micro-batches change nothing.
-    The policy's backward pass is done before the value's forward begins.
+    (GRPO's paper divides by each response's own tokens first, which makes long bad answers cheap; TRL's default does
+    as here: Yu et al. 2025.) The policy's backward pass is done before the value's forward begins.
     """
     players, recipe = trainer.players, trainer.players.recipe
     width = batch.logps.shape[1]
@@ -243,30 +288,34 @@ def update(session: Session, trainer: Trainer, batch: Rollout, targets: Advantag
                 mask = targets.mask[at]
                 logps, entropy = players.policy_logps(POLICY, rows, width)
                 policy = policy_loss(logps, batch.logps[at], targets.advantages[at], mask, recipe.clip_range)
-                (policy.loss / tokens).backward()
-                values = players.values(rows, width)
-                value = value_loss(
-                    values, batch.values[at], targets.returns[at], targets.value_mask[at], recipe.value_clip_range
-                )
-                (recipe.value_coefficient * value.loss / value_tokens).backward()
-                meters.add(policy, value, entropy)
+                loss, kl, value = policy.loss, None, None
+                if recipe.advantage == "grpo":
+                    kl = kl_loss(logps, batch.ref_logps[at], mask)
+                    loss = loss + trainer.kl_coefficient * kl
+                (loss / tokens).backward()
+                if batch.values is not None:
+                    values = players.values(rows, width)
+                    value = value_loss(
+                        values, batch.values[at], targets.returns[at], targets.value_mask[at], recipe.value_clip_range
+                    )
+                    (recipe.value_coefficient * value.loss / value_tokens).backward()
+                meters.add(policy, entropy, value, kl)
 
             def reset() -> None:
-                trainer.policy_optimiser.zero()
-                trainer.value_optimiser.zero()
+                for one in trainer.optimisers:
+                    one.zero()
                 meters.forget_mini_batch()
 
             _, trainer.micro_batch = run_micro_batched(session, mini, trainer.micro_batch, work, reset=reset, cut=cut)
-            policy_mean, value_mean = meters.end_mini_batch(tokens, value_tokens)
             ids = [one.prompt_id for one in batch.episodes[whole]]
-            session.check_finite(step, "loss/policy_avg", policy_mean, ids)
-            session.check_finite(step, "loss/value_avg", value_mean, ids)
-            norm, value_norm = trainer.policy_optimiser.clip(), trainer.value_optimiser.clip()
-            session.check_finite(step, "grad_norm", norm, ids)
-            session.check_finite(step, "grad_norm", value_norm, ids)
-            meters.add_norm(norm)
-            trainer.policy_optimiser.step()
-            trainer.value_optimiser.step()
+            for key, mean in meters.end_mini_batch(tokens, value_tokens).items():
+                session.check_finite(step, key, mean, ids)
+            norms = [one.clip() for one in trainer.optimisers]
+            for norm in norms:
+                session.check_finite(step, "grad_norm", norm, ids)
+            meters.add_norm(norms[0])
+            for one in trainer.optimisers:
+                one.step()
     return meters
 
 
@@ -332,6 +381,14 @@ def mini_batches(rows: int, count: int) -> list[range]:
     return [range(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
+def longest_group_first(episodes: Sequence[Episode]) -> list[Episode]:
+    """Order the episodes of a mini-batch by length, the responses to one prompt together."""
+    longest: dict[int, int] = {}
+    for one in episodes:
+        longest[one.group] = max(one.tokens, longest.get(one.group, 0))
+    return sorted(episodes, key=lambda one: (-longest[one.group], one.group, -one.tokens))
+
+
 def micro_batches(players: Players, episodes: Sequence[Episode]) -> Callable[[Sequence[int], int], list[Sequence[int]]]:
     """How the rows of a mini-batch are cut: the same in rollout, score and update, so that the first ratio is 1."""
     tokens = most_tokens(players.base.device)
@@ -340,10 +397,11 @@ def micro_batches(players: Players, episodes: Sequence[Episode]) -> Callable[[Se
 
 def _trainer(players: Players, recipe: PpoRecipe, total: int) -> Trainer:
     steps = total * recipe.ppo_epochs * recipe.mini_batches
+    value = [Group(players.value_parameters(), recipe.value_learning_rate)] if recipe.has_value else []
     return Trainer(
         players=players,
         policy_optimiser=Optimiser([Group(players.policy_parameters(), recipe.learning_rate)], recipe, steps),
-        value_optimiser=Optimiser([Group(players.value_parameters(), recipe.value_learning_rate)], recipe, steps),
+        value_optimiser=Optimiser(value, recipe, steps) if value else None,
         throughput=Throughput(),
         kl_coefficient=recipe.kl_coefficient,
         micro_batch=min(recipe.micro_batch, max(1, recipe.batch // recipe.mini_batches)),

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from engine.advantages import kl_per_token
+
 
 class PolicyLoss(NamedTuple):
     """Sums over real tokens. ``loss`` carries the gradient; the others are detached."""
@@ -46,6 +48,14 @@ def policy_loss(
         ratio=torch.where(mask, ratio.detach(), 0).sum(),
         ratio_off=torch.expm1(detached).abs().sum(),
     )
+
+
+def kl_loss(new_logps: Tensor, ref_logps: Tensor, mask: Tensor) -> Tensor:
+    """Sum over kept tokens of the k3 estimate of KL(policy || reference), with its gradient; all tensors ``[B, R]``.
+
+    ``exp(ref - new) - 1 - (ref - new)``, never negative. Source: Shao et al. 2024 (GRPO), eq. 4.
+    """
+    return kl_per_token(torch.where(mask, new_logps, 0), torch.where(mask, ref_logps, 0), "k3").sum()
 
 
 def value_loss(new_values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip_range: float) -> ValueLoss:

@@ -1,5 +1,7 @@
 """The four players of PPO on one base: policy, reference, reward and value, each an adapter (and perhaps a head).
 
+RLOO and GRPO have no value: its adapter is never made.
+
 Every number that enters a loss comes from :meth:`Players.policy_logps` and :meth:`Players.values`: rollout and update
 call the same functions on the same rows in the same layout, so that the first ratio of an update is exactly 1.
 """
@@ -45,6 +47,7 @@ class Episode:
     ids: tuple[int, ...]  # the response, its EOS included
     ended: bool
     text: str
+    group: int = 0  # the responses to one prompt of a rollout have the same
 
     @property
     def tokens(self) -> int:
@@ -59,7 +62,7 @@ class Players:
     adapters: Adapters
     recipe: PpoRecipe
     reference: str | None  # None: the bare base
-    head: ScalarHead  # of the value function
+    head: ScalarHead | None  # of the value function; None: there is none
     value_offset: float  # added to the head's output: the reward model's normalisation
     reward: RewardModel | None
     rule: Rule | None
@@ -74,8 +77,8 @@ class Players:
         return self.adapters.parameters(POLICY)
 
     def value_parameters(self) -> list[torch.nn.Parameter]:
-        """What the value's optimiser trains: its adapter and its head."""
-        return [*self.adapters.parameters(VALUE), *self.head.parameters()]
+        """What the value's optimiser trains: its adapter and its head. Nothing where there is no value function."""
+        return [] if self.head is None else [*self.adapters.parameters(VALUE), *self.head.parameters()]
 
     def layout(self, episodes: Sequence[Episode]) -> Layout:
         """Lay episodes out for a forward pass; the response's tokens count."""
@@ -103,7 +106,8 @@ class Players:
         with self.adapters.use(VALUE):
             hidden = self.adapters.flat(rows)
         keep = response_mask(rows.lengths + 1, width + 1)
-        return _spread(self.head(hidden[rows.through]) + self.value_offset, keep)[:, :width]
+        head = cast(ScalarHead, self.head)
+        return _spread(head(hidden[rows.through]) + self.value_offset, keep)[:, :width]
 
     def scores(self, episodes: Sequence[Episode]) -> list[float]:
         """Score responses with the rule, or with the reward model in standard deviations of its calibration."""
@@ -120,12 +124,14 @@ class Players:
     def save(self, folder: Path) -> None:
         """Write all that trains: the policy as a model, the value function for resuming only."""
         self.save_policy(folder)
-        tensors = dict(self.adapters.state(VALUE)) | {_HEAD: self.head.weight}
-        save_tensors(folder / _VALUE_FILE, tensors)
+        if self.head is not None:
+            save_tensors(folder / _VALUE_FILE, dict(self.adapters.state(VALUE)) | {_HEAD: self.head.weight})
 
     def restore(self, folder: Path) -> None:
         """Put a checkpoint's policy and value function back."""
         self.adapters.restore(POLICY, folder)
+        if self.head is None:
+            return
         tensors = load_tensors(folder / _VALUE_FILE)
         with torch.no_grad():
             for key, target in self.adapters.state(VALUE).items():
@@ -134,23 +140,19 @@ class Players:
 
 
 def open_players(session: Session) -> Players:
-    """Load the base and set up all four players as they stand before the first rollout."""
+    """Load the base and set up the players as they stand before the first rollout."""
     recipe = cast(PpoRecipe, session.recipe)
     adapters = open_start(session, POLICY)
     reference = None
     if session.spec.model.adapter:
         adapters.copy(POLICY, REFERENCE, trainable=False)
         reference = REFERENCE
-    if recipe.rule:
-        _add_value_beside(adapters, session)
-        head = _zero_head(adapters.base)
-        return Players(adapters, recipe, reference, head, 0.0, None, rule_scorer(recipe.rule))
-    reward = _open_reward(session, adapters)
-    adapters.copy(REWARD, VALUE, trainable=True)
-    head = ScalarHead(adapters.base.hidden_size, adapters.base.device)
-    with torch.no_grad():  # the value starts as the reward model, in the units in which scores are paid
-        head.weight.copy_(reward.head.weight / reward.stats.std)
-    return Players(adapters, recipe, reference, head, -reward.stats.mean / reward.stats.std, reward, None)
+    rule = rule_scorer(recipe.rule) if recipe.rule else None
+    reward = None if rule else _open_reward(session, adapters)
+    players = Players(adapters, recipe, reference, None, 0.0, reward, rule)
+    if recipe.has_value:
+        _add_value(players, session)
+    return players
 
 
 def _open_reward(session: Session, adapters: Adapters) -> RewardModel:
@@ -176,20 +178,22 @@ def _open_reward(session: Session, adapters: Adapters) -> RewardModel:
     return reward
 
 
-def _add_value_beside(adapters: Adapters, session: Session) -> None:
-    """Without a reward model the value function starts from the policy's start, with a head of zeros."""
-    if session.spec.model.adapter:
-        adapters.copy(POLICY, VALUE, trainable=True)
+def _add_value(players: Players, session: Session) -> None:
+    """The value starts as the reward model, in the units of paid scores; beside a rule as the policy, with V = 0."""
+    adapters, reward, recipe = players.adapters, players.reward, players.recipe
+    players.head = ScalarHead(players.base.hidden_size, players.base.device)
+    if reward is not None:
+        adapters.copy(REWARD, VALUE, trainable=True)
+        start = reward.head.weight / reward.stats.std
+        players.value_offset = -reward.stats.mean / reward.stats.std
     else:
-        recipe = session.recipe
-        adapters.add(VALUE, rank=recipe.lora_rank, alpha=recipe.lora_alpha, trainable=True, seed=recipe.seed + 1)
-
-
-def _zero_head(base: LoadedBase) -> ScalarHead:
-    head = ScalarHead(base.hidden_size, base.device)
+        start = torch.zeros_like(players.head.weight)
+        if session.spec.model.adapter:
+            adapters.copy(POLICY, VALUE, trainable=True)
+        else:
+            adapters.add(VALUE, rank=recipe.lora_rank, alpha=recipe.lora_alpha, trainable=True, seed=recipe.seed + 1)
     with torch.no_grad():
-        head.weight.zero_()
-    return head
+        players.head.weight.copy_(start)
 
 
 def _spread(flat: Tensor, keep: Tensor) -> Tensor:

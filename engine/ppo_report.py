@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from engine.advantages import Advantages, explained_variance, kl_per_token, masked_mean, response_mask
+from engine.advantages import (
+    Advantages,
+    explained_variance,
+    group_spread,
+    kl_per_token,
+    masked_mean,
+    response_mask,
+)
 from engine.meters import Meters
 from engine.ppo_losses import PolicyLoss, ValueLoss
 from engine.text_stream import token_texts
@@ -19,6 +26,16 @@ if TYPE_CHECKING:
 
 _DECIMALS = 5
 _GRAM = 4
+_EQUAL_SCORES = 1e-6
+
+
+class MicroBatch(NamedTuple):
+    """The sums of one micro-batch of an update."""
+
+    policy: PolicyLoss
+    entropy: Tensor
+    value: ValueLoss | None = None  # None: there is no value function
+    kl: Tensor | None = None  # to the reference, in the loss; None: it is not (only GRPO has it there)
 
 
 class UpdateMeters:
@@ -26,36 +43,48 @@ class UpdateMeters:
 
     def __init__(self) -> None:
         self._meters = Meters()
-        self._pending: list[tuple[PolicyLoss, ValueLoss, Tensor]] = []
+        self._pending: list[MicroBatch] = []
         self._ratios: list[float] = []
         self._first_ratio_off: float | None = None
 
-    def add(self, policy: PolicyLoss, value: ValueLoss, entropy: Tensor) -> None:
+    def add(self, policy: PolicyLoss, entropy: Tensor, value: ValueLoss | None, kl: Tensor | None) -> None:
         """Take a micro-batch's sums; they count once its mini-batch is whole."""
-        policy = policy._replace(loss=policy.loss.detach())
-        self._pending.append((policy, value._replace(loss=value.loss.detach()), entropy.detach().sum()))
+        self._pending.append(
+            MicroBatch(
+                policy._replace(loss=policy.loss.detach()),
+                entropy.detach().sum(),
+                None if value is None else value._replace(loss=value.loss.detach()),
+                None if kl is None else kl.detach(),
+            )
+        )
 
     def forget_mini_batch(self) -> None:
         """Forget the micro-batches of a mini-batch that starts again."""
         self._pending.clear()
 
-    def end_mini_batch(self, tokens: int, value_tokens: int) -> tuple[Tensor, Tensor]:
-        """Count the mini-batch. Returns its mean policy loss and mean value loss."""
-        policies, values, entropies = zip(*self._pending, strict=True)
-        policy_sum, ratio_sum = _total([one.loss for one in policies]), _total([one.ratio for one in policies])
-        value_sum = _total([one.loss for one in values])
-        self._meters.add_sum("loss/policy_avg", policy_sum, tokens)
+    def end_mini_batch(self, tokens: int, value_tokens: int) -> dict[str, Tensor]:
+        """Count the mini-batch. Returns its mean losses by name."""
+        policies = [one.policy for one in self._pending]
+        values = [one.value for one in self._pending if one.value is not None]
+        kls = [one.kl for one in self._pending if one.kl is not None]
+        ratio = _total([one.ratio for one in policies])
+        losses = {"loss/policy_avg": (_total([one.loss for one in policies]), tokens)}
+        if values:
+            losses["loss/value_avg"] = (_total([one.loss for one in values]), value_tokens)
+            self._meters.add_sum("val/clipfrac_avg", _total([one.clipped for one in values]), value_tokens)
+        if kls:
+            losses["loss/kl_avg"] = (_total(kls), tokens)
+        for key, (total, count) in losses.items():
+            self._meters.add_sum(key, total, count)
         self._meters.add_sum("policy/clipfrac_avg", _total([one.clipped for one in policies]), tokens)
         self._meters.add_sum("policy/approxkl_avg", _total([one.approx_kl for one in policies]), tokens)
-        self._meters.add_sum("policy/entropy_avg", _total(entropies), tokens)
-        self._meters.add_sum("val/ratio", ratio_sum, tokens)
-        self._meters.add_sum("loss/value_avg", value_sum, value_tokens)
-        self._meters.add_sum("val/clipfrac_avg", _total([one.clipped for one in values]), value_tokens)
-        self._ratios.append(float(ratio_sum) / tokens)
+        self._meters.add_sum("policy/entropy_avg", _total([one.entropy for one in self._pending]), tokens)
+        self._meters.add_sum("val/ratio", ratio, tokens)
+        self._ratios.append(float(ratio) / tokens)
         if self._first_ratio_off is None:
             self._first_ratio_off = float(_total([one.ratio_off for one in policies])) / tokens
         self._pending.clear()
-        return policy_sum / tokens, value_sum / value_tokens
+        return {key: total / count for key, (total, count) in losses.items()}
 
     def add_norm(self, norm: Tensor) -> None:
         """Take the policy's gradient length before clipping."""
@@ -82,7 +111,16 @@ def rollout_metrics(batch: Rollout, targets: Advantages, kl_coefficient: float, 
     penalty = float(-kl_coefficient * kl.sum()) / rows
     scores = float(batch.scores.mean())
     ended = sum(one.ended for one in batch.episodes)
-    return {
+    if batch.values is None:
+        spread = group_spread(batch.scores, batch.groups)
+        more = {"frac_reward_zero_std": float((spread < _EQUAL_SCORES).double().mean())}
+    else:
+        more = {
+            "ppo/returns_mean": float(masked_mean(targets.returns, targets.value_mask)),
+            "ppo/values_mean": float(masked_mean(batch.values, targets.value_mask)),
+            "ppo/explained_variance": explained_variance(targets.returns, batch.values, targets.value_mask),
+        }
+    return more | {
         "objective/scores": scores,
         "objective/kl": float(torch.where(mask, batch.kl, 0).sum()) / rows,
         "objective/non_score_reward": penalty,
@@ -92,9 +130,6 @@ def rollout_metrics(batch: Rollout, targets: Advantages, kl_coefficient: float, 
         "ppo/eos_missing": 1 - ended / rows,
         "ppo/mean_length": float(batch.lengths.double().mean()),
         "ppo/kl_coefficient": kl_coefficient,
-        "ppo/returns_mean": float(masked_mean(targets.returns, targets.value_mask)),
-        "ppo/values_mean": float(masked_mean(batch.values, targets.value_mask)),
-        "ppo/explained_variance": explained_variance(targets.returns, batch.values, targets.value_mask),
         "ppo/repetition": sum(repetition(one.ids) for one in batch.episodes) / rows,
     }
 
@@ -137,7 +172,7 @@ def samples_of(step: int, batch: Rollout, targets: Advantages | None, tokenizer:
                 token_logps=_rounded(batch.logps[row, :length].tolist()),
                 token_kl=_rounded(batch.kl[row, :length].tolist()),
                 token_rewards=_rounded(rewards[:length]),
-                token_values=_rounded(batch.values[row, :length].tolist()) if targets is not None else (),
+                token_values=_rounded(batch.values[row, :length].tolist()) if batch.values is not None else (),
                 token_advantages=_rounded(targets.advantages[row, :length].tolist()) if targets is not None else (),
             )
         )

@@ -47,6 +47,7 @@ _LABELS = {
     "eval_every": "Measure every",
     "save_every": "Checkpoint every",
     "gae_lambda": "GAE λ",
+    "responses_per_prompt": "Responses per prompt",
 }
 GROUP_ORDER = (
     "Training",

@@ -159,7 +159,7 @@ def estimate(
         + ("(measured in this project's runs)" if ratios else "(a rough rate for this machine)")
         + f", {in_time(seconds)}"
     )
-    trained = shape.adapter_parameters(rank) * (2 if method == "ppo" else 1)
+    trained = shape.adapter_parameters(rank) * trained_adapters(recipe)
     return Estimate(
         memory_bytes=int(memory),
         memory_available=available,
@@ -202,6 +202,11 @@ def _run_tokens(recipe: Recipe, by_row: Sequence[Sequence[int]], heldout: int) -
     return int(mean * (steps * recipe.batch + share * evaluations * heldout))
 
 
+def trained_adapters(recipe: Recipe) -> int:
+    """Return how many adapters a run trains: PPO's value model is a second one."""
+    return 2 if isinstance(recipe, PpoRecipe) and recipe.has_value else 1
+
+
 def foretold_pace(method: Method, recipe: Recipe, shape: Shape) -> float:
     """Foretell the real tokens a second: the machine's rate over the work that a token costs."""
     passes = {"sft": 4.0, "reward": 4.0, "dpo": 4.0, "ppo": 0.0}[method]
@@ -210,7 +215,8 @@ def foretold_pace(method: Method, recipe: Recipe, shape: Shape) -> float:
     if recipe.gradient_checkpointing:
         passes += 2.0
     if isinstance(recipe, PpoRecipe):
-        passes = 12.0 + 8.0 + recipe.ppo_epochs * 2 * (6.0 if recipe.gradient_checkpointing else 4.0)
+        update = 6.0 if recipe.gradient_checkpointing else 4.0
+        passes = 12.0 + 6.0 + 2.0 * recipe.has_value + recipe.ppo_epochs * trained_adapters(recipe) * update
     if recipe.device != "cpu" and has_gpu():
         return GPU_FLOPS / (passes * shape.parameters)
     cores = psutil.cpu_count(logical=False) or 1
@@ -225,7 +231,7 @@ def _memory(
     packed = shape.linear_parameters if recipe.quantisation == "nf4" else 0
     weights = packed * NF4_BYTES + max(0, shape.parameters - packed) * 2.0
     adapter = shape.adapter_parameters(rank)
-    trained = 2 if method == "ppo" else 1
+    trained = trained_adapters(recipe)
     referred = method == "ppo" or (isinstance(recipe, DpoRecipe) and recipe.needs_reference)
     frozen = referred * continued + (method == "ppo")
     adapters = adapter * (trained * TRAINED_BYTES + frozen * 4)

@@ -287,7 +287,7 @@ class DpoRecipe(CommonRecipe):
 
 @dataclass(frozen=True, slots=True)
 class PpoRecipe(CommonRecipe):
-    """PPO against a reward model (or a written rule), on a KL leash to the starting model."""
+    """PPO against a reward model (or a written rule), on a KL leash to the starting model; RLOO and GRPO likewise."""
 
     learning_rate: float = setting(
         5e-5,
@@ -315,6 +315,13 @@ class PpoRecipe(CommonRecipe):
         group="Rollout",
     )
     batch: int = setting(32, "Episodes per rollout", low=2, high=65_536, group="Rollout")
+    responses_per_prompt: int = setting(
+        1,
+        "Responses drawn to each prompt of a rollout; rloo and grpo compare them, and want 2 or more",
+        low=1,
+        high=1024,
+        group="Rollout",
+    )
     mini_batches: int = setting(
         1, "Optimiser steps per PPO epoch on one rollout", low=1, high=1024, source="N+", group="PPO"
     )
@@ -351,7 +358,11 @@ class PpoRecipe(CommonRecipe):
         group="KL leash",
     )
     kl_estimator: str = setting(
-        "k1", "Estimator of the KL paid in the reward", choices=("k1", "k3"), source="TRL", group="KL leash"
+        "k1",
+        "Estimator of the KL paid in the reward; grpo has k3 in its loss",
+        choices=("k1", "k3"),
+        source="TRL",
+        group="KL leash",
     )
     missing_eos_penalty: float = setting(
         1.0,
@@ -375,6 +386,13 @@ class PpoRecipe(CommonRecipe):
         group="Reward",
     )
     rule: str = setting("", "Score by a written rule instead of a reward model, e.g. shorter-than:40", group="Reward")
+    advantage: str = setting(
+        "gae",
+        "What a response is measured by: gae, a value model; rloo, the mean of the other responses to its prompt; grpo, the same in standard deviations, with the KL in the loss",
+        choices=("gae", "rloo", "grpo"),
+        source="InstructGPT",
+        group="PPO",
+    )
     gamma: float = setting(1.0, "Discount", low=0, high=1, source="InstructGPT", group="PPO")
     gae_lambda: float = setting(0.95, "GAE's lambda", low=0, high=1, source="InstructGPT", group="PPO")
     clip_range: float = setting(
@@ -405,9 +423,19 @@ class PpoRecipe(CommonRecipe):
         group="KL leash",
     )
 
+    @property
+    def has_value(self) -> bool:
+        """Whether a value model is trained beside the policy."""
+        return self.advantage == "gae"
+
+    @property
+    def prompts_per_rollout(self) -> int:
+        """Different places for prompts in a rollout: each has ``responses_per_prompt`` episodes."""
+        return self.batch // self.responses_per_prompt
+
     def problems(self) -> list[Problem]:
         """Return every fault with its field."""
-        found = CommonRecipe.problems(self)
+        found = [*CommonRecipe.problems(self), *self._group_problems()]
         if self.mini_batches > 0 and self.batch % self.mini_batches:
             found.append(
                 Problem(
@@ -439,6 +467,35 @@ class PpoRecipe(CommonRecipe):
                 found.append(
                     Problem("rule", str(error), "use shorter-than:TOKENS, longer-than:TOKENS or contains:TEXT")
                 )
+        return found
+
+    def _group_problems(self) -> list[Problem]:
+        """Faults of the responses to one prompt, and of comparing them."""
+        found = []
+        if self.responses_per_prompt > 0 and self.batch % self.responses_per_prompt:
+            found.append(
+                Problem(
+                    "responses_per_prompt",
+                    f"{self.batch} episodes do not split into {self.responses_per_prompt} responses to each prompt",
+                    "choose a divisor of batch",
+                )
+            )
+        if not self.has_value and self.responses_per_prompt < 2:
+            found.append(
+                Problem(
+                    "responses_per_prompt",
+                    f"{self.advantage} compares the responses to one prompt, and one has none beside it",
+                    "set it to 2 or more, e.g. 4",
+                )
+            )
+        if not self.has_value and self.whiten_rewards:
+            found.append(
+                Problem(
+                    "whiten_rewards",
+                    f"{self.advantage} takes the reward of a whole response and has none per token to scale",
+                    "set it to off, or choose gae",
+                )
+            )
         return found
 
 

@@ -17,11 +17,15 @@ from engine.advantages import (
     adapted_kl_coefficient,
     explained_variance,
     gae,
+    group_advantages,
+    group_spread,
+    grpo,
     kl_per_token,
     masked_mean,
     masked_variance,
     masked_whiten,
     response_mask,
+    rloo,
     rollout_advantages,
     score_index,
     token_rewards,
@@ -111,6 +115,64 @@ def test_gae_by_hand() -> None:
     advantages, returns = gae(torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0, 3.0]]), gamma=0.5, lam=0.8)
     assert advantages[0].tolist() == pytest.approx([0.1, -1.0])
     assert returns[0].tolist() == pytest.approx([2.1, 2.0])
+
+
+THREE_AND_TWO = torch.tensor([7, 3, 7, 3, 7])  # which prompt each of five responses answers
+
+
+def test_rloo_by_hand() -> None:
+    # prompt 7 has rewards 1, 2, 3: 1 - (2 + 3)/2, 2 - (1 + 3)/2, 3 - (1 + 2)/2;  prompt 3 has 5, 9: 5 - 9, 9 - 5
+    found = rloo(torch.tensor([1.0, 5.0, 2.0, 9.0, 3.0]), THREE_AND_TWO)
+    assert found.tolist() == [-1.5, -4.0, 0.0, 4.0, 1.5]
+
+
+def test_grpo_by_hand() -> None:
+    # 1, 2, 3: mean 2, std 1;  5, 9: mean 7, std sqrt((4 + 4)/1) = 2.8284, +-2 / 2.8285
+    scores = torch.tensor([1.0, 5.0, 2.0, 9.0, 3.0], dtype=torch.float64)
+    assert group_spread(scores, THREE_AND_TWO).tolist() == pytest.approx([8**0.5, 1.0])
+    two = 2 / (8**0.5 + 1e-4)
+    assert grpo(scores, THREE_AND_TWO).tolist() == pytest.approx([-1 / 1.0001, -two, 0.0, two, 1 / 1.0001])
+
+
+def test_a_group_of_equal_scores_teaches_nothing_and_a_group_of_one_is_refused() -> None:
+    same = torch.full((4,), 0.3)
+    groups = torch.tensor([0, 0, 1, 1])
+    assert rloo(same, groups).tolist() == [0.0] * 4
+    assert grpo(same, groups).tolist() == [0.0] * 4
+    for advantage in (rloo, grpo):
+        with pytest.raises(ValueError, match="group has one"):
+            advantage(same, torch.tensor([0, 0, 0, 1]))
+
+
+@given(st.lists(st.floats(-10, 10), min_size=4, max_size=4), st.floats(-5, 5))
+def test_what_all_responses_of_a_group_share_is_no_advantage(rewards: list[float], shift: float) -> None:
+    values, groups = torch.tensor(rewards, dtype=torch.float64), torch.zeros(4, dtype=torch.long)
+    found = rloo(values, groups)
+    assert found.sum().item() == pytest.approx(0, abs=1e-9)
+    assert torch.allclose(found, (values - values.mean()) * 4 / 3)  # K / (K - 1) times the deviation
+    assert torch.allclose(rloo(values + shift, groups), found)
+
+
+@pytest.mark.parametrize("method", ["rloo", "grpo"])
+def test_every_token_of_a_response_has_the_responses_advantage(method: str) -> None:
+    # 2 and 1 tokens; beyond them anything may stand.  KL sums 0.5 and -1.0, at 0.1: rewards 1 - 0.05 and 3 + 0.1
+    kl = torch.tensor([[0.2, 0.3, torch.inf], [-1.0, torch.nan, 9.0]], dtype=torch.float64)
+    scores = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    found = group_advantages(
+        method,
+        kl=kl,
+        scores=scores,
+        lengths=torch.tensor([2, 1]),
+        groups=torch.tensor([0, 0]),
+        kl_coefficient=0.1,
+    )
+    high = 3.1 - 0.95 if method == "rloo" else 1 / (2**0.5 + 1e-4)  # grpo's KL is in the loss
+    assert found.advantages.flatten().tolist() == pytest.approx([-high, -high, 0, high, 0, 0])
+    paid = [-0.02, 0.97, 0, 3.1, 0, 0] if method == "rloo" else [0, 1, 0, 3, 0, 0]
+    assert found.rewards.flatten().tolist() == pytest.approx(paid)
+    assert not found.value_mask.any()
+    with pytest.raises(ValueError, match="gae"):
+        group_advantages("gae", kl=kl, scores=scores, lengths=scores, groups=scores, kl_coefficient=0.1)
 
 
 def test_with_lambda_and_gamma_1_a_return_is_the_sum_of_what_is_still_paid() -> None:

@@ -35,6 +35,15 @@ QUICK = {
     "temperature": 1.0,
 }
 
+GROUPS = {"responses_per_prompt": 4, "batch": 8}
+OF_A_VALUE = {"loss/value_avg", "val/clipfrac_avg", "ppo/returns_mean", "ppo/values_mean", "ppo/explained_variance"}
+OF_GROUPS = {"gae": set(), "rloo": {"frac_reward_zero_std"}, "grpo": {"frac_reward_zero_std", "loss/kl_avg"}}
+
+
+def advantage_of(method):
+    """Recipe fields of GAE, RLOO or GRPO."""
+    return {"advantage": method} | ({} if method == "gae" else GROUPS)
+
 
 def prompts(count=6, size=1):
     return [PromptRow(f"p{index}", (Message("user", f"{'Say ' * size}{index}."),)) for index in range(count)]
@@ -81,13 +90,14 @@ def opened(folder):
 # ---- a whole run ---------------------------------------------------------------------------------------------
 
 
-def test_every_metric_is_in_the_glossary_and_the_first_ratio_is_exactly_1(runs, metric):
-    folder = runs.create("ppo", prompts(), prompts(3), eval_every=1, **QUICK)
+@pytest.mark.parametrize("method", ["gae", "rloo", "grpo"])
+def test_every_metric_is_in_the_glossary_and_the_first_ratio_is_exactly_1(runs, metric, method):
+    folder = runs.create("ppo", prompts(), prompts(3), eval_every=1, **(QUICK | advantage_of(method)))
     runs.run(folder)
     sent = {key for one in folder.events() if isinstance(one, Metrics) for key in one.values}
     assert sent <= set(GLOSSARY)
-    wanted = {key for key, one in GLOSSARY.items() if "ppo" in one.methods}
-    assert sent == wanted
+    wanted = {key for key, one in GLOSSARY.items() if "ppo" in one.methods} - OF_GROUPS["grpo"]
+    assert sent == (wanted if method == "gae" else wanted - OF_A_VALUE) | OF_GROUPS[method]
     assert [value for _, value in metric(folder, "ppo/ratio_first")] == [1.0, 1.0]
     assert not [one for one in folder.events() if isinstance(one, Warned)]
     assert metric(folder, "objective/kl")[0][1] == 0.0
@@ -113,9 +123,11 @@ def test_samples_have_numbers_per_token_that_add_up(runs, metric):
     assert metric(folder, "objective/kl")[1][1] == pytest.approx(sum(one.kl for one in second) / 8, abs=1e-3)
 
 
-@pytest.mark.parametrize("start", ["base", "adapter", "reward model"])
+@pytest.mark.parametrize("start", ["base", "adapter", "reward model", "rloo", "grpo"])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(runs, metric, start, request):
     changes = QUICK | {"episodes": 32, "kl_target": 0.01, "kl_horizon": 50, "whiten_rewards": True}
+    if start in ("rloo", "grpo"):
+        changes |= advantage_of(start) | {"whiten_rewards": False}
     if start == "adapter":
         changes["adapter"] = request.getfixturevalue("trained_adapter")
     if start == "reward model":
@@ -137,8 +149,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(runs, metric, sta
     assert len({value for _, value in metric(whole, "ppo/kl_coefficient")}) > 1
 
 
-def test_a_rule_is_learnt_and_the_leash_holds(runs, metric):
+@pytest.mark.parametrize("method", ["gae", "rloo", "grpo"])
+def test_a_rule_is_learnt_and_the_leash_holds(runs, metric, method):
     settings = QUICK | {
+        "advantage": method,
+        "responses_per_prompt": 1 if method == "gae" else 4,
         "episodes": 16 * 24,
         "batch": 24,
         "micro_batch": 24,
@@ -187,9 +202,43 @@ def test_only_policy_value_and_value_head_ever_change(runs, reward_ref, trained_
 
 
 def step(session, trainer, rows, number=1):
-    batch = ppo.rollout(session, trainer, rows[: session.recipe.batch], 5)
+    recipe = session.recipe
+    batch = ppo.rollout(session, trainer, rows[: recipe.prompts_per_rollout], 5, count=recipe.responses_per_prompt)
     ppo.score(session, trainer, batch)
     return batch, ppo.update(session, trainer, batch, ppo.advantage(trainer, batch), number)
+
+
+@pytest.mark.parametrize("method", ["rloo", "grpo"])
+def test_without_a_value_function_there_is_no_value_adapter_and_only_the_policy_changes(runs, reward_ref, method):
+    changes = QUICK | {"rule": "", "learning_rate": 1e-2} | advantage_of(method)
+    session, players, trainer, rows = opened(tell(runs.create("ppo", prompts(), **changes), reward=reward_ref))
+    assert set(players.adapters.names) == {"policy", "reward"}
+    assert (players.head, trainer.value_optimiser, players.value_parameters()) == (None, None, [])
+    before = {name: [one.clone() for one in players.adapters.parameters(name)] for name in players.adapters.names}
+    batch, meters = step(session, trainer, rows)
+    assert batch.values is None
+    assert meters.flush()["ppo/ratio_first"] == 1.0
+    for name, changed in (("policy", True), ("reward", False)):
+        now = players.adapters.parameters(name)
+        assert any(not torch.equal(a, b) for a, b in zip(before[name], now, strict=True)) == changed
+    sample = samples_of(1, batch, ppo.advantage(trainer, batch), players.base.tokenizer)[0]
+    assert sample.token_values == ()
+    assert len(set(sample.token_advantages)) == 1
+
+
+def test_the_responses_to_one_prompt_lie_together_and_are_all_drawn_anew(runs):
+    changes = QUICK | {"batch": 24, "responses_per_prompt": 4, "mini_batches": 3, "micro_batch": 4}
+    session, _, trainer, rows = opened(runs.create("ppo", prompts(3), **changes))
+    found = ppo.rollout(session, trainer, [*rows, *rows], 5, count=4)  # a prompt may come twice, as two groups
+    assert sorted(found.groups.tolist()) == sorted([*range(6)] * 4)
+    for mini in found.minis:
+        groups = found.groups[mini.start : mini.stop].tolist()
+        assert groups == [groups[0]] * 4 + [groups[4]] * 4
+    for group in range(6):
+        episodes = [one for one in found.episodes if one.group == group]
+        assert len({one.prompt_ids for one in episodes}) == 1
+        assert len({one.ids for one in episodes}) > 1
+    assert found.values is not None  # GAE may have several responses to a prompt too
 
 
 def test_the_value_starts_as_the_reward_model_normalised(runs, reward_ref):
@@ -241,12 +290,12 @@ def test_log_probabilities_and_values_are_those_of_a_plain_forward_pass(runs):
         assert not values[row, count + 1 :].any()
 
 
-def test_micro_batches_change_nothing_but_rounding(runs):
+@pytest.mark.parametrize("method", ["gae", "rloo", "grpo"])
+def test_micro_batches_change_nothing_but_rounding(runs, method):
     after = []
     for micro_batch in (8, 3, 1):
-        folder = runs.create(
-            "ppo", prompts(8), run_id=f"m{micro_batch}", **(QUICK | {"mini_batches": 1, "micro_batch": micro_batch})
-        )
+        changes = QUICK | advantage_of(method) | {"mini_batches": 1, "micro_batch": micro_batch}
+        folder = runs.create("ppo", prompts(8), run_id=f"m{micro_batch}", **changes)
         session, players, trainer, rows = opened(folder)
         _, meters = step(session, trainer, rows)
         after.append(([one.detach().clone() for one in players.policy_parameters()], meters.flush()))

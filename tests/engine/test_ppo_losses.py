@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.advantages import response_mask, rollout_advantages
-from engine.ppo_losses import policy_loss, value_loss
+from engine.ppo_losses import kl_loss, policy_loss, value_loss
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "ppo_tensors.json").read_text())
 INPUTS: dict[str, Tensor] = {
@@ -104,3 +105,26 @@ def test_micro_batches_and_padding_give_the_gradient_of_the_whole(seed: int, len
         (loss / count).backward()
     assert torch.allclose(dirty.grad, whole.grad, atol=1e-12)
     assert not dirty.grad[~mask].any()
+
+
+def test_the_kl_in_the_loss_by_hand_with_its_gradient() -> None:
+    # k3 = e^d - 1 - d with d = ref - new;  d/d new = 1 - e^d: 0 where both agree, and never from outside the mask
+    new = torch.tensor([[-1.0, -2.0, torch.nan]], dtype=torch.float64, requires_grad=True)
+    ref = torch.tensor([[-1.0, -1.5, torch.inf]], dtype=torch.float64)
+    found = kl_loss(new, ref, torch.tensor([[True, True, False]]))
+    found.backward()
+    assert found.item() == pytest.approx(math.exp(0.5) - 1.5)
+    assert new.grad.tolist() == [pytest.approx([0.0, 1 - math.exp(0.5), 0.0])]
+
+
+def test_an_advantage_per_response_gives_the_gradient_of_reinforce_on_whole_responses() -> None:
+    # at a ratio of 1:  d/d theta of -A sum_t ratio_t = -A d/d theta log pi(y|x), the sum over the response's tokens
+    logps = torch.tensor([[-1.0, -2.0, -3.0], [-0.5, -1.5, 0.0]], dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    of_response = torch.tensor([0.7, -0.7], dtype=torch.float64)
+    advantages = torch.where(mask, of_response[:, None], 0)
+    policy_loss(logps, logps.detach(), advantages, mask, 0.2).loss.backward()
+    clipped = logps.grad.clone()
+    logps.grad = None
+    (-of_response * torch.where(mask, logps, 0).sum(1)).sum().backward()
+    assert torch.allclose(clipped, logps.grad)

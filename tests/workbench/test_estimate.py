@@ -153,3 +153,12 @@ def test_a_preference_loss_without_a_reference_saves_its_pass():
     with_one, without = DpoRecipe(epochs=1.0), DpoRecipe(epochs=1.0, loss_type="orpo")
     # forward, backward and the head: 4; the reference is 2 more
     assert foretold_pace("dpo", without, SMOL) == pytest.approx(1.5 * foretold_pace("dpo", with_one, SMOL))
+
+
+def test_advantages_within_a_group_save_the_value_models_memory_time_and_disk():
+    gae = PpoRecipe(quantisation="bf16")
+    grpo = dataclasses.replace(gae, advantage="grpo", responses_per_prompt=4)
+    costly, cheap = (estimate("ppo", one, SMOL, prompt_rows(64)) for one in (gae, grpo))
+    assert cheap.checkpoint_bytes * 2 == costly.checkpoint_bytes
+    assert costly.memory_bytes - cheap.memory_bytes == pytest.approx(SMOL.adapter_parameters(16) * 16, abs=2)
+    assert cheap.seconds < costly.seconds

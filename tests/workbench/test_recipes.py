@@ -95,6 +95,16 @@ def test_ppo_refuses_uneven_mini_batches_a_response_without_a_prompt_and_an_unkn
     assert {one.field for one in recipe.problems()} == {"mini_batches", "response_length", "rule"}
 
 
+@pytest.mark.parametrize("advantage", ["rloo", "grpo"])
+def test_advantages_within_a_group_want_a_group_and_a_whole_reward(advantage: str) -> None:
+    recipe = PpoRecipe(advantage=advantage, whiten_rewards=True)
+    assert [one.field for one in recipe.problems()] == ["responses_per_prompt", "whiten_rewards"]
+    recipe = PpoRecipe(advantage=advantage, responses_per_prompt=5)
+    assert "32 episodes do not split into 5 responses" in recipe.problems()[0].message
+    recipe = PpoRecipe(advantage=advantage, responses_per_prompt=4)
+    assert (recipe.problems(), recipe.prompts_per_rollout, recipe.has_value) == ([], 8, False)
+
+
 @pytest.mark.parametrize(
     ("rule", "parsed"), [("shorter-than:40", ("shorter-than", "40")), ("contains:a:b", ("contains", "a:b"))]
 )
