@@ -14,13 +14,22 @@ PER_TOKEN = ("ipo", "sigmoid_norm")
 """DPO losses whose log-ratios are divided by their completion's tokens."""
 
 
-def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | None = None) -> Tensor:
+def bradley_terry(
+    chosen: Tensor, rejected: Tensor, margin: Tensor | None = None, target: Tensor | None = None
+) -> Tensor:
     """Negative log-likelihood of the preference: ``-log sigmoid(r_c - r_r - margin)``. All [P].
 
-    Source: Bradley & Terry 1952; InstructGPT eq. 1; the margin: Llama 2, eq. 2.
+    With ``target``, the probability t that the chosen is the better one (1 - e for a share e of wrong labels, 1/2 for
+    a tie), the cross-entropy of both outcomes: ``-t log sigmoid(r_c - r_r - margin) - (1 - t) log sigmoid(r_r - r_c -
+    margin)``, least at a gap of ``log(t / (1 - t))`` without a margin.
+    Source: Bradley & Terry 1952; InstructGPT eq. 1; the margin: Llama 2, eq. 2; soft labels: Szegedy et al. 2016.
     """
-    gap = chosen - rejected if margin is None else chosen - rejected - margin
-    return -functional.logsigmoid(gap)
+    gap = chosen - rejected
+    margin = torch.zeros_like(gap) if margin is None else margin
+    as_labelled = -functional.logsigmoid(gap - margin)
+    if target is None:
+        return as_labelled
+    return target * as_labelled - (1 - target) * functional.logsigmoid(-gap - margin)
 
 
 def centering(chosen: Tensor, rejected: Tensor) -> Tensor:

@@ -49,6 +49,15 @@ class Layout:
     lengths: Tensor  # [U] the tokens of each sequence that have a loss
     tokens: int  # that pass through the model, padding left out
 
+    def sequence_lengths(self) -> Tensor:
+        """How long the sequence of each position is, [B, T]; a prompt that several share is as long as itself."""
+        if not self.blocks:  # padded: row r ends at position r * T + length - 1
+            last = self.last % self.input_ids.shape[1] + 1
+            return last[:, None].expand(self.input_ids.shape)
+        whole = [one.length + (self.blocks[one.root].length if one.root >= 0 else 0) for one in self.blocks]
+        parts = torch.tensor([one.length for one in self.blocks], device=self.input_ids.device)
+        return torch.tensor(whole, device=self.input_ids.device).repeat_interleave(parts)[None]
+
     def sums(self, values: Tensor) -> Tensor:
         """Sum values [N] by sequence. Returns [U]."""
         return torch.zeros(len(self.last), dtype=values.dtype, device=values.device).index_add(0, self.rows, values)

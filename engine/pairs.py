@@ -33,7 +33,7 @@ class EncodedPair:
     unit: str  # its ranking
     chosen: Example
     rejected: Example
-    tier_distance: int = 1
+    tier_distance: int = 1  # 0: a tie, neither side is better
 
     @property
     def length(self) -> int:

@@ -92,7 +92,7 @@ def run(session: Session) -> None:
             chosen, rejected, tokens = pair_scores(adapters, head, part)
             loss = pair_loss(chosen, rejected, part, recipe)
             (loss.sum() / pairs).backward()
-            _record(meters, chosen, rejected, loss)
+            _record(meters, chosen, rejected, loss, [one.tier_distance > 0 for one in part])
             return tokens, len(part)
 
         rate = trainee.optimiser.learning_rate
@@ -133,12 +133,13 @@ def pair_scores(adapters: Adapters, head: ScalarHead, pairs: Sequence[EncodedPai
 
 
 def pair_loss(chosen: Tensor, rejected: Tensor, pairs: Sequence[EncodedPair], recipe: RewardRecipe) -> Tensor:
-    """Bradley-Terry with the recipe's margin and centering, per pair [P]."""
-    margin = None
-    if recipe.margin_per_tier:
-        tiers = torch.tensor([one.tier_distance for one in pairs], dtype=chosen.dtype, device=chosen.device)
-        margin = recipe.margin_per_tier * tiers
-    loss = bradley_terry(chosen, rejected, margin)
+    """Bradley-Terry with the recipe's margin, label smoothing and centering, per pair [P]. A tie is half a label."""
+    tiers = torch.tensor([one.tier_distance for one in pairs], dtype=chosen.dtype, device=chosen.device)
+    margin = recipe.margin_per_tier * tiers if recipe.margin_per_tier else None
+    target = None
+    if recipe.ties or recipe.label_smoothing:
+        target = torch.where(tiers > 0, 1 - recipe.label_smoothing, 0.5)
+    loss = bradley_terry(chosen, rejected, margin, target)
     if recipe.center_coefficient:
         loss = loss + recipe.center_coefficient * centering(chosen, rejected)
     return loss
@@ -213,13 +214,16 @@ def _starting_head(session: Session, adapters: Adapters) -> ScalarHead:
     return ScalarHead(base.hidden_size, base.device, seed=session.recipe.seed)
 
 
-def _record(meters: Meters, chosen: Tensor, rejected: Tensor, loss: Tensor) -> None:
+def _record(meters: Meters, chosen: Tensor, rejected: Tensor, loss: Tensor, ordered: Sequence[bool]) -> None:
+    """Count a micro-batch; a tie has no chosen side, so it counts in the loss and among all scores alone."""
     meters.add("loss", loss)
+    both = torch.cat([chosen, rejected])
+    keep = torch.tensor(ordered, device=chosen.device)
+    chosen, rejected = chosen[keep], rejected[keep]
     meters.add("accuracy", chosen > rejected)
     meters.add("margin", chosen - rejected)
     meters.add("chosen_reward", chosen)
     meters.add("rejected_reward", rejected)
-    both = torch.cat([chosen, rejected])
     meters.add("mean_reward", both)
     meters.add_low("min_reward", both)
     meters.add_high("max_reward", both)

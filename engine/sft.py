@@ -18,6 +18,7 @@ from engine.logps import token_stats
 from engine.masking import Example, sft_example
 from engine.memory import run_micro_batched
 from engine.meters import Meters, Throughput
+from engine.neftune import noisy_embeddings
 from engine.optim import Group, Optimiser
 from engine.session import Session
 from engine.trainee import EVAL_ROWS, NOTHING_TO_TRAIN, Trainee, eval_due, open_start, refuse_empty, report_fit, window
@@ -72,7 +73,7 @@ def run(session: Session) -> None:
         tokens = sum(one.trained_tokens for one in batch)
 
         def work(part: Sequence[Example], tokens: int = tokens) -> None:
-            loss = loss_sum(adapters, part, meters)
+            loss = loss_sum(adapters, part, meters, recipe.neftune_alpha)
             (loss / tokens).backward()
 
         rate = optimiser.learning_rate
@@ -95,10 +96,12 @@ def run(session: Session) -> None:
     write_final_samples(session, lambda: write_eval_samples(session, adapters, POLICY, total))
 
 
-def loss_sum(adapters: Adapters, examples: Sequence[Example], meters: Meters) -> torch.Tensor:
+def loss_sum(
+    adapters: Adapters, examples: Sequence[Example], meters: Meters, neftune_alpha: float = 0.0
+) -> torch.Tensor:
     """Sum of ``-log p`` over the trained tokens of some rows; the meters get loss, accuracy and entropy."""
     layout = adapters.lay_out(examples)
-    with adapters.use(POLICY):
+    with adapters.use(POLICY), noisy_embeddings(adapters.base.decoder, layout, neftune_alpha):
         hidden = adapters.flat(layout)
     logps, entropy, correct = token_stats(hidden[layout.states], layout.targets, adapters.base.head_weight)
     meters.add("loss", -logps)

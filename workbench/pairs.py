@@ -1,10 +1,11 @@
-"""Rankings to preference pairs: every ordered pair across tiers, none within one. Derived, never stored.
+"""Rankings to preference pairs: every ordered pair across tiers; within one, ties if asked. Derived, never stored.
 
 Contradictions (A over B by one rater, B over A by another, or a cycle) stay as they are: they are data.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,20 +32,24 @@ class PairSet:
     dropped: dict[str, int] = field(default_factory=dict)
 
 
-def pairs_of(ranking: Ranking, which: Which = "all") -> list[Pair]:
-    """The pairs of one ranking, best tier first.
+def pairs_of(ranking: Ranking, which: Which = "all", *, ties: bool = False) -> list[Pair]:
+    """The pairs of one ranking, best tier first; with ``ties`` then those within a tier, at a tier distance of 0.
 
     ``all``: every ordered pair across tiers (Ouyang et al. 2022, section 3.5: all comparisons of one prompt belong
-    to one batch element, hence ``Pair.group``). ``best-vs-rest``: the best tier over every lower response.
+    to one batch element, hence ``Pair.group``). ``best-vs-rest``: the best tier over every lower response, and the
+    best tier's own ties.
     """
     tiers = ranking.tiers if ranking.outcome == "ranked" else ()
-    return [
+    compared = tiers if which == "all" else tiers[:1]
+    ordered = [
         Pair(ranking.id, ranking.prompt_id, chosen, rejected, ranking.rater_id, lower - upper)
-        for upper in range(len(tiers) if which == "all" else min(1, len(tiers)))
+        for upper in range(len(compared))
         for lower in range(upper + 1, len(tiers))
         for chosen in tiers[upper]
         for rejected in tiers[lower]
     ]
+    equal = [pair for tier in compared for pair in itertools.combinations(tier, 2)] if ties else []
+    return ordered + [Pair(ranking.id, ranking.prompt_id, *two, ranking.rater_id, 0) for two in equal]
 
 
 def why_unusable(chosen: str, rejected: str) -> str:
@@ -55,7 +60,7 @@ def why_unusable(chosen: str, rejected: str) -> str:
     return IDENTICAL if chosen == rejected else ""
 
 
-def current_pairs(store: Store, split: Split | None = None, which: Which = "all") -> PairSet:
+def current_pairs(store: Store, split: Split | None = None, which: Which = "all", *, ties: bool = False) -> PairSet:
     """The pairs of all current rankings of a split, with their texts.
 
     ``train`` never holds a held-out prompt, nor one whose text is that of a held-out one. Archived prompts give none.
@@ -67,7 +72,7 @@ def current_pairs(store: Store, split: Split | None = None, which: Which = "all"
         prompts = store.prompts_by_id({ranking.prompt_id for ranking in chunk})
         responses = store.responses_by_id({id_ for ranking in chunk for tier in ranking.tiers for id_ in tier})
         for ranking in chunk:
-            for pair in pairs_of(ranking, which):
+            for pair in pairs_of(ranking, which, ties=ties):
                 chosen, rejected = responses[pair.chosen_id].text, responses[pair.rejected_id].text
                 reason = HELD_OUT_TWIN if pair.prompt_id in twins else why_unusable(chosen, rejected)
                 if reason:

@@ -138,6 +138,14 @@ class SftRecipe(CommonRecipe):
         source="TRL",
         group="Loss",
     )
+    neftune_alpha: float = setting(
+        0.0,
+        "NEFTune: noise on the embeddings in training, against overfitting; 0: none, 5 in the paper",
+        low=0,
+        high=100,
+        source="Jain et al. 2023",
+        group="Loss",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +178,12 @@ class RewardRecipe(CommonRecipe):
     )
     margin_per_tier: float = setting(
         0.0, "Margin asked for per tier between chosen and rejected", low=0, high=100, group="Loss"
+    )
+    label_smoothing: float = setting(
+        0.0, "Share of labels taken to be wrong; keeps scores from running apart", low=0, high=0.49, group="Loss"
+    )
+    ties: bool = setting(
+        False, "Train on responses of one tier too: a tie asks for equal scores (half a label each way)", group="Data"
     )
     pairs_from_rankings: str = setting(
         "all",

@@ -19,7 +19,10 @@ class SftRow:
 
 @dataclass(frozen=True, slots=True)
 class PairRow:
-    """A preference: the same prompt, a chosen and a rejected completion. ``id`` is ``RANKING:CHOSEN:REJECTED``."""
+    """A preference: the same prompt, a chosen and a rejected completion. ``id`` is ``RANKING:CHOSEN:REJECTED``.
+
+    A ``tier_distance`` of 0 is a tie: neither is better, and chosen is only the first.
+    """
 
     id: str
     group: str

@@ -51,8 +51,10 @@ def select(project: Project, method: Method, recipe: Recipe, tags: Collection[st
     if isinstance(recipe, RewardRecipe | DpoRecipe) and recipe.pairs_from_rankings == "best-vs-rest":
         which = "best-vs-rest"
 
+    ties = isinstance(recipe, RewardRecipe) and recipe.ties
+
     def pairs(split: Split) -> list[Row]:
-        found = current_pairs(project.store, split, which)
+        found = current_pairs(project.store, split, which, ties=ties and split == "train")
         chosen.dropped.update(found.dropped)
         return list(found.rows)
 
@@ -76,6 +78,7 @@ def select(project: Project, method: Method, recipe: Recipe, tags: Collection[st
         chosen.train = [row for row in chosen.train if hashes.of(row) in tagged]
     if not chosen.heldout:
         _hold_out_a_tenth(chosen, hashes)
+    chosen.heldout = [row for row in chosen.heldout if not _is_tie(row)]
     if method in ("reward", "ppo"):
         measured = {hashes.of(row) for row in chosen.heldout}
         chosen.demonstrations = [
@@ -175,6 +178,11 @@ def _hold_out_a_tenth(chosen: Selected, hashes: _Hashes) -> None:
         chosen.train = [row for row in rows if hashes.of(row) not in out]
         chosen.heldout = [row for row in rows if hashes.of(row) in out]
         chosen.auto_held_out = True
+
+
+def _is_tie(row: Row) -> bool:
+    """Whether a row is no preference: ties train, and nothing can be measured on them."""
+    return isinstance(row, PairRow) and row.tier_distance == 0
 
 
 def texts_of(row: Row) -> list[str]:

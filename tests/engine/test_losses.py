@@ -41,6 +41,28 @@ def test_bradley_terry_by_hand():
     assert float(centering(tensor([3.0]), tensor([1.0]))) == 16
 
 
+def test_soft_labels_by_hand():
+    # gap 2: -0.9 log sigmoid(2) - 0.1 log sigmoid(-2) = 0.126928 + 0.1 * 2
+    plain = math.log1p(math.exp(-2))
+    loss = bradley_terry(tensor([3.0]), tensor([1.0]), target=tensor([0.9]))
+    assert float(loss) == pytest.approx(plain + 0.1 * 2)
+    # a margin of 1 is asked for either way: -0.9 log sigmoid(2 - 1) - 0.1 log sigmoid(-2 - 1)
+    loss = bradley_terry(tensor([3.0]), tensor([1.0]), tensor([1.0]), tensor([0.9]))
+    assert float(loss) == pytest.approx(0.9 * math.log1p(math.exp(-1)) + 0.1 * math.log1p(math.exp(3)))
+    # certain labels are no soft labels
+    torch.testing.assert_close(
+        bradley_terry(tensor([3.0]), tensor([1.0]), target=tensor([1.0])), bradley_terry(tensor([3.0]), tensor([1.0]))
+    )
+
+
+@pytest.mark.parametrize(("target", "gap"), [(0.5, 0.0), (0.9, math.log(9)), (0.6, math.log(1.5))])
+def test_a_soft_label_is_content_with_the_gap_of_its_probability(target, gap):
+    # d/d gap = sigmoid(gap) - t: 0 at log(t / (1 - t)); a tie wants equal scores
+    chosen = tensor([gap]).requires_grad_()
+    bradley_terry(chosen, tensor([0.0]), target=tensor([target])).sum().backward()
+    assert float(chosen.grad) == pytest.approx(0, abs=1e-12)
+
+
 @pytest.mark.parametrize(
     ("loss_type", "smoothing", "key"),
     [

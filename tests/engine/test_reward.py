@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -125,6 +127,36 @@ def test_margin_and_centering_by_hand(tokenizer):
     assert float(loss) == pytest.approx(0.69314718 + 0.625)
     plain = pair_loss(chosen, rejected, pairs, RewardRecipe(center_coefficient=0))
     assert float(plain) == pytest.approx(0.47407698)
+
+
+def test_smoothing_and_ties_by_hand(tokenizer):
+    better, tie = ranked(tokenizer)[:2]
+    pairs = [better, replace(tie, tier_distance=0)]
+    chosen, rejected = torch.tensor([1.5, 2.0]), torch.tensor([1.0, 1.0])
+    recipe = RewardRecipe(center_coefficient=0, label_smoothing=0.2, ties=True, margin_per_tier=0.0)
+    # -log sigmoid(0.5) + 0.2 * 0.5, and the tie -log sigmoid(1) + 0.5 * 1
+    expected = [math.log1p(math.exp(-0.5)) + 0.1, math.log1p(math.exp(-1)) + 0.5]
+    assert pair_loss(chosen, rejected, pairs, recipe).tolist() == pytest.approx(expected)
+
+
+def test_ties_draw_scores_together_and_are_no_preference(runs, metric):
+    # each ranking: GOOD over BAD, and GOOD beside another GOOD
+    tied = [
+        replace(row, id=f"{row.id}-tie", rejected=GOOD[(index + 1) % 4], tier_distance=0)
+        for index, row in enumerate(rows())
+    ]
+    mixed = sorted([*rows(), *tied], key=lambda row: row.ranking_id)
+    settings = {"epochs": 100, "max_steps": 25, "batch": 12, "micro_batch": 6, "learning_rate": 5e-3}
+    folder = runs.create("reward", mixed, rows(4, "held"), ties=True, label_smoothing=0.1, **settings)
+    runs.run(folder)
+    assert metric(folder, "accuracy")[-1][1] == 1  # of the preferences: the ties are not counted
+    # half the pairs want 0.9 (least loss 0.325), half are ties (least loss log 2)
+    least = (-0.9 * math.log(0.9) - 0.1 * math.log(0.1) + math.log(2)) / 2
+    assert metric(folder, "loss")[-1][1] == pytest.approx(least, abs=0.1)
+    assert metric(folder, "loss")[-1][1] < metric(folder, "loss")[0][1]
+    assert metric(folder, "eval_accuracy")[-1] == (25, 1.0)
+    shown = {one.prompt_id for one in folder.samples()}
+    assert not any(one.endswith("-tie") for one in shown)
 
 
 def test_padding_never_changes_a_score(model):

@@ -116,6 +116,22 @@ def test_gradient_checkpointing_changes_nothing(runs, metric):
     assert curves[0] == curves[1]
 
 
+def test_neftune_learns_resumes_bit_for_bit_and_measures_without_noise(runs, metric):
+    settings = {"epochs": 20, "max_steps": 20, "batch": 6, "micro_batch": 3, "learning_rate": 5e-3}
+    plain = runs.create("sft", rows(), rows(4, "held"), run_id="plain", **settings)
+    whole = runs.create("sft", rows(), rows(4, "held"), run_id="whole", neftune_alpha=5.0, **settings)
+    broken = runs.create("sft", rows(), rows(4, "held"), run_id="broken", neftune_alpha=5.0, **settings)
+    runs.run(plain)
+    runs.run(whole)
+    runs.run(broken, stop_at=3)
+    runs.run(broken)
+    assert metric(broken, "loss") == metric(whole, "loss")
+    losses = [value for _, value in metric(whole, "loss")]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    assert losses[0] != metric(plain, "loss")[0][1]
+    assert metric(whole, "eval_loss")[0] == metric(plain, "eval_loss")[0]
+
+
 def test_training_goes_on_from_an_adapter(runs, metric):
     first = runs.create("sft", rows(), epochs=100, max_steps=20, learning_rate=5e-3)
     runs.run(first)
@@ -143,7 +159,7 @@ def test_a_run_without_demonstrations_is_refused_with_a_remedy(runs):
 def test_a_loss_that_is_not_a_number_names_its_rows(runs, monkeypatch):
     folder = runs.create("sft", rows(4), batch=4, max_steps=2)
 
-    def broken(adapters, examples, meters):
+    def broken(adapters, examples, meters, neftune_alpha=0.0):
         loss = sum((one.sum() for one in adapters.parameters("policy")), torch.zeros(())) * torch.nan
         meters.add("loss", loss)
         return loss
@@ -162,8 +178,8 @@ def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(runs, 
     tight = runs.create("sft", rows(), run_id="tight", batch=4, micro_batch=4, max_steps=2)
     real = sft.loss_sum
 
-    def limited(adapters, examples, meters):
-        loss = real(adapters, examples, meters)
+    def limited(adapters, examples, meters, neftune_alpha=0.0):
+        loss = real(adapters, examples, meters, neftune_alpha)
         if len(examples) > 2:
             raise torch.OutOfMemoryError("out of memory")
         return loss

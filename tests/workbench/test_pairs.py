@@ -45,6 +45,17 @@ def test_best_versus_rest_is_the_part_of_all_whose_chosen_is_in_the_best_tier(ti
     assert pairs_of(ranking, "best-vs-rest") == [p for p in pairs_of(ranking) if p.chosen_id in best]
 
 
+@given(tiers())
+def test_with_ties_every_two_responses_of_a_tier_are_there_once_at_a_distance_of_0(tiers_):
+    ranking = ranking_of(tiers_)
+    pairs = pairs_of(ranking, ties=True)
+    assert [p for p in pairs if p.tier_distance] == pairs_of(ranking)
+    found = [{p.chosen_id, p.rejected_id} for p in pairs if not p.tier_distance]
+    assert found == [{a, b} for tier in tiers_ for i, a in enumerate(tier) for b in tier[i + 1 :]]
+    best = [p for p in pairs_of(ranking, "best-vs-rest", ties=True) if not p.tier_distance]
+    assert len(best) == (len(tiers_[0]) * (len(tiers_[0]) - 1) // 2 if tiers_ else 0)
+
+
 def test_four_responses_strictly_ranked_give_six_pairs_and_three_of_best_versus_rest():
     ranking = ranking_of((("a",), ("b",), ("c",), ("d",)))
     assert len(pairs_of(ranking)) == 6  # 4 choose 2

@@ -97,18 +97,24 @@ def demonstrate(project, prompts, status="final", text="An answer."):
     project.store.add_batch(demonstrations=made, label="demonstrate").result()
 
 
-def rank(project, prompts, responses=2):
+def rank(project, prompts, responses=2, tied=False):
     rater = Rater(id="me", name="me")
     drawn = {
         prompt.id: [Response(id=new_id(), prompt_id=prompt.id, text=f"response {n}") for n in range(responses)]
         for prompt in prompts
     }
     rankings = [
-        Ranking(id=new_id(), prompt_id=prompt, rater_id="me", tiers=tuple((one.id,) for one in found))
+        Ranking(id=new_id(), prompt_id=prompt, rater_id="me", tiers=tiers_of(found, tied))
         for prompt, found in drawn.items()
     ]
     every = [one for found in drawn.values() for one in found]
     project.store.add_batch(responses=every, rankings=rankings, raters=[rater], label="rank").result()
+
+
+def tiers_of(responses, tied):
+    """Every response a tier of its own, or the first two as the best tier together."""
+    ids = [one.id for one in responses]
+    return (tuple(ids[:2]), *((one,) for one in ids[2:])) if tied else tuple((one,) for one in ids)
 
 
 def adapter_model(project, base, role, name):
@@ -210,6 +216,19 @@ def test_best_against_the_rest_gives_fewer_pairs(project, base):
     every = plan_run(project, "dpo", start_model_id=base.id, recipe=DpoRecipe())
     best = plan_run(project, "dpo", start_model_id=base.id, recipe=DpoRecipe(pairs_from_rankings="best-vs-rest"))
     assert (len(every.train), len(best.train)) == (18, 9)
+
+
+@pytest.mark.parametrize("held_out_by_hand", [True, False])
+def test_ties_train_a_reward_model_where_asked_and_are_never_measured_on(project, base, held_out_by_hand):
+    rank(project, add_prompts(project, 40), 3, tied=True)  # a = b > c: two preferences and one tie
+    if held_out_by_hand:
+        rank(project, add_prompts(project, 2, split="held-out", word="other"), 3, tied=True)
+    plain = plan_run(project, "reward", start_model_id=base.id, recipe=RewardRecipe())
+    with_ties = plan_run(project, "reward", start_model_id=base.id, recipe=RewardRecipe(ties=True))
+    assert 2 * len(with_ties.train) == 3 * len(plain.train)
+    assert sum(row.tier_distance == 0 for row in with_ties.train) == len(plain.train) // 2
+    assert with_ties.heldout == plain.heldout != []
+    assert all(row.tier_distance for row in [*plain.train, *plain.heldout])
 
 
 # ---- problems --------------------------------------------------------------------------------------------------
