@@ -444,7 +444,7 @@ class PpoRecipe(CommonRecipe):
 
     @property
     def prompts_per_rollout(self) -> int:
-        """Different places for prompts in a rollout: each has ``responses_per_prompt`` episodes."""
+        """How many prompts a rollout draws responses to."""
         return self.batch // self.responses_per_prompt
 
     def problems(self) -> list[Problem]:

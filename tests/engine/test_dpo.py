@@ -120,9 +120,10 @@ def test_the_reference_is_computed_once_and_read_from_disk_after_that(runs, monk
     assert [one.name for one in (folder.path / "cache").iterdir()] == [kept.name]
 
 
-@pytest.mark.parametrize("stop_at", [1, 4])
-def test_the_resumed_loss_curve_is_the_uninterrupted_one_bit_for_bit(runs, metric, stop_at, sft_adapter):
+@pytest.mark.parametrize(("stop_at", "loss_type"), [(1, "sigmoid"), (4, "sigmoid"), (4, "simpo")])
+def test_the_resumed_loss_curve_is_the_uninterrupted_one_bit_for_bit(runs, metric, stop_at, loss_type, sft_adapter):
     settings = {"epochs": 2, "batch": 4, "micro_batch": 2, "learning_rate": 5e-3, "adapter": sft_adapter}
+    settings |= {"loss_type": loss_type, "beta": 2.0 if loss_type == "simpo" else 0.1}
     whole = runs.create("dpo", rows(), **settings)
     runs.run(whole)
     broken = runs.create("dpo", rows(), run_id="run-2", **settings)

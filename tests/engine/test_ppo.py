@@ -154,7 +154,7 @@ def test_a_rule_is_learnt_and_the_leash_holds(runs, metric, method):
     settings = QUICK | {
         "advantage": method,
         "responses_per_prompt": 1 if method == "gae" else 4,
-        "episodes": 16 * 24,
+        "episodes": (18 if method == "rloo" else 16) * 24,
         "batch": 24,
         "micro_batch": 24,
         "mini_batches": 1,
@@ -228,12 +228,14 @@ def test_without_a_value_function_there_is_no_value_adapter_and_only_the_policy_
 
 def test_the_responses_to_one_prompt_lie_together_and_are_all_drawn_anew(runs):
     changes = QUICK | {"batch": 24, "responses_per_prompt": 4, "mini_batches": 3, "micro_batch": 4}
-    session, _, trainer, rows = opened(runs.create("ppo", prompts(3), **changes))
+    session, players, trainer, rows = opened(runs.create("ppo", prompts(3), **changes))
     found = ppo.rollout(session, trainer, [*rows, *rows], 5, count=4)  # a prompt may come twice, as two groups
     assert sorted(found.groups.tolist()) == sorted([*range(6)] * 4)
     for mini in found.minis:
         groups = found.groups[mini.start : mini.stop].tolist()
         assert groups == [groups[0]] * 4 + [groups[4]] * 4
+        four = found.episodes[mini.start : mini.start + 4]  # their prompt passes through the model once
+        assert players.layout(four).tokens == len(four[0].prompt_ids) + sum(len(one.ids) for one in four)
     for group in range(6):
         episodes = [one for one in found.episodes if one.group == group]
         assert len({one.prompt_ids for one in episodes}) == 1
