@@ -7,6 +7,7 @@ The score is read at the last real token, EOS, by length and never by id (see :m
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,8 +30,9 @@ from engine.pairs import EncodedPair, encode_pairs, micro_batches, unique_sides
 from engine.score import RewardModel, RewardStats, score
 from engine.session import Session
 from engine.trainee import EVAL_ROWS, Trainee, eval_due, open_start, window
+from workbench.judgement import JudgedPair, Judgement
 from workbench.recipes import RewardRecipe
-from workbench.rows import SftRow
+from workbench.rows import PairRow, SftRow
 
 REWARD = "reward"
 CALIBRATION_ROWS = 192
@@ -47,7 +49,8 @@ def run(session: Session) -> None:
     session.phase("preparing", "tokenising the preferences")
     limit = window(session, adapters)
     train = encode_pairs(session, adapters, "train", limit, unusable)
-    heldout = encode_pairs(session, adapters, "heldout", limit, unusable)[:EVAL_ROWS]
+    every_heldout = encode_pairs(session, adapters, "heldout", limit, unusable)
+    heldout = every_heldout[:EVAL_ROWS]
     schedule = Schedule(
         [one.length for one in train],
         batch=recipe.batch,
@@ -113,10 +116,13 @@ def run(session: Session) -> None:
             write_scored_pairs(session, RewardModel(adapters, REWARD, head, RewardStats(), limit), step)
         session.at_step_end(step, total, save)
     stats = calibrate(session, adapters, head, train, limit)
+    judgement = judge(session, adapters, head, every_heldout, total)
 
     def write_final(folder: Path) -> None:
         trainee.save_model(folder)
         stats.write(folder)
+        if judgement is not None:
+            judgement.write(folder)
 
     session.finish(write_final)
     finished = RewardModel(adapters, REWARD, head, stats, limit)
@@ -197,6 +203,37 @@ def calibrate(
     shown = source.sample(shown, min(most, len(shown)))
     scores = model.score([(one.prompt, one.completion) for one in shown], micro_batch)
     return replace(RewardStats.of(scores, "demonstrations"), std=stats.std)
+
+
+@torch.no_grad()
+def judge(
+    session: Session, adapters: Adapters, head: ScalarHead, pairs: Sequence[EncodedPair], step: int
+) -> Judgement | None:
+    """Score all held-out pairs once. None where there are none, on a stop, and where it goes wrong, which is told.
+
+    The model is not saved yet, so that nothing here may end the run.
+    """
+    if not pairs:
+        return None
+    session.phase("evaluating", f"judging {len(pairs)} held-out pairs")
+    raters = {row.id: row.rater_id for row in cast(list[PairRow], session.rows("heldout"))}
+    judged: list[JudgedPair] = []
+    try:
+        for part in micro_batches(session.device)(pairs, session.recipe.micro_batch):
+            session.control.check_cancelled()
+            if session.control.stop_asked():
+                return None
+            chosen, rejected, _ = pair_scores(adapters, head, part)
+            for one, gap in zip(part, (chosen - rejected).tolist(), strict=True):
+                length = len(one.chosen.input_ids) - len(one.rejected.input_ids)
+                judged.append(JudgedPair(one.id, one.unit, gap, one.tier_distance, length, raters[one.id]))
+    except (RuntimeError, MemoryError) as error:
+        session.warn("judgement", f"The held-out pairs were not judged: {error}", "use a smaller micro_batch")
+        return None
+    if not all(math.isfinite(one.gap) for one in judged):
+        session.warn("judgement", "The held-out pairs were not judged: some scores are not finite")
+        return None
+    return Judgement(step=step, pairs=tuple(judged))
 
 
 def unusable(chosen: Example, rejected: Example) -> str:

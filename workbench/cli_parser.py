@@ -146,6 +146,8 @@ def _serve_parsers(commands: _Commands[argparse.ArgumentParser]) -> None:
     one = _command(commands, "score", "score a preferences or responses file with a reward model")
     one.add_argument("file", type=Path)
     one.add_argument("--reward", required=True, metavar="MODEL")
+    one = _command(commands, "judge", "how good a reward model is on the held-out pairs, and where it is wrong")
+    one.add_argument("model", help="a reward model that a run made: its name, id, or the beginning of either")
 
 
 def _run_parsers(commands: _Commands[argparse.ArgumentParser]) -> None:

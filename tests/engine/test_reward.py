@@ -12,12 +12,15 @@ from engine.adapters import Adapters
 from engine.base_model import load_base
 from engine.heads import ScalarHead, load_head
 from engine.masking import Example, pair_examples
+from engine.meters import calibration_error
 from engine.packing import lay_out
 from engine.pairs import EncodedPair
 from engine.reward import pair_loss, pair_scores
 from engine.score import RewardModel, RewardStats, load_reward, score
+from engine.session import Session
 from workbench.errors import UserError
-from workbench.protocol import Metrics, Warned
+from workbench.judgement import Judgement, report
+from workbench.protocol import Metrics, Stop, Warned
 from workbench.recipes import RewardRecipe
 from workbench.records import Message
 from workbench.rows import PairRow, SftRow
@@ -72,6 +75,64 @@ def test_the_reward_model_learns_what_is_preferred(runs, metric):
     assert last == (25, 1.0)
     assert metric(folder, "eval_accuracy_low")[-1][1] == pytest.approx(4 / (4 + 1.96**2), abs=1e-3)  # Wilson, 4 of 4
     assert metric(folder, "eval_ece")[-1][1] < metric(folder, "eval_ece")[0][1] + 0.5
+
+
+def test_at_the_end_every_held_out_pair_is_judged_once_by_the_finished_model(runs, tiny_model_dir, monkeypatch):
+    monkeypatch.setattr(reward, "EVAL_ROWS", 2)  # a measurement on the way looks at some, the judgement at all
+    held = rows(6, "held")
+    folder = runs.create("reward", rows(), held, epochs=9, max_steps=3, learning_rate=5e-3)
+    runs.run(folder)
+    judgement = Judgement.read(folder.path / "final")
+    assert judgement.step == 3
+    assert [one.id for one in judgement.pairs] == [row.id for row in held]
+    trained = load_reward(
+        Adapters(load_base(tiny_model_dir, quantisation="bf16", device=torch.device("cpu"))), folder.path / "final"
+    )
+    for one, row in zip(judgement.pairs, held, strict=True):
+        chosen, rejected = trained.score([(row.prompt, row.chosen), (row.prompt, row.rejected)])
+        assert one.gap == pytest.approx(chosen - rejected, abs=1e-4)
+        difference = len(trained.encode(row.prompt, row.chosen)) - len(trained.encode(row.prompt, row.rejected))
+        assert (one.unit, one.tier_distance, one.rater) == (row.ranking_id, row.tier_distance, row.rater_id)
+        assert one.length_difference == difference
+    gaps = torch.tensor([one.gap for one in judgement.pairs], dtype=torch.float64)
+    assert report(judgement.pairs).calibration_error == pytest.approx(calibration_error(gaps))
+
+
+def test_a_judgement_that_fails_is_told_and_takes_no_model(runs, monkeypatch):
+    whole = reward.pair_scores
+
+    def broken(adapters, head, part):
+        if any(one.id.startswith("held") for one in part):
+            raise RuntimeError("out of memory")
+        return whole(adapters, head, part)
+
+    monkeypatch.setattr(reward, "pair_scores", broken)
+    monkeypatch.setattr(reward, "eval_due", lambda *_: False)
+    folder = runs.create("reward", rows(), rows(3, "held"), max_steps=1)
+    runs.run(folder)
+    assert folder.final_dir() is not None
+    assert Judgement.read(folder.path / "final") is None
+    assert any(one.code == "judgement" for one in folder.events() if isinstance(one, Warned))
+
+
+def test_scores_that_are_not_finite_judge_nothing_and_a_stop_waits_for_nothing(runs, model, tokenizer):
+    adapters, head = model
+    session = Session(runs.create("reward", rows(), [row_of(pair) for pair in ranked(tokenizer)]).path)
+    pairs = ranked(tokenizer)
+    assert len(reward.judge(session, adapters, head, pairs, 1).pairs) == 6
+    assert reward.judge(session, adapters, head, [], 1) is None
+    with torch.no_grad():
+        head.weight.fill_(math.nan)
+    assert reward.judge(session, adapters, head, pairs, 1) is None
+    session._stepped = True
+    session.control.obey(Stop(save=True))
+    with torch.no_grad():
+        head.weight.zero_()
+    assert reward.judge(session, adapters, head, pairs, 1) is None
+
+
+def row_of(pair):
+    return PairRow(pair.id, "g", pair.unit, "r", (Message("user", "say"),), "a", "b")
 
 
 def test_every_number_sent_is_in_the_glossary(runs):

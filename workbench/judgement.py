@@ -1,0 +1,237 @@
+"""What a reward model is worth: its judgement of every held-out pair, and what follows from it. Numbers only, no torch.
+
+The engine scores the held-out pairs once, at a run's end, into ``final/judgement.json``. A pair's *gap* is the chosen
+response's score less the rejected one's; Bradley-Terry reads it as log-odds, so that ``sigmoid(|gap|)`` is how sure the
+model is of the side it prefers. A tie (gap 0) is wrong.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from workbench.errors import UserError
+from workbench.jsonl import decode, encode, write_atomic
+from workbench.statistics import wilson_of_groups
+
+Key = TypeVar("Key", str, int)
+JUDGEMENT_FILE = "judgement.json"
+BINS = 10
+GAP_EDGES = (0.0, 0.25, 0.5, 1.0, 2.0, math.inf)
+CONFIDENT = 0.7
+"""As sure as this of the wrong side, a model is *confident and wrong*: the gap is below -0.85."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedPair:
+    """A held-out pair and what the finished model thinks of it."""
+
+    id: str
+    unit: str  # its ranking: as evidence the pairs of one ranking count as one
+    gap: float  # score of the chosen side less that of the rejected one
+    tier_distance: int = 1
+    length_difference: int = 0  # in tokens, the chosen side's less the rejected one's
+    rater: str = ""
+
+    @property
+    def right(self) -> bool:
+        """Whether the model prefers what the rater preferred."""
+        return self.gap > 0
+
+    @property
+    def confidence(self) -> float:
+        """How sure the model is of the side that it prefers, from 0.5 to 1."""
+        return 1 / (1 + math.exp(-abs(self.gap)))
+
+
+class Judgement(msgspec.Struct, frozen=True, kw_only=True):
+    """``judgement.json``: every held-out pair of a run, scored by the finished model."""
+
+    step: int = 0
+    pairs: tuple[JudgedPair, ...] = ()
+    version: int = 1
+
+    def write(self, folder: Path) -> None:
+        """Write it into a model's folder. Raises ValueError for a gap that is not finite."""
+        write_atomic(folder / JUDGEMENT_FILE, encode(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> Judgement | None:
+        """Read a model's judgement; None where it has none. Raises UserError when it is damaged."""
+        try:
+            return decode((folder / JUDGEMENT_FILE).read_bytes(), cls)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
+            raise UserError(
+                f"{folder.name}/{JUDGEMENT_FILE} cannot be read", str(error), "train the reward model again"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How often the model agrees, in one part of the pairs, with a 95 % interval that counts rankings."""
+
+    name: str
+    pairs: int
+    rankings: int
+    accuracy: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """One bin of a reliability curve: how sure the model was, and how often it was right."""
+
+    low: float
+    high: float
+    pairs: int
+    confidence: float  # their mean; 0 in an empty bin
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class LengthBias:
+    """Whether length sways the model. Pairs of equal length are in ``chosen_longer`` and ``chosen_shorter`` neither."""
+
+    chosen_longer: Share
+    chosen_shorter: Share
+    raters_prefer_longer: float  # share of the pairs of different length
+    model_prefers_longer: float
+    correlation: float  # of the difference in score with that in length, -1 to 1
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that is told of a reward model."""
+
+    accuracy: Share
+    by_tag: tuple[Share, ...]
+    by_tier_distance: tuple[Share, ...]
+    by_gap: tuple[Share, ...]
+    by_rater: tuple[Share, ...]
+    reliability: tuple[Bin, ...]
+    calibration_error: float
+    length: LengthBias
+    confident_and_wrong: tuple[JudgedPair, ...]  # the most confident first
+
+
+def report(
+    pairs: Sequence[JudgedPair],
+    *,
+    tags: Mapping[str, Collection[str]] | None = None,
+    raters: Mapping[str, str] | None = None,
+) -> Report:
+    """Draw up the report.
+
+    Args:
+        pairs: what was judged.
+        tags: of each pair's id, the tags of its prompt.
+        raters: names of raters by id.
+    """
+    tags, raters = tags or {}, raters or {}
+    return Report(
+        accuracy=share("all", pairs),
+        by_tag=by(pairs, lambda one: sorted(tags.get(one.id, ()))),
+        by_tier_distance=by(pairs, lambda one: [one.tier_distance], str),
+        by_gap=by_gap(pairs),
+        by_rater=by(pairs, lambda one: [one.rater], lambda rater: raters.get(rater, rater) or "unknown"),
+        reliability=reliability(pairs),
+        calibration_error=calibration_error(pairs),
+        length=length_bias(pairs),
+        confident_and_wrong=confident_and_wrong(pairs),
+    )
+
+
+def share(name: str, pairs: Sequence[JudgedPair]) -> Share:
+    """Accuracy of some pairs with Wilson's interval, in which each ranking counts once."""
+    accuracy, low, high = wilson_of_groups([(one.unit, one.right) for one in pairs])
+    return Share(name, len(pairs), len({one.unit for one in pairs}), accuracy, low, high)
+
+
+def by(
+    pairs: Sequence[JudgedPair],
+    keys: Callable[[JudgedPair], Sequence[Key]],
+    name: Callable[[Key], str] = str,
+) -> tuple[Share, ...]:
+    """Accuracy by whatever ``keys`` says of a pair (it may have several, or none), in the order of the keys."""
+    parts: dict[Key, list[JudgedPair]] = {}
+    for one in pairs:
+        for key in keys(one):
+            parts.setdefault(key, []).append(one)
+    return tuple(share(name(key), parts[key]) for key in sorted(parts))
+
+
+def by_gap(pairs: Sequence[JudgedPair]) -> tuple[Share, ...]:
+    """Accuracy by the size of the score gap; where it does not rise with the gap, the gap means nothing."""
+    found = []
+    for low, high in itertools.pairwise(GAP_EDGES):
+        part = [one for one in pairs if low <= abs(one.gap) < high]
+        if part:
+            found.append(share(f"{low:g} to {high:g}" if high < math.inf else f"over {low:g}", part))
+    return tuple(found)
+
+
+def reliability(pairs: Sequence[JudgedPair], bins: int = BINS) -> tuple[Bin, ...]:
+    """Confidence beside accuracy in equal bins of confidence from 0.5 to 1 (Guo et al. 2017, figure 1)."""
+    parts: list[list[JudgedPair]] = [[] for _ in range(bins)]
+    for one in pairs:
+        parts[min(bins - 1, int((one.confidence - 0.5) * 2 * bins))].append(one)
+    return tuple(
+        Bin(
+            low=0.5 + place / (2 * bins),
+            high=0.5 + (place + 1) / (2 * bins),
+            pairs=len(part),
+            confidence=sum(one.confidence for one in part) / max(1, len(part)),
+            accuracy=sum(one.right for one in part) / max(1, len(part)),
+        )
+        for place, part in enumerate(parts)
+    )
+
+
+def calibration_error(pairs: Sequence[JudgedPair], bins: int = BINS) -> float:
+    """Expected calibration error: the bins' gaps between confidence and accuracy, by their share of the pairs.
+
+    Source: Guo et al., "On calibration of modern neural networks", 2017, equation 3.
+    """
+    total = sum(one.pairs * abs(one.accuracy - one.confidence) for one in reliability(pairs, bins))
+    return total / max(1, len(pairs))
+
+
+def length_bias(pairs: Sequence[JudgedPair]) -> LengthBias:
+    """How the model fares where the better response is the longer one and where it is the shorter one."""
+    longer = [one for one in pairs if one.length_difference > 0]
+    shorter = [one for one in pairs if one.length_difference < 0]
+    different = max(1, len(longer) + len(shorter))
+    takes_longer = sum(one.right for one in longer) + sum(one.gap < 0 for one in shorter)
+    return LengthBias(
+        chosen_longer=share("the longer was chosen", longer),
+        chosen_shorter=share("the shorter was chosen", shorter),
+        raters_prefer_longer=len(longer) / different,
+        model_prefers_longer=takes_longer / different,
+        correlation=length_correlation(pairs),
+    )
+
+
+def length_correlation(pairs: Sequence[JudgedPair]) -> float:
+    """Correlate score with length within pairs: differences of the one with differences of the other.
+
+    A pair may be read either way round, and both differences then change sign; Pearson's correlation over both
+    readings has means of 0 and is ``sum(g d) / sqrt(sum(g^2) sum(d^2))``. The prompt's own level falls out. 0 where
+    it is not defined.
+    """
+    spread = math.sqrt(sum(one.gap**2 for one in pairs)) * math.sqrt(sum(one.length_difference**2 for one in pairs))
+    return sum(one.gap * one.length_difference for one in pairs) / spread if spread > 0 else 0.0
+
+
+def confident_and_wrong(pairs: Sequence[JudgedPair]) -> tuple[JudgedPair, ...]:
+    """The pairs of which the model prefers the rejected side by far: its mistakes, or the rater's."""
+    wrong = [one for one in pairs if one.gap < 0 and one.confidence >= CONFIDENT]
+    return tuple(sorted(wrong, key=lambda one: (one.gap, one.id)))
