@@ -10,6 +10,7 @@ from PySide6.QtCore import QTimer, Signal, SignalInstance
 from PySide6.QtWidgets import QTabWidget, QWidget
 
 from ui.context import Context
+from ui.judgement_view import JudgementView
 from ui.log_view import LogView, clean
 from ui.operations import bind_future, run_task
 from ui.plot_grid import PlotGrid
@@ -24,6 +25,7 @@ from ui.widgets import ErrorBanner, PlainText, column, plural, sentence
 from workbench import supervisor
 from workbench.alarms import Alarm, reward_hacking
 from workbench.errors import UserError
+from workbench.judged_model import JudgedModel, judged_model
 from workbench.protocol import RunSpec, Sample
 from workbench.records import ModelRecord, Response, RunRecord
 from workbench.run_folder import RunFolder, RunStatus
@@ -54,6 +56,7 @@ class RunView(QWidget):
         self._alarm_dismissed: frozenset[str] = frozenset()
         self._alarm_at = 0.0
         self._failure_of = ""
+        self._judged = False  # whether the judgement of a reward run was looked for
         self._alarm_timer = QTimer(self)
         self._alarm_timer.setSingleShot(True)
         self._alarm_timer.timeout.connect(self._look_for_alarm)
@@ -72,6 +75,7 @@ class RunView(QWidget):
         self.command_failed.setObjectName("command-failed")
         self.plots = PlotGrid()
         self.samples = SamplesView()
+        self.judgement = JudgementView()
         self.log = LogView()
         self.recipe = RecipeView()
         self.tabs = QTabWidget()
@@ -81,11 +85,13 @@ class RunView(QWidget):
         self.tabs.setMinimumHeight(240)  # whatever its pages would like: they scroll
         for view, title in (
             (self.plots, "Plots"),
+            (self.judgement, "Judgement"),
             (self.samples, "Samples"),
             (self.log, "Log"),
             (self.recipe, "Recipe"),
         ):
             self.tabs.addTab(view, title)
+        self._show_judgement(None)
         body = column(
             self.header,
             self.command_failed,
@@ -135,7 +141,9 @@ class RunView(QWidget):
         self.samples.set_run(folder)
         self.log.set_log(folder.path / "engine.log")
         self.recipe.set_spec(None)
-        self.tabs.setTabText(2, "Log")
+        self.tabs.setTabText(self.tabs.indexOf(self.log), "Log")
+        self._judged = False
+        self._show_judgement(None)
         self.set_others(others or [])
         self._show_status()
         self._follower = RunFollower(self.run_dir, self)
@@ -208,7 +216,7 @@ class RunView(QWidget):
             self.samples.set_batches(self.history.samples)
         if batch.warnings:
             self.log.set_warnings(self.history.warnings)
-            self.tabs.setTabText(2, f"Log ({plural(len(self.history.warnings), 'warning')})")
+            self.tabs.setTabText(self.tabs.indexOf(self.log), f"Log ({plural(len(self.history.warnings), 'warning')})")
         self._show_status()
         if self.record is not None and self.record.method == "ppo" and not self._alarm_timer.isActive():
             wait = max(0.0, ALARM_EVERY_S - (time.monotonic() - self._alarm_at))
@@ -233,6 +241,32 @@ class RunView(QWidget):
             read_only=self._context.read_only,
         )
         self._show_failure()
+        self._look_for_judgement()
+
+    # ---- what a reward model is worth ----
+
+    def _look_for_judgement(self) -> None:
+        """Read how a reward run was judged, once, when it is done."""
+        record = self.record
+        if record is None or record.method != "reward" or self.status.status.state != "done" or self._judged:
+            return
+        self._judged = True
+        store, folder = self._context.store, RunFolder(self.run_dir)
+        run_task(
+            lambda: judged_model(store, folder.path / "final", folder),
+            lambda judged: self._on_judged(record.id, judged),
+            self.command_failed.show_error,
+            owner=self,
+        )
+
+    def _on_judged(self, run_id: str, judged: JudgedModel | None) -> None:
+        if self.record is not None and self.record.id == run_id:
+            self._show_judgement(judged)
+
+    def _show_judgement(self, judged: JudgedModel | None) -> None:
+        some = judged is not None and judged.report.accuracy.pairs > 0
+        self.judgement.show_judged(judged if some else None)
+        self.tabs.setTabVisible(self.tabs.indexOf(self.judgement), some)
 
     def _show_failure(self) -> None:
         status = self.status.status

@@ -212,8 +212,8 @@ def length_bias(pairs: Sequence[JudgedPair]) -> LengthBias:
     different = max(1, len(longer) + len(shorter))
     takes_longer = sum(one.right for one in longer) + sum(one.gap < 0 for one in shorter)
     return LengthBias(
-        chosen_longer=share("the longer was chosen", longer),
-        chosen_shorter=share("the shorter was chosen", shorter),
+        chosen_longer=share("longer chosen", longer),
+        chosen_shorter=share("shorter chosen", shorter),
         raters_prefer_longer=len(longer) / different,
         model_prefers_longer=takes_longer / different,
         correlation=length_correlation(pairs),
