@@ -40,6 +40,10 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--quick", action="store_true", help="a few steps of everything, to see that it works")
     _json(one)
     one = commands.add_parser("doctor", help="what this machine can do, with remedies")
+    one.add_argument("--plan", action="store_true", help="what memory training needs, by model, method and phase")
+    one.add_argument("--model", default="", metavar="M", help="with --plan: this model only, by name or folder")
+    one.add_argument("--method", action="append", choices=METHODS, help="with --plan: this method, or several")
+    one.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="with --plan: train on this")
     _json(one)
     return parser
 

@@ -100,6 +100,7 @@ def _say_plan(plan: RunPlan, terminal: Terminal) -> None:
                 "plan": plan.command_line,
                 "problems": [asdict(one) for one in plan.problems],
                 "memory_bytes": plan.estimate.memory_bytes,
+                "memory_by_phase": {one.name: one.bytes for one in plan.estimate.phases},
                 "seconds": plan.estimate.seconds,
             }
         )

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from workbench.doctor_plan import plan
 from workbench.errors import UserError
 from workbench.folders import cache_dir, models_cache_dir, runtime_dir
 from workbench.qt_check import missing_packages
@@ -59,8 +60,10 @@ class EngineProbe(msgspec.Struct, frozen=True):
     bf16: bool = False
 
 
-def doctor(_options: argparse.Namespace, terminal: Terminal) -> int:
-    """Print every finding. Exits 1 when something that training needs is missing."""
+def doctor(options: argparse.Namespace, terminal: Terminal) -> int:
+    """Print every finding, or with ``--plan`` what training needs. Exits 1 when something is missing for training."""
+    if options.plan:
+        return plan(options, terminal)
     found = examine()
     marks = {"good": "ok  ", "note": "note", "bad": "BAD "}
     for one in found:

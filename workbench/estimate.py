@@ -1,11 +1,11 @@
 """What a run will cost: memory and time, from the model's shape, the recipe and the rows. Rough, and says so.
 
-The constants were fitted to measured runs of a 135 M model on a CPU; a project's own finished runs correct the time.
+The time's constants were fitted to measured runs of a 135 M model on a CPU; a project's own finished runs correct time
+and memory (:mod:`workbench.memory_plan`).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import statistics
@@ -17,52 +17,21 @@ from pathlib import Path
 
 import psutil
 
-from workbench.errors import UserError
-from workbench.model_folders import count_parameters
+from workbench.memory_plan import Peak, Phase, plan_memory, trained_adapters
+from workbench.model_shape import Shape
 from workbench.recipes import DpoRecipe, PpoRecipe, Recipe
 from workbench.records import Method
 from workbench.run_folder import Row
 from workbench.supervisor import has_gpu
-from workbench.terminal import in_bytes, in_time
+from workbench.terminal import in_time
 from workbench.training_data import texts_of
 
-GIB = 1024**3
-LIBRARIES_BYTES = int(0.6 * GIB)  # torch, transformers and peft in memory
 CHARACTERS_PER_TOKEN = 4.0
 TEMPLATE_TOKENS = 24  # what a chat template adds around a turn or two
-NF4_BYTES = 0.53  # a weight, with double quantisation
-TRAINED_BYTES = 16  # a trained number: fp32 value, gradient and Adam's two moments
 START_S = 10.0  # libraries and model
 CPU_FLOPS_PER_CORE = 2.7e10  # reached in training in bf16, not promised by the vendor
 GPU_FLOPS = 2.5e13
 RESPONSE_SHARE = 0.7  # of the longest response, on average
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The size of a base model, from its config.json."""
-
-    parameters: int
-    hidden: int
-    layers: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    context: int
-
-    @property
-    def linear_parameters(self) -> int:
-        """Parameters of all linear layers inside the blocks: what NF4 packs."""
-        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        return self.layers * (attention + 3 * self.hidden * self.intermediate)
-
-    def adapter_parameters(self, rank: int) -> int:
-        """Parameters of a LoRA adapter on all linear layers."""
-        wide, narrow = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        one = 2 * (self.hidden + wide) + 2 * (self.hidden + narrow) + 3 * (self.hidden + self.intermediate)
-        return self.layers * rank * one
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +47,8 @@ class Estimate:
     tokens: int = 0  # real tokens of the whole run
     tokens_per_s: float = 0.0
     measured: bool = False  # whether the project's own runs corrected the time
+    phases: tuple[Phase, ...] = ()  # memory by phase
+    memory_measured: bool = False  # whether the project's own runs corrected the memory
     long_rows: int = 0  # rows that seem longer than max_length
 
 
@@ -88,30 +59,6 @@ class Pace:
     method: Method
     measured: float  # real tokens a second
     foretold: float
-
-
-def read_shape(base: Path) -> Shape:
-    """Read a base model's shape. Raises UserError when its files are missing or damaged."""
-    try:
-        config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-        config = config.get("text_config", config)
-        heads = int(config["num_attention_heads"])
-        hidden = int(config["hidden_size"])
-        return Shape(
-            parameters=count_parameters(base),
-            hidden=hidden,
-            layers=int(config["num_hidden_layers"]),
-            intermediate=int(config.get("intermediate_size") or 4 * hidden),
-            heads=heads,
-            kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or hidden // heads),
-            vocabulary=int(config["vocab_size"]),
-            context=int(config.get("max_position_embeddings") or 0),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"The model in {base} cannot be read", f"config.json: {error}", "add the model again"
-        ) from error
 
 
 def tokens_of(text: str) -> int:
@@ -129,6 +76,7 @@ def estimate(
     demonstrations: int = 0,
     start_rank: int = 0,
     paces: Sequence[Pace] = (),
+    peaks: Sequence[Peak] = (),
 ) -> Estimate:
     """Estimate a run's memory, time, steps and checkpoint size.
 
@@ -141,11 +89,13 @@ def estimate(
         demonstrations: rows that are scored once, to set the zero of a reward model.
         start_rank: of the adapter that training continues; 0 for a new one.
         paces: what earlier runs of the project reached.
+        peaks: what earlier runs of the project held.
     """
     by_row = [row_tokens(row, recipe) for row in rows]
-    lengths = sorted(tokens for row in by_row for tokens in row) or [0]
+    lengths = [tokens for row in by_row for tokens in row] or [0]
     rank = start_rank or recipe.lora_rank
-    memory, lines = _memory(method, recipe, shape, lengths, rank, continued=start_rank > 0)
+    memory = plan_memory(method, recipe, shape, by_row, start_rank=start_rank, peaks=peaks)
+    lines = list(memory.lines)
     available = memory_available(recipe.device)
     steps, tokens = total_steps(recipe, len(rows)), _run_tokens(recipe, by_row, heldout)
     tokens += int(0.5 * demonstrations * sum(lengths) / len(lengths)) if method == "reward" else 0
@@ -161,7 +111,7 @@ def estimate(
     )
     trained = shape.adapter_parameters(rank) * trained_adapters(recipe)
     return Estimate(
-        memory_bytes=int(memory),
+        memory_bytes=memory.peak.bytes,
         memory_available=available,
         seconds=seconds,
         lines=lines,
@@ -170,6 +120,8 @@ def estimate(
         tokens=tokens,
         tokens_per_s=pace,
         measured=bool(ratios),
+        phases=memory.phases,
+        memory_measured=memory.measured,
         long_rows=sum(1 for row in by_row if max(row) >= recipe.max_length),
     )
 
@@ -202,11 +154,6 @@ def _run_tokens(recipe: Recipe, by_row: Sequence[Sequence[int]], heldout: int) -
     return int(mean * (steps * recipe.batch + share * evaluations * heldout))
 
 
-def trained_adapters(recipe: Recipe) -> int:
-    """Return how many adapters a run trains: PPO's value model is a second one."""
-    return 2 if isinstance(recipe, PpoRecipe) and recipe.has_value else 1
-
-
 def foretold_pace(method: Method, recipe: Recipe, shape: Shape) -> float:
     """Foretell the real tokens a second: the machine's rate over the work that a token costs."""
     passes = {"sft": 4.0, "reward": 4.0, "dpo": 4.0, "ppo": 0.0}[method]
@@ -223,38 +170,6 @@ def foretold_pace(method: Method, recipe: Recipe, shape: Shape) -> float:
     if hasattr(os, "sched_getaffinity"):
         cores = min(cores, len(os.sched_getaffinity(0)))
     return CPU_FLOPS_PER_CORE * cores / (passes * shape.parameters)
-
-
-def _memory(
-    method: Method, recipe: Recipe, shape: Shape, lengths: list[int], rank: int, *, continued: bool
-) -> tuple[float, list[str]]:
-    packed = shape.linear_parameters if recipe.quantisation == "nf4" else 0
-    weights = packed * NF4_BYTES + max(0, shape.parameters - packed) * 2.0
-    adapter = shape.adapter_parameters(rank)
-    trained = trained_adapters(recipe)
-    referred = method == "ppo" or (isinstance(recipe, DpoRecipe) and recipe.needs_reference)
-    frozen = referred * continued + (method == "ppo")
-    adapters = adapter * (trained * TRAINED_BYTES + frozen * 4)
-    longest = lengths[min(len(lengths) - 1, int(0.98 * len(lengths)))]
-    sequences = recipe.micro_batch * (2 if method in ("reward", "dpo") else 1)
-    layer = 60 * shape.hidden + 26 * shape.intermediate  # bytes a token, with fp32 LoRA on every linear layer
-    kept = 2 * shape.hidden * shape.layers + layer if recipe.gradient_checkpointing else layer * shape.layers
-    activations = sequences * longest * kept
-    logits = 0 if method == "reward" else min(sequences * longest, 512) * shape.vocabulary * 4 * 3
-    cache = 0.0
-    if isinstance(recipe, PpoRecipe):
-        cache = recipe.batch * longest * shape.layers * shape.kv_heads * shape.head_dim * 4.0
-    total = LIBRARIES_BYTES + weights + adapters + activations + logits + cache
-    lines = [
-        f"base: {shape.parameters / 1e6:,.0f} M parameters in {recipe.quantisation}, {in_bytes(weights)}",
-        f"adapters: {adapter / 1e6:,.1f} M parameters of rank {rank}, {trained} trained and {frozen} frozen, "
-        f"{in_bytes(adapters)} with optimiser",
-        f"activations: {sequences} sequences of up to {longest} tokens at once, {in_bytes(activations + logits)}",
-    ]
-    if cache:
-        lines.append(f"key-value cache of {recipe.batch} episodes: {in_bytes(cache)}")
-    lines.append(f"libraries: {in_bytes(LIBRARIES_BYTES)}; in all about {in_bytes(total)}")
-    return total, lines
 
 
 def memory_available(device: str) -> int:

@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 
 from workbench.errors import UserError
-from workbench.estimate import Estimate, Shape
+from workbench.estimate import Estimate
 from workbench.manifests import RESERVE_BYTES
 from workbench.model_folders import check_base_folder
+from workbench.model_shape import Shape
 from workbench.project import Project
 from workbench.protocol import ModelRef
 from workbench.recipes import PpoRecipe, Recipe

@@ -11,12 +11,15 @@ from functools import lru_cache
 from pathlib import Path
 
 from workbench.errors import UserError
-from workbench.estimate import Pace, foretold_pace, read_shape
+from workbench.estimate import Pace, foretold_pace, row_tokens
 from workbench.ids import now
 from workbench.manifests import MANIFEST, RESUME_ONLY_PREFIX, fsync_folder, read_manifest, remove_folder, reseal
+from workbench.memory_plan import CUDA_CONTEXT_BYTES, Peak, plan_memory
 from workbench.model_folders import fingerprint
+from workbench.model_shape import read_shape
+from workbench.preflight import rank_of
 from workbench.project import Project
-from workbench.protocol import Metrics
+from workbench.protocol import Metrics, Started
 from workbench.records import Method, ModelRecord, ModelRole, RunRecord
 from workbench.run_folder import EventTail, RunFolder
 
@@ -72,6 +75,49 @@ def measured_paces(project: Project) -> list[Pace]:
         if rate:
             paces.append(Pace(spec.method, rate, foretold))
     return paces
+
+
+def measured_peaks(project: Project) -> list[Peak]:
+    """Return what the project's newest finished runs held at most, beside what would be foretold for them now.
+
+    The engine's events say what was held (on a GPU its tensors alone, so that the context is added), and on a CPU
+    ``exit.json`` says it of the whole process.
+    """
+    peaks = []
+    finished = [one for one in project.store.runs() if one.state == "done"]  # a stopped one may not have come to it
+    for record in sorted(finished, key=lambda one: one.created_at, reverse=True)[:_PACES_FROM]:
+        folder = RunFolder(project.run_dir(record.id))
+        try:
+            found = _peak(folder.path, folder.events_path.stat().st_size)
+        except (UserError, OSError):
+            continue
+        if found is not None:
+            peaks.append(found)
+    return peaks
+
+
+@lru_cache(maxsize=256)
+def _peak(run_dir: Path, _size: int) -> Peak | None:
+    """What a run held and would be foretold; None where nothing was measured. Cached by the size of its events."""
+    folder = RunFolder(run_dir)
+    measured, gpu = 0.0, False
+    for event in folder.events():
+        if isinstance(event, Started):
+            gpu = event.device.startswith("cuda")
+        elif isinstance(event, Metrics):
+            measured = max(measured, event.values.get("perf/peak_memory_bytes", 0.0))
+    if not measured:
+        return None
+    ended = folder.exit()
+    if gpu:
+        measured += CUDA_CONTEXT_BYTES
+    elif ended is not None:
+        measured = max(measured, ended.peak_rss_bytes)
+    spec = folder.spec()
+    recipe, rank = folder.recipe(spec), rank_of(spec.model)
+    rows = [row_tokens(row, recipe) for row in folder.rows("train", spec)]
+    plan = plan_memory(spec.method, recipe, read_shape(Path(spec.model.base)), rows, start_rank=rank, gpu=gpu)
+    return Peak(spec.method, measured, plan.resident_bytes, gpu)
 
 
 @lru_cache(maxsize=256)

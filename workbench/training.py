@@ -14,10 +14,11 @@ from pathlib import Path
 
 from workbench import supervisor
 from workbench.errors import UserError
-from workbench.estimate import Estimate, estimate, read_shape
+from workbench.estimate import Estimate, estimate
 from workbench.ids import new_id, now
 from workbench.model_choice import START_ROLES
 from workbench.model_folders import count_parameters, refuse_changed_model
+from workbench.model_shape import read_shape
 from workbench.preflight import (
     ROWS_ARE,
     as_problem,
@@ -34,7 +35,7 @@ from workbench.recipes import RECIPES, Recipe, preset
 from workbench.records import Method, ModelRecord, RunRecord
 from workbench.rows import SftRow
 from workbench.run_folder import Row, RunFolder
-from workbench.run_registry import delete_run, measured_paces, refresh_runs
+from workbench.run_registry import delete_run, measured_paces, measured_peaks, refresh_runs
 from workbench.settings_fields import Problem, range_problems
 from workbench.training_data import AUTO_HELD_OUT_ONE_IN, Selected, select
 
@@ -148,6 +149,7 @@ def plan_run(
                 demonstrations=min(MEASURED_ROWS, len(chosen.demonstrations)),
                 start_rank=rank_of(model),
                 paces=measured_paces(project),
+                peaks=measured_peaks(project),
             )
             problems += cost_problems(project, recipe, shape, cost, chosen)
         except UserError as error:

@@ -1,10 +1,12 @@
 """The doctor reports what it cannot look at instead of ending there."""
 
+import json
+import struct
 from pathlib import Path
 
 import pytest
 
-from workbench import doctor
+from workbench import cli, doctor, doctor_plan
 
 
 @pytest.fixture(autouse=True)
@@ -27,3 +29,59 @@ def test_a_runtime_folder_that_is_a_link_is_a_finding(tmp_path: Path, monkeypatc
     monkeypatch.setenv("TASTEMAKER_RUNTIME", str(tmp_path / "link"))
     found = {one.what: one for one in doctor.examine()}
     assert found["Private folder"].state == "bad"
+
+
+# ---- the memory plan ----
+
+
+@pytest.fixture
+def rows_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("TASTEMAKER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(doctor_plan, "memory_available", lambda _: 20 * 1024**3)
+
+    def rows(*options: str) -> list[dict]:
+        assert cli.main(["doctor", "--plan", "--json", *options], lambda _: pytest.fail("no window")) == 0
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    return rows
+
+
+def test_the_plan_has_a_row_for_each_llama_and_method(rows_of) -> None:
+    found = rows_of("--device", "cuda")
+    assert [(one["model"], one["method"]) for one in found[:4]] == [
+        ("Llama 1B", method) for method in ("sft", "reward", "dpo", "ppo")
+    ]
+    assert len(found) == 12
+    assert set(found[3]["bytes"]) == {"load", "rollout", "score", "update"}
+    assert all(one["peak_bytes"] == max(one["bytes"].values()) for one in found)
+    assert all(one["fits"] for one in found)
+
+
+def test_the_plan_of_a_model_is_by_its_folder_and_of_the_methods_that_were_asked_for(rows_of, tmp_path: Path) -> None:
+    base = tmp_path / "mine"
+    base.mkdir()
+    config = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}
+    (base / "config.json").write_text(json.dumps(config))
+    header = json.dumps({"w": {"dtype": "F32", "shape": [4, 8], "data_offsets": [0, 128]}}).encode()
+    (base / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(128))
+    found = rows_of("--model", str(base), "--method", "dpo", "--method", "sft")
+    assert [(one["model"], one["method"]) for one in found] == [("mine", "dpo"), ("mine", "sft")]
+    assert [one["model"] for one in rows_of("--model", "llama 8b", "--method", "sft")] == ["Llama 8B"]
+
+
+def test_what_does_not_fit_says_so(rows_of, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_plan, "memory_available", lambda _: 1024**3)
+    [one] = rows_of("--model", "Llama 8B", "--method", "ppo", "--device", "cuda")
+    assert (one["fits"], one["micro_batch"], one["gradient_checkpointing"]) == (False, 1, True)
+
+
+def test_people_get_a_table_and_a_sentence_where_there_is_no_such_model(
+    rows_of, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["doctor", "--plan", "--model", "Llama 1B"], lambda _: 1) == 0
+    shown = capsys.readouterr().out
+    assert "a CPU with 20.0 GiB free" in shown
+    assert shown.count("Llama 1B") == 4
+    assert cli.main(["doctor", "--plan", "--model", "nowhere"], lambda _: 1) == 1
+    assert "There is no model 'nowhere'" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from workbench.cli_parser import make_parser
 from workbench.errors import UserError
 from workbench.ids import new_id
 from workbench.manifests import faults_of, seal
+from workbench.memory_plan import CUDA_CONTEXT_BYTES
 from workbench.model_folders import fingerprint
 from workbench.project import Project
 from workbench.protocol import Checkpoint, Ended, Metrics, Started
@@ -21,7 +22,7 @@ from workbench.reaper import LockNote, take, write_exit, write_note
 from workbench.recipes import RECIPES, DpoRecipe, PpoRecipe, RewardRecipe, SftRecipe
 from workbench.records import Demonstration, Message, ModelRecord, Prompt, Ranking, Rater, Response
 from workbench.run_folder import RunFolder
-from workbench.run_registry import delete_run
+from workbench.run_registry import delete_run, measured_peaks
 from workbench.training import plan_run, preset_for, refresh_runs, start_run
 from workbench.training_data import content_hash, is_auto_held_out, share_to_hold_out
 
@@ -476,6 +477,40 @@ def test_the_pace_of_finished_runs_corrects_the_time(project, base, launched):
     assert again.estimate.measured
     assert again.estimate.tokens_per_s == pytest.approx(50.0)  # as the run's events say
     assert any("measured in this project" in line for line in again.estimate.lines)
+
+
+def test_the_measured_peak_of_finished_runs_corrects_the_memory(project, base, launched):
+    demonstrate(project, add_prompts(project, 12))
+    first = plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe())
+    assert not first.estimate.memory_measured
+    record = start_run(project, first)
+    events = EventLog(project.run_dir(record.id))
+    for peak in (5e8, 7e8, 6e8):
+        events.emit(Metrics(step=1, values={"perf/peak_memory_bytes": peak}))
+    events.close()
+    finish(project, record)
+    refresh_runs(project)
+    [peak] = measured_peaks(project)
+    assert (peak.method, peak.measured, peak.gpu) == ("sft", 7e8, False)
+    again = plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe())
+    assert again.estimate.memory_measured
+    assert again.estimate.memory_bytes == pytest.approx(first.estimate.memory_bytes * 7e8 / peak.foretold)
+    assert any("as measured in this project" in line for line in again.estimate.lines)
+
+
+def test_the_resident_peak_of_the_whole_process_counts_on_a_cpu_and_the_context_on_a_gpu(project, base, launched):
+    demonstrate(project, add_prompts(project, 12))
+    for device, expected in (("cpu", 9e8), ("cuda:0 (a GPU)", 3e8 + CUDA_CONTEXT_BYTES)):
+        record = start_run(project, plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe()))
+        finish(project, record)
+        events = EventLog(project.run_dir(record.id))
+        events.emit(Started(pid=1, device=device))
+        events.emit(Metrics(step=1, values={"perf/peak_memory_bytes": 3e8}))
+        events.close()
+        write_exit(project.run_dir(record.id), {"code": 0, "signal": None, "reason": "", "peak_rss_bytes": 900_000_000})
+        project.store.save_run(dataclasses.replace(record, state="done")).result()
+        assert measured_peaks(project)[0].measured == expected
+        assert measured_peaks(project)[0].gpu == device.startswith("cuda")
 
 
 def test_a_real_engine_that_fails_is_told_in_one_sentence(project, base, monkeypatch):

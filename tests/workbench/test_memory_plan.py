@@ -1,0 +1,173 @@
+import dataclasses
+
+import pytest
+
+from engine import batching, logps
+from workbench import memory_plan
+from workbench.memory_plan import MIB, Peak, choose_micro_batch, plan_memory
+from workbench.model_shape import LLAMAS, Shape
+from workbench.recipes import DpoRecipe, PpoRecipe, RewardRecipe, SftRecipe
+
+MEASURED = Shape(43_787_776, 512, 12, 1408, 8, 4, 64, 16_384, 2048)  # a random Llama, of which two runs were measured
+EIGHT = LLAMAS["Llama 8B"]
+GIB = 1024**3
+
+
+@pytest.fixture(autouse=True)
+def plain_cpu(monkeypatch):
+    monkeypatch.setattr(memory_plan, "cpu_has_bf16", lambda: False)
+
+
+def by_name(plan):
+    return {one.name: one.bytes for one in plan.phases}
+
+
+def test_the_parameters_of_the_llamas_are_those_of_their_layers():
+    for shape, heads in ((LLAMAS["Llama 1B"], 1), (LLAMAS["Llama 3B"], 1), (EIGHT, 2)):  # the small ones tie their head
+        norms = (2 * shape.layers + 1) * shape.hidden
+        assert shape.parameters == shape.linear_parameters + norms + heads * shape.vocabulary * shape.hidden
+
+
+def test_the_plan_counts_in_the_engines_own_pieces():
+    assert (memory_plan.CPU_MICRO_TOKENS, memory_plan.HEAD_ROWS) == (batching.CPU_MICRO_TOKENS, logps.CHUNK_ROWS)
+    assert memory_plan.HEAD_BLOCK == logps.VOCABULARY_BLOCK
+
+
+@pytest.mark.parametrize(
+    ("method", "recipe", "rows", "measured"),
+    [
+        # bytes held at most when loading and when updating, in fresh processes on a CPU without bf16
+        ("sft", SftRecipe(quantisation="bf16", batch=8, micro_batch=4), [[212]] * 16 + [[308]] * 16, (661, 929)),
+        (
+            "ppo",
+            PpoRecipe(quantisation="bf16", batch=8, micro_batch=4, rule="shorter-than:40"),
+            [[175]] * 32,
+            (662, 1019),
+        ),
+    ],
+)
+def test_two_measured_runs_are_foretold_within_a_tenth(method, recipe, rows, measured):
+    recipe = dataclasses.replace(recipe, gradient_checkpointing=False)
+    plan = plan_memory(method, recipe, MEASURED, rows, gpu=False)
+    load = plan.phases[0]
+    assert load.bytes + load.mapped == pytest.approx(measured[0] * MIB, rel=0.1)
+    assert by_name(plan)["update"] == pytest.approx(measured[1] * MIB, rel=0.1)
+    assert plan.resident_bytes == plan.peak.bytes == by_name(plan)["update"]
+
+
+def test_a_file_that_is_mapped_while_it_is_packed_is_resident_and_not_needed():
+    plan = plan_memory("sft", SftRecipe(quantisation="nf4"), EIGHT, [[8]], gpu=False)
+    assert plan.phases[0].mapped == 2 * EIGHT.parameters
+    assert plan.resident_bytes > plan.peak.bytes
+    assert plan_memory("sft", SftRecipe(quantisation="nf4"), EIGHT, [[8]], gpu=True).phases[0].mapped == 0
+
+
+def test_a_cpu_never_passes_more_than_512_tokens_at_once_unless_one_row_has_more():
+    recipe = SftRecipe(batch=32, micro_batch=32)
+    updates = [
+        by_name(plan_memory("sft", recipe, MEASURED, [[length]] * 32, gpu=False))["update"] for length in (16, 64, 512)
+    ]
+    assert updates[0] == updates[1] == updates[2]
+    longer = by_name(plan_memory("sft", recipe, MEASURED, [[1024]] * 32, gpu=False))["update"]
+    assert longer > updates[0]
+    alone = dataclasses.replace(recipe, micro_batch=1)
+    assert by_name(plan_memory("sft", alone, MEASURED, [[1024]], gpu=False))["update"] == longer
+
+
+def test_a_gpu_pads_so_that_memory_grows_with_the_micro_batch():
+    plans = [
+        by_name(plan_memory("sft", SftRecipe(micro_batch=size), EIGHT, [[256]] * 8, gpu=True))["update"]
+        for size in (2, 4, 8)
+    ]
+    assert plans[2] - plans[1] == pytest.approx(2 * (plans[1] - plans[0]), rel=0.15)  # but for the head's chunk
+
+
+def test_weights_are_four_bytes_on_a_cpu_without_bf16_two_with_it_and_half_of_one_in_nf4(monkeypatch):
+    plain = SftRecipe(quantisation="bf16", micro_batch=1, batch=1)
+
+    def update(recipe):
+        return by_name(plan_memory("sft", recipe, EIGHT, [[8]], gpu=False))["update"]
+
+    wide, packed = update(plain), update(dataclasses.replace(plain, quantisation="nf4"))
+    monkeypatch.setattr(memory_plan, "cpu_has_bf16", lambda: True)
+    narrow = update(plain)
+    assert wide - narrow == pytest.approx(2 * EIGHT.parameters, rel=0.02)
+    assert wide - packed == pytest.approx((4 - memory_plan.NF4_BYTES) * EIGHT.linear_parameters, rel=0.02)
+
+
+def test_ppo_rolls_out_scores_and_updates_and_only_the_rollout_has_a_cache():
+    recipe = PpoRecipe(quantisation="nf4", batch=32, micro_batch=1)
+    plan = plan_memory("ppo", recipe, EIGHT, [[1024]] * 32, gpu=True)
+    found = by_name(plan)
+    assert list(found) == ["load", "rollout", "score", "update"]
+    # keys and values of 32 episodes of 1024 tokens, 32 layers of 8 heads of 128 in bf16, with room for a quarter more
+    assert found["rollout"] - found["score"] == int(32 * 1024 * 32 * 2 * 8 * 128 * 2 * 1.25)
+    assert any("key-value cache of 32 episodes" in line for line in plan.lines)
+    ruled = plan_memory("ppo", dataclasses.replace(recipe, rule="shorter-than:40"), EIGHT, [[1024]], gpu=True)
+    rank = EIGHT.adapter_parameters(recipe.lora_rank)
+    assert found["load"] - by_name(ruled)["load"] == 4 * rank  # no reward adapter
+
+
+def test_the_reference_of_dpo_costs_an_adapter_only_where_one_is_continued():
+    fresh, continued = (
+        by_name(plan_memory("dpo", DpoRecipe(), EIGHT, [[64, 64]], start_rank=rank, gpu=True))["load"]
+        for rank in (0, DpoRecipe().lora_rank)
+    )
+    assert continued - fresh == 4 * EIGHT.adapter_parameters(DpoRecipe().lora_rank)
+
+
+def test_a_reward_model_has_no_logits():
+    rows = [[512, 512]]
+    reward = plan_memory("reward", RewardRecipe(gradient_checkpointing=False), EIGHT, rows, gpu=True)
+    dpo = plan_memory("dpo", DpoRecipe(gradient_checkpointing=False), EIGHT, rows, gpu=True)
+    assert by_name(dpo)["update"] - by_name(reward)["update"] > 512 * EIGHT.vocabulary * 4 * 3
+
+
+def test_what_runs_measured_corrects_the_next_plan_and_the_same_method_counts_first():
+    recipe, rows = SftRecipe(), [[100]] * 8
+    plain = plan_memory("sft", recipe, MEASURED, rows, gpu=False)
+    peaks = [Peak("sft", 300, 200), Peak("sft", 240, 200), Peak("sft", 100, 100), Peak("dpo", 900, 100)]
+
+    def ratio(peaks):
+        plan = plan_memory("sft", recipe, MEASURED, rows, peaks=peaks, gpu=False)
+        return plan.measured, plan.peak.bytes / plain.peak.bytes
+
+    assert ratio(peaks) == (True, pytest.approx(1.2))
+    assert ratio(peaks[3:]) == (True, pytest.approx(9))
+    assert ratio([Peak("sft", 300, 100, gpu=True), Peak("sft", 1, 0)]) == (False, 1)  # another device says nothing
+
+
+def test_the_fastest_settings_that_fit_are_chosen_and_checkpointing_comes_last():
+    recipe, rows = SftRecipe(quantisation="nf4", batch=16, micro_batch=1), [[1024]] * 16
+
+    def chosen(available):
+        found, plan = choose_micro_batch("sft", recipe, EIGHT, rows, available, gpu=True)
+        return found.micro_batch, found.gradient_checkpointing, plan.peak.bytes <= available
+
+    assert chosen(200 * GIB) == (16, False, True)
+    assert chosen(15 * GIB)[1:] == (False, True)
+    size, checkpointing, fits = chosen(12 * GIB)
+    assert (checkpointing, fits) == (True, True)
+    assert size >= 1
+    assert chosen(1 * GIB) == (1, True, False)  # nothing fits: the smallest
+
+
+@pytest.mark.parametrize(
+    ("method", "recipe", "gib"), [("sft", SftRecipe(), 12), ("dpo", DpoRecipe(), 12), ("ppo", PpoRecipe(), 16)]
+)
+def test_an_8_b_model_trains_on_a_small_gpu_at_length_1024(method, recipe, gib):
+    recipe = dataclasses.replace(recipe, quantisation="nf4")
+    rows = [[1024] * (2 if method == "dpo" else 1)] * recipe.batch
+    _, plan = choose_micro_batch(method, recipe, EIGHT, rows, gib * GIB, gpu=True)
+    assert plan.peak.bytes <= gib * GIB
+
+
+def test_whether_a_cpu_has_bf16_is_read_from_its_flags(monkeypatch, tmp_path):
+    monkeypatch.undo()
+    probe = memory_plan.cpu_has_bf16.__wrapped__  # what it says without its memory
+    for flags, has in (("fpu avx2", False), ("avx512vl avx512bw avx512dq", True), ("asimd bf16", True)):
+        (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+        monkeypatch.setattr(memory_plan, "Path", lambda _: tmp_path / "cpuinfo")
+        assert probe() is has
+    monkeypatch.setattr(memory_plan, "Path", lambda _: tmp_path / "nowhere")
+    assert probe() is False
