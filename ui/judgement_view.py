@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from PySide6.QtCore import Qt
+from PySide6.QtCore import QEvent, Qt
+from PySide6.QtGui import QResizeEvent
 from PySide6.QtWidgets import (
     QAbstractItemView,
     QFrame,
@@ -16,6 +17,7 @@ from PySide6.QtWidgets import (
 )
 
 from ui.interval_bar import IntervalDelegate
+from ui.labels import FONT_EVENTS
 from ui.plain_text import visible
 from ui.reliability_plot import ReliabilityPlot
 from ui.theme import L, M, S
@@ -25,7 +27,9 @@ from workbench.judged_model import JudgedModel
 from workbench.judgement import CONFIDENT, JudgedPair, Report, Share
 from workbench.rows import PairRow
 
-ROW_HEIGHT = 28
+ROW_PADDING = 12
+HEAD_PADDING = 4
+TWO_COLUMNS = 100  # digits wide; what is narrower has its parts one below the other
 WRONG_ROWS = 7  # seen at once
 MOST_WRONG = 200  # listed; the worst
 MOST_TAGS = 12
@@ -56,7 +60,10 @@ class JudgementView(QWidget):
         self._cards: dict[str, Card] = {}
         self.wrong = WrongPairs()
         self._page = QWidget()
-        self._page.setLayout(self._lay_out())
+        self._grid = self._lay_out()
+        self._page.setLayout(self._grid)
+        self._columns = 0
+        self._reflow()
         self.setLayout(column(PageScroll(self._page)))
 
     def _lay_out(self) -> QGridLayout:
@@ -81,17 +88,44 @@ class JudgementView(QWidget):
             table.setAccessibleName(f"Accuracy {title.lower()}")
             card.body.addWidget(table)
             card.body.addStretch(1)
-        left = column(curve, self._cards["By tag"], self._cards["By rater"], None, spacing=M)
-        right = column(
-            self._cards["By score gap"], self._cards["By tier distance"], self._cards["By length"], None, spacing=M
+        self._left, self._right = QWidget(), QWidget()
+        self._left.setLayout(column(curve, self._cards["By tag"], self._cards["By rater"], None, spacing=M))
+        self._right.setLayout(
+            column(
+                self._cards["By score gap"], self._cards["By tier distance"], self._cards["By length"], None, spacing=M
+            )
         )
-        grid.addLayout(left, 1, 0)
-        grid.addLayout(right, 1, 1)
-        grid.addWidget(self.wrong, 2, 0, 1, 2)
+        grid.addWidget(self.wrong, 3, 0, 1, 2)
         grid.setColumnStretch(0, 1)
         grid.setColumnStretch(1, 1)
-        grid.setRowStretch(3, 1)
+        grid.setRowStretch(4, 1)
         return grid
+
+    def _reflow(self) -> None:
+        """Lay curve and tables side by side where there is room, one below the other where there is not."""
+        columns = 2 if self.width() >= TWO_COLUMNS * self.fontMetrics().horizontalAdvance("0") else 1
+        if columns == self._columns:
+            return
+        self._columns = columns
+        for part in (self._left, self._right):
+            self._grid.removeWidget(part)
+        if columns == 2:
+            self._grid.addWidget(self._left, 1, 0)
+            self._grid.addWidget(self._right, 1, 1)
+        else:
+            self._grid.addWidget(self._left, 1, 0, 1, 2)
+            self._grid.addWidget(self._right, 2, 0, 1, 2)
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        """Follow the width."""
+        super().resizeEvent(event)
+        self._reflow()
+
+    def changeEvent(self, event: QEvent) -> None:
+        """Follow the text size."""
+        super().changeEvent(event)
+        if event.type() in FONT_EVENTS:
+            self._reflow()
 
     def show_judged(self, judged: JudgedModel | None) -> None:
         """Show what is known of a model; None empties the page."""
@@ -130,24 +164,59 @@ class JudgementView(QWidget):
         )
 
 
-class ShareTable(QTableWidget):
-    """Shares as rows: name, pairs, accuracy, its interval in words and as a picture. As high as its rows."""
+class FitTable(QTableWidget):
+    """A table to read, as high as its rows, and no higher than ``most`` of them (0: all)."""
+
+    def __init__(
+        self, titles: Sequence[str], right: Sequence[int], most: int = 0, parent: QWidget | None = None
+    ) -> None:
+        super().__init__(0, len(titles), parent)
+        self._most = most
+        self.verticalHeader().hide()
+        self.setShowGrid(False)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setWordWrap(False)
+        self.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
+        self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
+        self.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setTabKeyNavigation(False)
+        self.horizontalHeader().setHighlightSections(False)
+        for place, title in enumerate(titles):
+            item = QTableWidgetItem(title)
+            item.setTextAlignment(_RIGHT if place in right else _LEFT)
+            self.setHorizontalHeaderItem(place, item)
+
+    def changeEvent(self, event: QEvent) -> None:
+        """Follow the text size."""
+        super().changeEvent(event)
+        if event.type() in FONT_EVENTS:
+            self.fit()
+
+    def fit(self) -> None:
+        """Take the height of the rows."""
+        height = self.fontMetrics().height() + ROW_PADDING
+        self.verticalHeader().setDefaultSectionSize(height)
+        rows = min(self.rowCount(), self._most or self.rowCount())
+        self.horizontalHeader().setFixedHeight(height + HEAD_PADDING)  # its own hint lags behind the text size
+        self.setFixedHeight(height * (rows + 1) + HEAD_PADDING + 2)
+
+
+class ShareTable(FitTable):
+    """Shares as rows: name, pairs, accuracy, its interval in words and as a picture."""
 
     def __init__(self, what: str, parent: QWidget | None = None) -> None:
-        super().__init__(0, 4, parent)
-        _dress(self)
-        _head(self, [what, "Pairs", "Accuracy", "95% interval"], right=(1, 2))
+        super().__init__([what, "Pairs", "Accuracy", "95% interval"], right=(1, 2), parent=parent)
         header = self.horizontalHeader()
         for place, mode in enumerate(
             (
                 QHeaderView.ResizeMode.Stretch,
                 QHeaderView.ResizeMode.ResizeToContents,
                 QHeaderView.ResizeMode.ResizeToContents,
-                QHeaderView.ResizeMode.Fixed,
+                QHeaderView.ResizeMode.ResizeToContents,
             )
         ):
             header.setSectionResizeMode(place, mode)
-        self.setColumnWidth(3, 120)
         self.setItemDelegateForColumn(3, IntervalDelegate(self))
         self.setVerticalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
 
@@ -165,7 +234,7 @@ class ShareTable(QTableWidget):
                     item.setToolTip(interval)
                 item.setData(Qt.ItemDataRole.AccessibleTextRole, text)
                 self.setItem(line, place, item)
-        self.setFixedHeight(self.horizontalHeader().sizeHint().height() + ROW_HEIGHT * len(shares) + 2)
+        self.fit()
 
 
 class WrongPairs(Card):
@@ -176,12 +245,10 @@ class WrongPairs(Card):
         self.pairs: tuple[JudgedPair, ...] = ()
         self._rows: Mapping[str, PairRow] = {}
         self.about = Text("", "small", "muted", wrap=True)
-        self.table = QTableWidget(0, 3)
+        self.table = FitTable(["Gap", "Sure", "Prompt"], right=(0, 1), most=WRONG_ROWS)
         self.table.setAccessibleName("Pairs that are judged confidently and wrongly")
-        _dress(self.table)
-        _head(self.table, ["Gap", "Sure", "Prompt"], right=(0, 1))
         for place in (0, 1):
-            self.table.setColumnWidth(place, 72)
+            self.table.horizontalHeader().setSectionResizeMode(place, QHeaderView.ResizeMode.ResizeToContents)
         self.table.horizontalHeader().setStretchLastSection(True)
         self.table.itemSelectionChanged.connect(self._on_row)
         self.gap = Pill()
@@ -192,6 +259,7 @@ class WrongPairs(Card):
         self.chosen = PlainText(name="Chosen by the rater", fit=True, max_lines=10)
         self.rejected = PlainText(name="Rejected by the rater, preferred by the model", fit=True, max_lines=10)
         self.detail = QFrame()
+        self._sides = QWidget()
         sides = row(
             column(SectionTitle("The rater chose"), self.chosen, None, spacing=S),
             column(SectionTitle("The model prefers"), self.rejected, None, spacing=S),
@@ -199,12 +267,13 @@ class WrongPairs(Card):
         )
         sides.setStretch(0, 1)
         sides.setStretch(1, 1)
+        self._sides.setLayout(sides)
         self.detail.setLayout(
             column(
                 row(self.gap, self.sure, self.apart, self.longer, None, spacing=S),
                 Text("Prompt", "small", "muted"),
                 self.prompt,
-                sides,
+                self._sides,
                 spacing=S,
                 margins=(0, S, 0, 0),
             )
@@ -236,8 +305,7 @@ class WrongPairs(Card):
                     item.setTextAlignment(_RIGHT)
                 self.table.setItem(line, place, item)
         self.table.blockSignals(False)
-        shown = min(WRONG_ROWS, len(pairs))
-        self.table.setFixedHeight(self.table.horizontalHeader().sizeHint().height() + ROW_HEIGHT * shown + 2)
+        self.table.fit()
         if some:
             self.table.selectRow(0)
             self._on_row()
@@ -255,6 +323,7 @@ class WrongPairs(Card):
         self.longer.set(f"the chosen side is {words}")
         found = self._rows.get(one.id)
         self.prompt.set_text(found.prompt[-1].content if found else "The texts of this pair are no longer there.")
+        self._sides.setVisible(found is not None)
         self.chosen.set_text(found.chosen if found else "")
         self.rejected.set_text(found.rejected if found else "")
 
@@ -267,25 +336,3 @@ def _figure(title: str, number: Text, words: Text) -> Card:
     card.body.addWidget(words)
     card.body.addStretch(1)
     return card
-
-
-def _dress(table: QTableWidget) -> None:
-    table.verticalHeader().hide()
-    table.verticalHeader().setDefaultSectionSize(ROW_HEIGHT)
-    table.setShowGrid(False)
-    table.setFrameShape(QFrame.Shape.NoFrame)
-    table.setWordWrap(False)
-    table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
-    table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
-    table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
-    table.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-    table.setTabKeyNavigation(False)
-    table.horizontalHeader().setHighlightSections(False)
-
-
-def _head(table: QTableWidget, titles: Sequence[str], right: Sequence[int]) -> None:
-    """Name the columns; those of numbers (``right``) stand right."""
-    for place, title in enumerate(titles):
-        item = QTableWidgetItem(title)
-        item.setTextAlignment(_RIGHT if place in right else _LEFT)
-        table.setHorizontalHeaderItem(place, item)

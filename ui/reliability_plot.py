@@ -22,7 +22,6 @@ class ReliabilityPlot(QWidget):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.bins: tuple[Bin, ...] = ()
-        self.setFont(font("small"))
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self.setFocusPolicy(Qt.FocusPolicy.TabFocus)
         self.setAccessibleName("Reliability curve")
@@ -45,9 +44,10 @@ class ReliabilityPlot(QWidget):
         """Draw axes, the line of perfect calibration, and the bins."""
         theme, painter = colours(self), QPainter(self)
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        painter.setFont(font("small"))
         line = painter.fontMetrics().height()
         left = painter.fontMetrics().horizontalAdvance("100%") + S
-        plot = QRectF(left, line + S, self.width() - left - left / 2, self.height() - 3 * line - 3 * S)
+        plot = QRectF(left, 1.5 * line + S, self.width() - 1.5 * left, self.height() - 3.5 * line - 3 * S)
 
         def at(confidence: float, accuracy: float) -> QPointF:
             return QPointF(

@@ -68,6 +68,7 @@ def test_a_mistake_whose_run_is_gone_keeps_its_numbers(view):
     view.show_judged(judged([-1.0], texts=False))
     assert cells(view.wrong.table, 0) == ["-1.00", "73%", "p0"]
     assert "no longer there" in view.wrong.prompt.text()
+    assert not view.wrong.chosen.isVisible()
     view.show_judged(None)
     assert not view.wrong.table.isVisible()
 
@@ -90,6 +91,20 @@ def test_the_curve_can_be_read_without_seeing_it_and_is_drawn_in_both_themes(vie
         assert QColor(theme.colours.series(0)).name() in seen
     view.show_judged(judged([]))
     assert view.plot.accessibleDescription() == "no pairs"
+
+
+def test_a_narrow_page_or_large_text_puts_the_parts_one_below_the_other(view, theme):
+    view.show_judged(judged([1.0, -2.0], tags={"p0": ["science"]}))
+    view.resize(1000, 900)
+    assert view._left.y() == view._right.y()
+    view.resize(500, 900)
+    assert view._columns == 1
+    view.resize(1000, 900)
+    height = view.tables["By rater"].height()
+    theme.set_text_size("larger")
+    assert view._columns == 1
+    assert view.tables["By rater"].height() > height  # rows grow with the text
+    theme.set_text_size("normal")
 
 
 # ---- the tab ----
