@@ -123,3 +123,13 @@ def test_many_mistakes_are_listed_in_part_and_none_are_said_to_be_none(tmp_path,
     assert "and 2 more" in capsys.readouterr().out
     assert run("judge", str(tmp_path / "project"), "good") == 0
     assert "No pair is judged confidently and wrongly." in capsys.readouterr().out
+
+
+def test_mistakes_of_a_run_whose_data_changed_are_told_by_their_ids(judged, tmp_path, capsys):
+    _, folder, _ = judged
+    (folder.path / "data" / "heldout.jsonl").write_text("changed")
+    assert run("judge", str(tmp_path / "project"), "reward 1") == 0
+    shown = capsys.readouterr().out
+    assert "gap -2.00, 88% sure  pair3" in shown
+    assert "By tag" not in shown
+    assert "rejected" not in shown

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from workbench import cli, doctor, doctor_plan
+from workbench.model_shape import LLAMAS
+from workbench.models import CachedBase
 
 
 @pytest.fixture(autouse=True)
@@ -85,3 +87,11 @@ def test_people_get_a_table_and_a_sentence_where_there_is_no_such_model(
     assert shown.count("Llama 1B") == 4
     assert cli.main(["doctor", "--plan", "--model", "nowhere"], lambda _: 1) == 1
     assert "There is no model 'nowhere'" in capsys.readouterr().err
+
+
+def test_the_models_at_hand_follow_the_llamas(rows_of, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = CachedBase("mine", Path("/cache/mine"), 1000)
+    monkeypatch.setattr(doctor_plan, "cached_bases", lambda: [here])
+    monkeypatch.setattr(doctor_plan, "read_shape", lambda _: LLAMAS["Llama 1B"])
+    assert [one["model"] for one in rows_of("--method", "sft")] == ["Llama 1B", "Llama 3B", "Llama 8B", "mine"]
+    assert [one["model"] for one in rows_of("--method", "sft", "--model", "llama 3b")] == ["Llama 3B"]

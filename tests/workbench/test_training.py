@@ -618,12 +618,17 @@ def test_runs_on_a_base_that_is_gone_do_not_stop_planning(project, base, launche
     demonstrate(project, add_prompts(project, 12))
     finish(project, start_run(project, plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe())))
     refresh_runs(project)
+    [run] = project.store.runs()
+    events = EventLog(project.run_dir(run.id))
+    events.emit(Metrics(step=1, values={"perf/peak_memory_bytes": 5e8}))
+    events.close()
     (tmp_path / "cache" / "models" / "tiny").rename(tmp_path / "moved")
     other = dataclasses.replace(base, id=new_id(), name="moved", path=str(tmp_path / "moved"), sha256="")
     project.store.save_model(other).result()
     plan = plan_run(project, "sft", start_model_id=other.id, recipe=SftRecipe())
     assert not plan.errors
     assert not plan.estimate.measured
+    assert not plan.estimate.memory_measured
     assert "is not there" in messages(plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe()))
     assert preset_for(project, "sft", "Balanced", base.id).quantisation == "nf4"  # its size is unknown
 
