@@ -33,6 +33,8 @@ def plan(options: argparse.Namespace, terminal: Terminal) -> int:
     methods: tuple[Method, ...] = tuple(options.method or METHODS)
     if not terminal.json:
         where = f"a {'GPU' if gpu else 'CPU'} with {in_bytes(available)} free"
+        if gpu and not on_gpu("auto"):
+            where = f"a GPU (there is none here) that had as much free as this machine has, {in_bytes(available)}"
         terminal.say(f"Memory to train on {where}: NF4 base, every sequence of {LENGTH} tokens.")
         head = "".join(f"{phase:>11}" for phase in _PHASES)
         terminal.say(f"{'model':<24} {'method':<7}{head}  {'micro-batch':>11}  fits")

@@ -85,6 +85,8 @@ def test_people_get_a_table_and_a_sentence_where_there_is_no_such_model(
     shown = capsys.readouterr().out
     assert "a CPU with 20.0 GiB free" in shown
     assert shown.count("Llama 1B") == 4
+    assert cli.main(["doctor", "--plan", "--model", "Llama 1B", "--device", "cuda"], lambda _: 1) == 0
+    assert "there is none here" in capsys.readouterr().out
     assert cli.main(["doctor", "--plan", "--model", "nowhere"], lambda _: 1) == 1
     assert "There is no model 'nowhere'" in capsys.readouterr().err
 
