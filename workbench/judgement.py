@@ -70,7 +70,7 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
             return None
         except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
             raise UserError(
-                f"{folder.name}/{JUDGEMENT_FILE} cannot be read", str(error), "train the reward model again"
+                f"The judgement in {folder.name} cannot be read", str(error), "train the reward model again"
             ) from error
 
 
