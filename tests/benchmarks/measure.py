@@ -19,6 +19,7 @@ def prepare(threads: int) -> None:
     os.environ.update(
         {
             "OMP_WAIT_POLICY": "PASSIVE",
+            "GOMP_SPINCOUNT": "30000",
             "OMP_NUM_THREADS": str(threads),
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
