@@ -633,8 +633,9 @@ def test_prompts_are_prepared_ahead_and_no_further(
     assert len(fake_engine.requests) == 2  # the one on screen and one ahead
     assert "1 prompt ready ahead" in fresh.view.strip.text.text()
     submit(qtbot, fresh, "123")
-    wait(qtbot, lambda: len(fake_engine.requests) == 3)
+    wait(qtbot, lambda: len(fake_engine.requests) == 3 and fresh.item is not None)
     submit(qtbot, fresh, "123")
+    wait(qtbot, lambda: fresh.item is not None)
     submit(qtbot, fresh, "123")
     wait(qtbot, lambda: not fresh.sampler.running)
     assert len(fake_engine.requests) == 4
