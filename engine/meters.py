@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from workbench import statistics
 
 
 class Meters:
@@ -99,14 +100,9 @@ class Interval:
     high: float
 
 
-def wilson(successes: float, trials: int, z: float = 1.959963984540054) -> Interval:
-    """Wilson's score interval of a share (Wilson 1927): sound for few trials and shares near 0 or 1."""
-    if trials <= 0:
-        return Interval(0.0, 0.0, 1.0)
-    share = successes / trials
-    middle = (share + z * z / (2 * trials)) / (1 + z * z / trials)
-    reach = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    return Interval(share, max(0.0, middle - reach), min(1.0, middle + reach))
+def wilson(successes: float, trials: int) -> Interval:
+    """A share and its Wilson score interval (:func:`workbench.statistics.wilson`)."""
+    return Interval(successes / trials if trials > 0 else 0.0, *statistics.wilson(successes, trials))
 
 
 def calibration_error(margins: Tensor, bins: int = 10) -> float:

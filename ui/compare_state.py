@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from workbench.comparisons import Asked, Comparison, Header
+from workbench.statistics import wilson
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,20 +159,6 @@ class Board:
     def summary(self, column: int) -> Summary:
         """The numbers of one model."""
         return summarise([self.cells[row, column] for row in range(len(self.prompts))])
-
-
-def wilson(wins: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson score interval of a proportion; (0, 1) with nothing counted.
-
-    Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
-    """
-    if total <= 0:
-        return 0.0, 1.0
-    share = wins / total
-    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    centre = share + z * z / (2 * total)
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
 def summarise(cells: Sequence[Cell]) -> Summary:
