@@ -27,8 +27,10 @@ import torch
 from torch import Tensor, nn
 
 from engine.base_model import LoadedBase
+from engine.decoder_layer import Frame, run_layer
 from engine.heads import HEAD_KEY
-from engine.lora_linear import Lora, lora_gated_mlp, lora_linear
+from engine.layer_parts import LayerParts, parts_of
+from engine.lora_linear import GatedMlp, Lora, lora_gated_mlp, lora_linear
 from engine.masking import Example
 from engine.packing import Layout, lay_out
 from workbench.errors import UserError
@@ -187,14 +189,25 @@ class Adapters:
 
     def flat(self, layout: Layout) -> Tensor:
         """Final hidden states of a layout under the active adapter, [positions, D]."""
-        more: dict[str, Any] = {}
-        if layout.blocks:  # a mask that is there already is not made anew, and the blocks take its place
-            more = {"blocks": layout.blocks, "attention_mask": layout.input_ids.new_empty(1, 1, 1, 1)}
-        output = self.base.decoder(
-            input_ids=layout.input_ids, position_ids=layout.position_ids, use_cache=False, **more
-        )
-        hidden: Tensor = output.last_hidden_state
-        return hidden.flatten(0, 1)
+        decoder: Any = self.base.decoder
+        if not layout.blocks:
+            output = decoder(input_ids=layout.input_ids, position_ids=layout.position_ids, use_cache=False)
+            hidden: Tensor = output.last_hidden_state
+            return hidden.flatten(0, 1)
+        embedded: Tensor = decoder.get_input_embeddings()(layout.input_ids)
+        cosine, sine = decoder.rotary_emb(embedded, position_ids=layout.position_ids)
+        frame = Frame(cosine[0][:, None], sine[0][:, None], layout.blocks, self._checkpointing)
+        hidden = embedded[0]
+        for parts in self.layer_parts():
+            hidden = run_layer(hidden, parts, frame)
+        normed: Tensor = decoder.norm(hidden)
+        return normed
+
+    def layer_parts(self) -> Iterator[LayerParts]:
+        """The decoder's layers under the active adapter; only where the base packs."""
+        name = self._switch.active
+        for layer in self.base.decoder.layers:  # type: ignore[union-attr]
+            yield parts_of(layer, partial(_lora_of, name=name))
 
     def lay_out(self, examples: Sequence[Example]) -> Layout:
         """Lay sequences out for one forward pass of this base."""
@@ -308,16 +321,18 @@ def _lora_forward(layer: Any, switch: _Switch, x: Tensor, *args: Any, **kwargs: 
 
 
 def _mlp_forward(module: Any, switch: _Switch, plain: Any, x: Tensor) -> Tensor:
-    """A gated MLP under the active adapter in one autograd step; layer by layer where not all of it is adapted."""
-    name, parts = switch.active, (module.gate_proj, module.up_proj, module.down_proj)
-    if name is None or any(name not in part.lora_A for part in parts):
+    """A gated MLP under the active adapter in one autograd step."""
+    if switch.active is None:
         result: Tensor = plain(x)
         return result
-    gate, up, down = (_lora_of(part, name) for part in parts)
-    return lora_gated_mlp(gate, up, down, x)
+    parts = (module.gate_proj, module.up_proj, module.down_proj)
+    return lora_gated_mlp(GatedMlp(*(_lora_of(part, switch.active) for part in parts)), x)
 
 
-def _lora_of(layer: Any, name: str) -> Lora:
+def _lora_of(layer: Any, name: str | None) -> Lora:
+    """A linear layer with what an adapter adds to it."""
+    if name is None or name not in getattr(layer, "lora_A", ()):
+        return Lora(getattr(layer, "base_layer", layer))
     return Lora(layer.base_layer, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.packing import ATTENTION, can_pack, register
+from engine.packing import can_pack
 from engine.templates import ensure_template
 from workbench.errors import UserError
 
@@ -139,12 +139,8 @@ def prepare(
                 setattr(module, name, 0.0)
     model.config.use_cache = False
     config = model.config.get_text_config()
-    packs = can_pack(config, device)
-    if packs:
-        register()
-        model.set_attn_implementation(ATTENTION)
     context = int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or 2048)
-    return LoadedBase(model, tokenizer, device, dtype, context, note, quantisation, path, packs)
+    return LoadedBase(model, tokenizer, device, dtype, context, note, quantisation, path, can_pack(config, device))
 
 
 def _check_head(model: Any) -> None:

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from engine.packing import ATTENTION
-
 _GROWTH_COLUMNS = 64
 _TRIM_COLUMNS = 32
 
@@ -142,7 +140,7 @@ def new_cache(model: Any) -> RowsCache:
     if not all(type(layer) is DynamicLayer for layer in plain.layers):
         return RowsCache(plain, can_merge=False, plain_attention=False)
     layers = [_BufferedLayer() for _ in plain.layers]
-    plain_attention = model.config._attn_implementation in ("sdpa", ATTENTION)
+    plain_attention = model.config._attn_implementation == "sdpa"
     return RowsCache(Cache(layers=layers), can_merge=True, plain_attention=plain_attention)
 
 

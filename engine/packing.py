@@ -17,11 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.layer_parts import has_plain_layers
 from engine.masking import Example
 
-ATTENTION = "tastemaker_blocks"
-"""The name under which transformers finds :func:`block_attention`."""
-_FAMILIES = ("llama", "qwen2", "qwen3", "smollm3")
 _PAD = 0  # any id would do: nothing is ever read from padding, and no mask from ids (pad may equal EOS)
 
 
@@ -154,57 +152,4 @@ def _shared_prompts(examples: Sequence[Example]) -> set[tuple[int, ...]]:
 
 def can_pack(config: Any, device: torch.device) -> bool:
     """Whether a model's attention can be done block by block, and whether that pays on this device."""
-    plain = config.model_type in _FAMILIES and not getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or []
-    return plain and device.type == "cpu" and all(kind == "full_attention" for kind in kinds)
-
-
-def register() -> None:
-    """Make :func:`block_attention` known to transformers; without blocks it is plain ``sdpa``."""
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, block_attention)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, sdpa_mask)
-
-
-def block_attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    blocks: Sequence[Block] = (),
-    **more: Any,
-) -> tuple[Tensor, None]:
-    """Attention within blocks, and from a block to its root.
-
-    query [1, H, T, W], key and value [1, G, T, W]. Returns ([1, T, H, W], None), as transformers wants it.
-    """
-    if not blocks:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)
-    lengths = [block.length for block in blocks]
-    queries, keys, values = (one.split(lengths, 2) for one in (query, key, value))
-    grouped = query.shape[1] != key.shape[1]
-    parts = []
-    for number, block in enumerate(blocks):
-        near_keys, near_values = keys[number], values[number]
-        if block.root >= 0:
-            near_keys = torch.cat([keys[block.root], near_keys], 2)
-            near_values = torch.cat([values[block.root], near_values], 2)
-        parts.append(
-            torch.nn.functional.scaled_dot_product_attention(
-                queries[number],
-                near_keys,
-                near_values,
-                attn_mask=block.mask,
-                is_causal=block.mask is None,
-                scale=scaling,
-                enable_gqa=grouped,
-            )
-        )
-    return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
+    return device.type == "cpu" and has_plain_layers(config)

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,24 @@ def build_model(*, dtype: torch.dtype = torch.float32, seed: int = 0, hidden: in
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config).to(dtype)
+        model = LlamaForCausalLM(config).to(dtype)
+    return norms_in_fp64(model) if dtype == torch.float64 else model
+
+
+def norms_in_fp64(model: Any) -> Any:
+    """Let a fp64 model compute its norms in fp64 too, where transformers rounds to fp32.
+
+    Two ways of computing the same can then be held against one another to ten digits.
+    """
+
+    def forward(norm: Any, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = norm.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.variance_epsilon)
+        return result
+
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = partial(forward, module)
+    return model
 
 
 def build_base(*, dtype: torch.dtype = torch.float32, seed: int = 0, path: str = "", hidden: int = 64) -> LoadedBase:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from engine.lora_linear import Lora, lora_gated_mlp, lora_linear
+from engine.lora_linear import GatedMlp, Lora, lora_gated_mlp, lora_linear
 
 F64 = torch.float64
 
@@ -70,12 +70,12 @@ def test_a_gated_mlp_is_its_three_layers_with_every_gradient():
     bases, masters, x = mlp_parts()
     gate, up, down = layers_of(bases, masters)
     expected = lora_linear(down, torch.nn.functional.silu(lora_linear(gate, x)) * lora_linear(up, x))
-    torch.testing.assert_close(lora_gated_mlp(gate, up, down, x), expected)
+    torch.testing.assert_close(lora_gated_mlp(GatedMlp(gate, up, down), x), expected)
     with torch.no_grad():
-        torch.testing.assert_close(lora_gated_mlp(gate, up, down, x), expected)
+        torch.testing.assert_close(lora_gated_mlp(GatedMlp(gate, up, down), x), expected)
 
     def apply(x, *masters):
-        return lora_gated_mlp(*layers_of(bases, masters), x)
+        return lora_gated_mlp(GatedMlp(*layers_of(bases, masters)), x)
 
     assert torch.autograd.gradcheck(apply, (x, *masters))
 
@@ -93,4 +93,4 @@ def test_a_gated_mlp_keeps_half_of_what_its_layers_would():
     layer_by_layer = kept(
         lambda: lora_linear(down, torch.nn.functional.silu(lora_linear(gate, x)) * lora_linear(up, x))
     )
-    assert (kept(lambda: lora_gated_mlp(gate, up, down, x)), layer_by_layer) == (2, 4)
+    assert (kept(lambda: lora_gated_mlp(GatedMlp(gate, up, down), x)), layer_by_layer) == (2, 4)

@@ -1,0 +1,231 @@
+"""A decoder layer of the Llama family in one autograd step, on packed sequences.
+
+``y = x + attention(norm(x))`` and ``out = y + mlp(norm(y))``, with LoRA on every linear layer. Module by module,
+autograd passes over an activation a dozen times between two matrix products and keeps most of what it makes; here the
+backward pass is written out. It keeps x, y, the rotated queries and keys, values, attention's output, gate and up, and
+makes the rest (norms, silu, the product) again, as each costs one pass over memory. Under gradient checkpointing it
+keeps x alone and runs the forward pass again.
+
+Attention is the CPU's flash kernel, a causal call per block (:mod:`engine.packing`); the kernel itself reads grouped
+keys for several query heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from engine.layer_parts import LayerParts, rotate, wide
+from engine.lora_linear import MlpKept, masters_of, mlp_backward, mlp_forward, project, project_grads, trains
+from engine.packing import Block
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What every layer of one forward pass shares. T tokens."""
+
+    cosine: Tensor  # [T, 1, W]
+    sine: Tensor  # [T, 1, W]
+    blocks: Sequence[Block]
+    checkpointing: bool = False
+
+
+class _Kept(NamedTuple):
+    x: Tensor  # [T, D]
+    x_scale: Tensor
+    raw_query: Tensor | None  # before a norm over heads
+    query_scale: Tensor | None
+    raw_key: Tensor | None
+    key_scale: Tensor | None
+    query: Tensor  # [T, H, W], rotated
+    key: Tensor  # [T, G, W], rotated
+    value: Tensor  # [T, G, W]
+    inner: Tensor | None
+    attended: Tensor  # [T, H, W]
+    log_sum: Tensor  # [1, T, H]
+    output_inner: Tensor | None
+    y: Tensor  # [T, D]
+    y_scale: Tensor
+    mlp_gate: Tensor
+    mlp_up: Tensor
+    mlp_inner: Tensor | None
+    mlp_down_inner: Tensor | None
+
+    @property
+    def mlp(self) -> MlpKept:
+        return MlpKept(self.mlp_gate, self.mlp_up, self.mlp_inner, self.mlp_down_inner)
+
+
+def run_layer(x: Tensor, parts: LayerParts, frame: Frame) -> Tensor:
+    """Pass packed tokens [T, D] through a layer. Returns [T, D]."""
+    if trains(x, parts.linears):
+        return _LayerStep.apply(x, parts, frame, *masters_of(parts.linears))
+    return _forward(x, parts, frame)[0]
+
+
+class _LayerStep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, parts: LayerParts, frame: Frame, *masters: Tensor) -> Tensor:
+        out, kept = _forward(x, parts, frame)
+        ctx.parts, ctx.frame = parts, frame
+        ctx.save_for_backward(*(kept[:1] if frame.checkpointing else kept), *masters)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        if ctx.frame.checkpointing:
+            _, kept = _forward(ctx.saved_tensors[0], ctx.parts, ctx.frame)
+        else:
+            kept = _Kept(*ctx.saved_tensors[: len(_Kept._fields)])
+        x_grad, masters = _backward(grad, ctx.parts, ctx.frame, kept, wants_input=ctx.needs_input_grad[0])
+        return x_grad, None, None, *masters
+
+
+def _forward(x: Tensor, parts: LayerParts, frame: Frame) -> tuple[Tensor, _Kept]:
+    normed, x_scale = parts.attention_norm(x)
+    outs, inner = project((parts.query, parts.key, parts.value), normed)
+    del normed
+    query, key, value = (one.view(len(x), -1, parts.width) for one in outs)
+    raw_query = query_scale = raw_key = key_scale = None
+    if parts.query_norm is not None and parts.key_norm is not None:
+        raw_query, raw_key = query, key
+        query, query_scale = parts.query_norm(query)
+        key, key_scale = parts.key_norm(key)
+    if parts.rotary:
+        query, key = rotate(query, frame.cosine, frame.sine), rotate(key, frame.cosine, frame.sine)
+    attended, log_sum = attend(query, key, value, frame.blocks, parts.scaling)
+    [out], output_inner = project((parts.output,), attended.flatten(1))
+    y = out.add_(x)
+    normed, y_scale = parts.mlp_norm(y)
+    out, mlp = mlp_forward(parts.mlp, normed)
+    kept = _Kept(
+        x, x_scale, raw_query, query_scale, raw_key, key_scale, query, key, value, inner, attended, log_sum,
+        output_inner, y, y_scale, *mlp,
+    )  # fmt: skip
+    return out.add_(y), kept
+
+
+def _backward(
+    grad: Tensor, parts: LayerParts, frame: Frame, kept: _Kept, *, wants_input: bool
+) -> tuple[Tensor | None, list[Tensor]]:
+    normed = parts.mlp_norm.again(kept.y, kept.y_scale)
+    normed_grad, mlp_masters = mlp_backward(parts.mlp, normed, kept.mlp, grad, wants_input=True)
+    assert normed_grad is not None
+    y_grad = parts.mlp_norm.grad(kept.y, kept.y_scale, normed_grad).add_(grad)
+    attended_grad, output_masters = project_grads(
+        (parts.output,), kept.attended.flatten(1), kept.output_inner, [y_grad], wants_input=True
+    )
+    assert attended_grad is not None
+    query_grad, key_grad, value_grad = attend_backward(
+        attended_grad.view_as(kept.attended), kept.query, kept.key, kept.value, kept.attended, kept.log_sum,
+        frame.blocks, parts.scaling,
+    )  # fmt: skip
+    if parts.rotary:  # a rotation's transpose is the rotation back
+        query_grad, key_grad = (rotate(one, frame.cosine, -frame.sine) for one in (query_grad, key_grad))
+    if parts.query_norm is not None and kept.raw_query is not None and kept.query_scale is not None:
+        query_grad = parts.query_norm.grad(kept.raw_query, kept.query_scale, query_grad)
+    if parts.key_norm is not None and kept.raw_key is not None and kept.key_scale is not None:
+        key_grad = parts.key_norm.grad(kept.raw_key, kept.key_scale, key_grad)
+    normed_grad, input_masters = project_grads(
+        (parts.query, parts.key, parts.value),
+        parts.attention_norm.again(kept.x, kept.x_scale),
+        kept.inner,
+        [one.flatten(1) for one in (query_grad, key_grad, value_grad)],
+        wants_input=wants_input,
+    )
+    masters = [*input_masters, *output_masters, *mlp_masters]
+    if normed_grad is None:
+        return None, masters
+    return parts.attention_norm.grad(kept.x, kept.x_scale, normed_grad).add_(y_grad), masters
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scaling: float) -> tuple[Tensor, Tensor]:
+    """Attention within blocks, and from a block to its root.
+
+    query [T, H, W], key and value [T, G, W]. Returns (the output [T, H, W], the scores' logsumexp [1, T, H]).
+    """
+    out = torch.empty_like(query)
+    log_sum = query.new_empty(1, *query.shape[:2], dtype=wide(query).dtype)
+    for place, keys, mask in _spans(blocks):
+        part, sums = _flash(
+            _heads(query[place]),
+            _heads(_take(key, keys)),
+            _heads(_take(value, keys)),
+            0.0,
+            mask is None,
+            attn_mask=_additive(mask, query.dtype),
+            scale=scaling,
+        )
+        out[place] = part[0].transpose(0, 1)
+        log_sum[:, place] = sums.view(1, query.shape[1], -1).transpose(1, 2)
+    return out, log_sum
+
+
+def attend_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    log_sum: Tensor,
+    blocks: Sequence[Block],
+    scaling: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of query, key and value, from that of :func:`attend`'s output [T, H, W]."""
+    query_grad, key_grad, value_grad = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    shared = query.shape[1] // key.shape[1]  # query heads of a key head; the kernel wants a key head for each
+    for place, keys, mask in _spans(blocks):
+        grads = _flash_backward(
+            _heads(grad[place]),
+            _heads(query[place]),
+            _heads(_take(key, keys)).repeat_interleave(shared, 1),
+            _heads(_take(value, keys)).repeat_interleave(shared, 1),
+            _heads(out[place]),
+            log_sum[:, place].transpose(1, 2).contiguous(),
+            0.0,
+            mask is None,
+            attn_mask=_additive(mask, query.dtype),
+            scale=scaling,
+        )
+        query_grad[place] = grads[0][0].transpose(0, 1)
+        for total, one in ((key_grad, grads[1]), (value_grad, grads[2])):
+            summed = one[0].unflatten(0, (-1, shared)).sum(1).transpose(0, 1)  # [tokens, G, W]
+            begin = 0
+            for span in keys:
+                size = span.stop - span.start
+                total[span] += summed[begin : begin + size]
+                begin += size
+    return query_grad, key_grad, value_grad
+
+
+def _spans(blocks: Sequence[Block]) -> list[tuple[slice, tuple[slice, ...], Tensor | None]]:
+    """Of each block where it lies, where the keys lie that it attends to, and its mask."""
+    places: list[slice] = []
+    begin = 0
+    for block in blocks:
+        places.append(slice(begin, begin + block.length))
+        begin += block.length
+    return [
+        (place, (place,) if block.root < 0 else (places[block.root], place), block.mask)
+        for place, block in zip(places, blocks, strict=True)
+    ]
+
+
+def _take(states: Tensor, spans: tuple[slice, ...]) -> Tensor:
+    return states[spans[0]] if len(spans) == 1 else torch.cat([states[span] for span in spans])
+
+
+def _heads(states: Tensor) -> Tensor:
+    """[T, H, W] as the kernel wants it, [1, H, T, W]."""
+    return states.transpose(0, 1)[None]
+
+
+def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if mask is None else torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)
