@@ -18,7 +18,6 @@ import json
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,24 +40,17 @@ _SCALING = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "f
 _UNSUPPORTED = ("use_dora", "lora_bias", "use_qalora", "alora_invocation_tokens", "trainable_token_indices")
 
 
-@dataclass
-class _Switch:
-    """What every LoRA layer reads. ``active`` is an adapter's name, or None for the bare base."""
-
-    active: str | None = None
-
-
 class _Recompute:
     """Runs a checkpointed recomputation under the adapter of its forward pass; may be entered again."""
 
-    def __init__(self, switch: _Switch, name: str | None) -> None:
-        self._switch, self._name, self._before = switch, name, switch.active
+    def __init__(self, base: LoadedBase) -> None:
+        self._base, self._name, self._before = base, base.active, base.active
 
     def __enter__(self) -> None:
-        self._before, self._switch.active = self._switch.active, self._name
+        self._before, self._base.active = self._base.active, self._name
 
     def __exit__(self, *_: object) -> None:
-        self._switch.active = self._before
+        self._base.active = self._before
 
 
 class Adapters:
@@ -68,7 +60,6 @@ class Adapters:
         self.base = base
         self.configs: dict[str, Any] = {}
         self._trainable: dict[str, bool] = {}
-        self._switch = _Switch()
         self._checkpointing = False
 
     @property
@@ -79,7 +70,7 @@ class Adapters:
     @property
     def active(self) -> str | None:
         """The adapter in use, None for the bare base."""
-        return self._switch.active
+        return self.base.active
 
     def add(self, name: str, *, rank: int, alpha: int, trainable: bool, seed: int = 0) -> None:
         """Make a new adapter on all linear layers but the LM head. It starts as no change (B = 0)."""
@@ -131,20 +122,20 @@ class Adapters:
         self.configs.pop(name, None)
         self._trainable.pop(name, None)
         self._apply_trainable()
-        if self._switch.active == name:
-            self._switch.active = None
+        if self.base.active == name:
+            self.base.active = None
 
     @contextlib.contextmanager
     def use(self, name: str | None) -> Iterator[None]:
         """Run forward passes under an adapter (None: the bare base); the one before is restored afterwards."""
         if name is not None and name not in self.configs:
             raise KeyError(f"there is no adapter {name!r}")
-        before = self._switch.active
-        self._switch.active = name
+        before = self.base.active
+        self.base.active = name
         try:
             yield
         finally:
-            self._switch.active = before
+            self.base.active = before
 
     def parameters(self, name: str) -> list[nn.Parameter]:
         """The fp32 masters of an adapter, in a fixed order. Optimisers and clipping take this list, nothing else."""
@@ -198,16 +189,10 @@ class Adapters:
         cosine, sine = decoder.rotary_emb(embedded, position_ids=layout.position_ids)
         frame = Frame(cosine[0][:, None], sine[0][:, None], layout.blocks, self._checkpointing)
         hidden = embedded[0]
-        for parts in self.layer_parts():
+        for parts in active_layers(self.base):
             hidden = run_layer(hidden, parts, frame)
         normed: Tensor = decoder.norm(hidden)
         return normed
-
-    def layer_parts(self) -> Iterator[LayerParts]:
-        """The decoder's layers under the active adapter; only where the base packs."""
-        name = self._switch.active
-        for layer in self.base.decoder.layers:  # type: ignore[union-attr]
-            yield parts_of(layer, partial(_lora_of, name=name))
 
     def lay_out(self, examples: Sequence[Example]) -> Layout:
         """Lay sequences out for one forward pass of this base."""
@@ -229,7 +214,7 @@ class Adapters:
             model.eval()
 
     def _recompute_contexts(self) -> tuple[Any, Any]:
-        return contextlib.nullcontext(), _Recompute(self._switch, self._switch.active)
+        return contextlib.nullcontext(), _Recompute(self.base)
 
     def _layers(self, name: str) -> Iterator[tuple[str, Any]]:
         for path, module in self.base.model.named_modules():
@@ -257,10 +242,10 @@ class Adapters:
                 part.float()
                 part.to(self.base.device)
             if not isinstance(layer.forward, partial):
-                layer.forward = partial(_lora_forward, layer, self._switch)
+                layer.forward = partial(_lora_forward, layer, self.base)
         for module in self.base.model.modules():
             if _is_gated_mlp(module) and not isinstance(module.forward, partial):
-                module.forward = partial(_mlp_forward, module, self._switch, module.forward)
+                module.forward = partial(_mlp_forward, module, self.base, module.forward)
 
     def _set_trainable(self, name: str, trainable: bool) -> None:
         self._trainable[name] = trainable
@@ -311,22 +296,29 @@ class Adapters:
                 target.copy_(given[key])
 
 
-def _lora_forward(layer: Any, switch: _Switch, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def active_layers(base: LoadedBase) -> Iterator[LayerParts]:
+    """The decoder's layers under the active adapter, for a base that packs."""
+    decoder: Any = base.decoder
+    for layer in decoder.layers:
+        yield parts_of(layer, partial(_lora_of, name=base.active))
+
+
+def _lora_forward(layer: Any, base: LoadedBase, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """``W x + scaling * B A x`` with the active adapter, all in the base's dtype."""
-    name = switch.active
+    name = base.active
     if name is None or name not in layer.lora_A:
         result: Tensor = layer.base_layer(x, *args, **kwargs)
         return result
     return lora_linear(_lora_of(layer, name), x)
 
 
-def _mlp_forward(module: Any, switch: _Switch, plain: Any, x: Tensor) -> Tensor:
+def _mlp_forward(module: Any, base: LoadedBase, plain: Any, x: Tensor) -> Tensor:
     """A gated MLP under the active adapter in one autograd step."""
-    if switch.active is None:
+    if base.active is None:
         result: Tensor = plain(x)
         return result
     parts = (module.gate_proj, module.up_proj, module.down_proj)
-    return lora_gated_mlp(GatedMlp(*(_lora_of(part, switch.active) for part in parts)), x)
+    return lora_gated_mlp(GatedMlp(*(_lora_of(part, base.active) for part in parts)), x)
 
 
 def _lora_of(layer: Any, name: str | None) -> Lora:

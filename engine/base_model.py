@@ -30,6 +30,7 @@ class LoadedBase:
     quantisation: str = "bf16"
     path: str = ""
     packs: bool = False  # sequences pass end to end without padding (:mod:`engine.packing`)
+    active: str | None = None  # the adapter in use (:mod:`engine.adapters`); None for the bare base
 
     @property
     def decoder(self) -> nn.Module:

@@ -12,8 +12,9 @@ keys for several query heads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -37,7 +38,13 @@ class Frame:
     checkpointing: bool = False
 
 
-class _Kept(NamedTuple):
+Attention = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
+"""(query [T, H, W], key and value [T, G, W]) to (output [T, H, W], logsumexp of the scores for a backward pass)."""
+
+
+class Kept(NamedTuple):
+    """What a layer keeps for its backward pass. T tokens, H query heads, G key heads of width W."""
+
     x: Tensor  # [T, D]
     x_scale: Tensor
     raw_query: Tensor | None  # before a norm over heads
@@ -49,7 +56,7 @@ class _Kept(NamedTuple):
     value: Tensor  # [T, G, W]
     inner: Tensor | None
     attended: Tensor  # [T, H, W]
-    log_sum: Tensor  # [1, T, H]
+    log_sum: Tensor | None  # [1, T, H]; None where attention has no backward pass
     output_inner: Tensor | None
     y: Tensor  # [T, D]
     y_scale: Tensor
@@ -60,6 +67,7 @@ class _Kept(NamedTuple):
 
     @property
     def mlp(self) -> MlpKept:
+        """The MLP's part of it."""
         return MlpKept(self.mlp_gate, self.mlp_up, self.mlp_inner, self.mlp_down_inner)
 
 
@@ -67,13 +75,13 @@ def run_layer(x: Tensor, parts: LayerParts, frame: Frame) -> Tensor:
     """Pass packed tokens [T, D] through a layer. Returns [T, D]."""
     if trains(x, parts.linears):
         return _LayerStep.apply(x, parts, frame, *masters_of(parts.linears))
-    return _forward(x, parts, frame)[0]
+    return layer_forward(x, parts, frame.cosine, frame.sine, _attention(parts, frame))[0]
 
 
 class _LayerStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, parts: LayerParts, frame: Frame, *masters: Tensor) -> Tensor:
-        out, kept = _forward(x, parts, frame)
+        out, kept = layer_forward(x, parts, frame.cosine, frame.sine, _attention(parts, frame))
         ctx.parts, ctx.frame = parts, frame
         ctx.save_for_backward(*(kept[:1] if frame.checkpointing else kept), *masters)
         return out
@@ -81,14 +89,19 @@ class _LayerStep(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         if ctx.frame.checkpointing:
-            _, kept = _forward(ctx.saved_tensors[0], ctx.parts, ctx.frame)
+            frame = ctx.frame
+            attention = _attention(ctx.parts, frame)
+            _, kept = layer_forward(ctx.saved_tensors[0], ctx.parts, frame.cosine, frame.sine, attention)
         else:
-            kept = _Kept(*ctx.saved_tensors[: len(_Kept._fields)])
+            kept = Kept(*ctx.saved_tensors[: len(Kept._fields)])
         x_grad, masters = _backward(grad, ctx.parts, ctx.frame, kept, wants_input=ctx.needs_input_grad[0])
         return x_grad, None, None, *masters
 
 
-def _forward(x: Tensor, parts: LayerParts, frame: Frame) -> tuple[Tensor, _Kept]:
+def layer_forward(
+    x: Tensor, parts: LayerParts, cosine: Tensor, sine: Tensor, attention: Attention
+) -> tuple[Tensor, Kept]:
+    """Pass tokens [T, D] through a layer with whatever attention they have. Returns ([T, D], what backward needs)."""
     normed, x_scale = parts.attention_norm(x)
     outs, inner = project((parts.query, parts.key, parts.value), normed)
     del normed
@@ -99,13 +112,13 @@ def _forward(x: Tensor, parts: LayerParts, frame: Frame) -> tuple[Tensor, _Kept]
         query, query_scale = parts.query_norm(query)
         key, key_scale = parts.key_norm(key)
     if parts.rotary:
-        query, key = rotate(query, frame.cosine, frame.sine), rotate(key, frame.cosine, frame.sine)
-    attended, log_sum = attend(query, key, value, frame.blocks, parts.scaling)
+        query, key = rotate(query, cosine, sine), rotate(key, cosine, sine)
+    attended, log_sum = attention(query, key, value)
     [out], output_inner = project((parts.output,), attended.flatten(1))
     y = out.add_(x)
     normed, y_scale = parts.mlp_norm(y)
     out, mlp = mlp_forward(parts.mlp, normed)
-    kept = _Kept(
+    kept = Kept(
         x, x_scale, raw_query, query_scale, raw_key, key_scale, query, key, value, inner, attended, log_sum,
         output_inner, y, y_scale, *mlp,
     )  # fmt: skip
@@ -113,7 +126,7 @@ def _forward(x: Tensor, parts: LayerParts, frame: Frame) -> tuple[Tensor, _Kept]
 
 
 def _backward(
-    grad: Tensor, parts: LayerParts, frame: Frame, kept: _Kept, *, wants_input: bool
+    grad: Tensor, parts: LayerParts, frame: Frame, kept: Kept, *, wants_input: bool
 ) -> tuple[Tensor | None, list[Tensor]]:
     normed = parts.mlp_norm.again(kept.y, kept.y_scale)
     normed_grad, mlp_masters = mlp_backward(parts.mlp, normed, kept.mlp, grad, wants_input=True)
@@ -123,6 +136,7 @@ def _backward(
         (parts.output,), kept.attended.flatten(1), kept.output_inner, [y_grad], wants_input=True
     )
     assert attended_grad is not None
+    assert kept.log_sum is not None
     query_grad, key_grad, value_grad = attend_backward(
         attended_grad.view_as(kept.attended), kept.query, kept.key, kept.value, kept.attended, kept.log_sum,
         frame.blocks, parts.scaling,
@@ -151,6 +165,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], s
 
     query [T, H, W], key and value [T, G, W]. Returns (the output [T, H, W], the scores' logsumexp [1, T, H]).
     """
+    query, key, value = (one.contiguous() for one in (query, key, value))  # what the kernel takes for granted
     out = torch.empty_like(query)
     log_sum = query.new_empty(1, *query.shape[:2], dtype=wide(query).dtype)
     for place, keys, mask in _spans(blocks):
@@ -179,6 +194,7 @@ def attend_backward(
     scaling: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of query, key and value, from that of :func:`attend`'s output [T, H, W]."""
+    query, key, value = (one.contiguous() for one in (query, key, value))
     query_grad, key_grad, value_grad = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
     shared = query.shape[1] // key.shape[1]  # query heads of a key head; the kernel wants a key head for each
     for place, keys, mask in _spans(blocks):
@@ -203,6 +219,10 @@ def attend_backward(
                 total[span] += summed[begin : begin + size]
                 begin += size
     return query_grad, key_grad, value_grad
+
+
+def _attention(parts: LayerParts, frame: Frame) -> Attention:
+    return partial(attend, blocks=frame.blocks, scaling=parts.scaling)
 
 
 def _spans(blocks: Sequence[Block]) -> list[tuple[slice, tuple[slice, ...], Tensor | None]]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from engine.base_model import LoadedBase
+from engine.decoder import Decoder
 from engine.kv_cache import RowsCache, new_cache
 from engine.memory import free_memory, is_out_of_memory
 from engine.templates import stop_ids
@@ -28,6 +29,7 @@ from workbench.records import Sampling
 
 SEED_LIMIT = 2**31
 _PREFILL_TOKENS = 4096
+_STRETCH = 256  # tokens of the vocabulary
 OnToken = Callable[[int, int, int], None]
 """(prompt index, response index, token id): called for every token as it is drawn, its EOS included."""
 OnDone = Callable[[int, int, "Completion"], None]
@@ -213,6 +215,7 @@ class _Decoder:
         self.prefilling = 0  # rows that are about to join
         self._cache: RowsCache | None = None
         self._logits: Tensor | None = None  # [rows, V]
+        self._decoder = Decoder(base) if base.packs else None
 
     def admit(self, waiting: list[_Waiting], room: int) -> None:
         """Prefill waiting prompts while there is room for their rows; they join the batch."""
@@ -249,21 +252,29 @@ class _Decoder:
         taken = 0
         longest = len(waiting[-1].ids)
         mergeable = new_cache(self.base.model).can_merge
+        tokens = 0
         while waiting and taken + len(waiting[-1].rows) <= free:
             one = waiting[-1]
-            padded = (len(group) + 1) * longest
-            if group and mergeable and (padded > _PREFILL_TOKENS or len(one.ids) < 0.8 * longest):
+            tokens += len(one.ids) if self._decoder is not None else longest
+            if group and mergeable and (tokens > _PREFILL_TOKENS or self._would_pad(len(one.ids), longest)):
                 break
             group.append(waiting.pop())
             taken += len(one.rows)
         return group
 
+    def _would_pad(self, length: int, longest: int) -> bool:
+        """Whether a prompt would cost much padding beside a longer one; :class:`Decoder` pads none."""
+        return self._decoder is None and length < 0.8 * longest
+
     def _prefill(self, group: list[_Waiting]) -> tuple[RowsCache, Tensor]:
-        longest = max(len(one.ids) for one in group)
-        pads = [longest - len(one.ids) for one in group]
-        ids = torch.tensor([[0] * pad + list(one.ids) for pad, one in zip(pads, group, strict=True)])
         cache = new_cache(self.base.model)
-        logits = self._forward(ids.to(self.base.device), pads, cache)
+        if self._decoder is not None:
+            logits = self._decoder.prefill([one.ids for one in group], cache)
+        else:
+            longest = max(len(one.ids) for one in group)
+            pads = [longest - len(one.ids) for one in group]
+            ids = torch.tensor([[0] * pad + list(one.ids) for pad, one in zip(pads, group, strict=True)])
+            logits = self._forward(ids.to(self.base.device), cache, pads)
         repeats = [len(one.rows) for one in group]
         if any(repeat != 1 for repeat in repeats):
             index = torch.repeat_interleave(torch.tensor(repeats)).to(self.base.device)
@@ -301,7 +312,8 @@ class _Decoder:
             self.rows = [self.rows[index] for index in alive]
             ids = [ids[index] for index in alive]
         column = torch.tensor(ids, device=self.base.device).clamp(min=0)[:, None]
-        self._logits = self._forward(column, None, self._cache)
+        step = self._forward if self._decoder is None else self._decoder.step
+        self._logits = step(column, self._cache)
 
     def give_up(self, prompts: Sequence[Sequence[int]]) -> list[_Waiting]:
         """Let go of the batch after memory ran out; each row goes on later from what it has drawn so far."""
@@ -314,7 +326,7 @@ class _Decoder:
         # A GPU decodes a few dead rows for nothing; copying its cache at every ending would cost more.
         return dead >= (max(1, len(self.rows) // 8) if self.base.device.type == "cuda" else 1)
 
-    def _forward(self, ids: Tensor, pads: list[int] | None, cache: RowsCache) -> Tensor:
+    def _forward(self, ids: Tensor, cache: RowsCache, pads: list[int] | None = None) -> Tensor:
         """Run the model on new columns and return the logits behind the last one, [rows, V] in fp32."""
         inputs: dict[str, Any] = cache.inputs(ids, pads)
         output = self.base.model(input_ids=ids, past_key_values=cache.cache, use_cache=True, logits_to_keep=1, **inputs)
@@ -329,11 +341,13 @@ def pick_tokens(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
     if sampling.temperature <= 0:
         best = logits.argmax(1)
         return torch.where(torch.isfinite(logits.amax(1)), best, -1)
-    order = None
-    logits = logits / sampling.temperature
+    uniforms = uniforms.to(logits.device)
+    if sampling.top_p >= 1 and not 0 < sampling.top_k < logits.shape[1]:
+        return _pick_from_all(logits, sampling.temperature, uniforms)
+    logits = logits.float().contiguous() / sampling.temperature
     if 0 < sampling.top_k < logits.shape[1]:
         logits, order = logits.topk(sampling.top_k, dim=1)
-    elif sampling.top_p < 1:
+    else:
         logits, order = logits.sort(dim=1, descending=True)
     probabilities = torch.softmax(logits, 1)
     if sampling.top_p < 1:  # sorted by now
@@ -341,11 +355,37 @@ def pick_tokens(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
         probabilities = torch.where(before < sampling.top_p, probabilities, 0)
     cumulative = probabilities.cumsum(1, dtype=torch.float64)
     total = cumulative[:, -1]
-    threshold = uniforms.to(total.device) * total
-    index = torch.searchsorted(cumulative, threshold[:, None], right=True)[:, 0].clamp(max=logits.shape[1] - 1)
-    if order is not None:
-        index = order.gather(1, index[:, None])[:, 0]
+    index = _search(cumulative, uniforms * total)
+    return torch.where(torch.isfinite(total), order.gather(1, index[:, None])[:, 0], -1)
+
+
+def _pick_from_all(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
+    """Draw from the whole distribution: first a stretch of the vocabulary by its sum, then a token in it.
+
+    Summing up all of 50,000 probabilities in fp64 for every row costs a sixth of a step; the sums of stretches and one
+    stretch do not. The stretches' sums are those of the very numbers that are summed up within one.
+    """
+    rows, size = logits.shape
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    # Vocabulary first: that is how the CPU's decoder gives its logits, and no pass depends on it.
+    powers = logits.T.to(wide).sub(logits.amax(1).to(wide)).div_(temperature).exp_()  # [V, rows]
+    short = -size % _STRETCH
+    stretches = torch.nn.functional.pad(powers, (0, 0, 0, short)).view(-1, _STRETCH, rows)
+    cumulative = stretches.sum(1, dtype=torch.float64).T.cumsum(1)  # [rows, stretches]
+    total = cumulative[:, -1]
+    threshold = uniforms * total
+    stretch = _search(cumulative, threshold)
+    row = torch.arange(rows, device=logits.device)
+    before = torch.where(stretch > 0, cumulative[row, (stretch - 1).clamp(min=0)], 0)
+    within = stretches[stretch, :, row].cumsum(1, dtype=torch.float64)  # [rows, _STRETCH]
+    index = (stretch * _STRETCH + _search(within, threshold - before)).clamp(max=size - 1)
     return torch.where(torch.isfinite(total), index, -1)
+
+
+def _search(cumulative: Tensor, threshold: Tensor) -> Tensor:
+    """The first place of each row whose cumulative sum exceeds the threshold; the last where none does."""
+    found = torch.searchsorted(cumulative, threshold[:, None], right=True)[:, 0]
+    return found.clamp(max=cumulative.shape[1] - 1)
 
 
 @contextlib.contextmanager

@@ -89,12 +89,13 @@ class RowsCache:
     def inputs(self, ids: Tensor, pads: list[int] | None) -> dict[str, Any]:
         """Return attention mask and positions for new columns ``ids`` [rows, n]; ``pads`` opens a new batch."""
         rows, new = ids.shape
+        first = self._columns
         if pads is not None:
-            self._set_pads(pads, ids.device)
+            self.open(pads, new, ids.device)
         elif not self._pads:
             raise ValueError("a batch begins with its pads")
-        first = self._columns
-        self._columns += new
+        else:
+            self._columns += new
         columns = torch.arange(first, self._columns, device=ids.device)[None, :]
         if self._pad_tensor is None:
             return {"attention_mask": None, "position_ids": columns.expand(rows, new)}
@@ -103,6 +104,11 @@ class RowsCache:
         # One query sees every column that is no padding: handing over that mask ready made saves building it anew.
         mask = keep[:, None, None, :] if new == 1 and self._direct_mask else keep.long()
         return {"attention_mask": mask, "position_ids": positions}
+
+    def open(self, pads: list[int], columns: int, device: torch.device) -> None:
+        """Begin a batch: how many of the first ``columns`` are padding in each row."""
+        self._columns = columns
+        self._set_pads(pads, device)
 
     def select(self, index: Tensor) -> None:
         """Keep (or repeat) rows; columns that are padding in every row left are dropped."""

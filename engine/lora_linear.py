@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+FEW_ROWS = 96
+
 
 class Lora(NamedTuple):
     """A frozen layer and the LoRA on it, if it has any."""
@@ -30,12 +32,21 @@ def project(layers: Sequence[Lora], rows: Tensor) -> tuple[list[Tensor], Tensor 
     inner = rows @ torch.cat(firsts).T if firsts else None
     outs = []
     for layer, lora in zip(layers, _adapted(layers, inner), strict=True):
-        out: Tensor = layer.base(rows)
+        out = _linear(layer.base, rows)
         if lora is not None:
             _, second, scaling, part = lora
             out.addmm_(part, second.to(rows.dtype).T, alpha=scaling)
         outs.append(out)
     return outs, inner
+
+
+def _linear(base: nn.Module, rows: Tensor) -> Tensor:
+    """A frozen layer on [N, I]. With few rows, as in decoding, a CPU is up to twice as fast at ``W x^T``."""
+    if len(rows) > FEW_ROWS or rows.device.type != "cpu" or type(base) is not nn.Linear:
+        out: Tensor = base(rows)
+        return out
+    out = (base.weight @ rows.T).T
+    return out if base.bias is None else out.add_(base.bias)
 
 
 def project_grads(

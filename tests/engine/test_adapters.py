@@ -70,7 +70,7 @@ def test_switching_between_forward_and_backward_keeps_every_gradient(make_base, 
         adapters.checkpointing(checkpointing)
         loss = nll(adapters, "policy")
         if between == "switch":
-            adapters._switch.active = "value"
+            adapters.base.active = "value"
         elif between != "nothing":
             with adapters.use("value" if between == "switch and back" else None), torch.no_grad():
                 states(adapters, ROWS[0])

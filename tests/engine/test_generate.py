@@ -11,8 +11,10 @@ import torch
 
 from engine.adapters import Adapters
 from engine.base_model import LoadedBase, load_base
+from engine.decoder import Decoder
 from engine.generate import Cancelled, end_ids, generate, pick_tokens, row_seeds
 from engine.templates import encode_prompt
+from tests.engine.test_decoder_layer import FAMILIES, adapters_of
 from workbench.errors import UserError
 from workbench.records import Message, Sampling
 
@@ -162,17 +164,18 @@ def test_memory_that_runs_out_in_mid_batch_costs_no_token(make_base: MakeBase, m
     sampling = Sampling(1.0, 1.0, 0, 20, 8)
     whole = generate(base, PROMPTS, sampling, count=2)
     calls = 0
-    forward = base.model.forward
+    run = Decoder._run
 
-    def short_of_memory(*args: Any, **kwargs: Any) -> Any:
+    def short_of_memory(*given: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls in (4, 9):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(*args, **kwargs)
+        return run(*given)
 
-    monkeypatch.setattr(base.model, "forward", short_of_memory)
+    monkeypatch.setattr(Decoder, "_run", short_of_memory)
     assert generate(base, PROMPTS, sampling, count=2) == whole
+    assert calls > 20
 
 
 def test_memory_that_runs_out_in_the_first_prefill_halves_the_rows_and_no_more(
@@ -181,15 +184,15 @@ def test_memory_that_runs_out_in_the_first_prefill_halves_the_rows_and_no_more(
     base = make_base(dtype=torch.float64)
     prompts = [[5, 6, 7]] * 16
     widths: list[int] = []
-    forward = base.model.forward
+    prefill = Decoder.prefill
 
-    def short_of_memory(input_ids: torch.Tensor, **kwargs: Any) -> Any:
-        widths.append(len(input_ids))
-        if len(input_ids) > 8:
+    def short_of_memory(self: Decoder, prompts: Any, cache: Any) -> Any:
+        widths.append(len(prompts))
+        if len(prompts) > 8:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
-        return forward(input_ids=input_ids, **kwargs)
+        return prefill(self, prompts, cache)
 
-    monkeypatch.setattr(base.model, "forward", short_of_memory)
+    monkeypatch.setattr(Decoder, "prefill", short_of_memory)
     drawn = generate(base, prompts, Sampling(1.0, 1.0, 0, 6, 8))
     assert (widths[0], max(widths[1:])) == (16, 8)
     assert all(len(one) == 1 for one in drawn)
@@ -246,6 +249,29 @@ def test_a_model_with_sliding_windows_decodes_like_transformers() -> None:
     drawn = generate(base, PROMPTS, greedy(20), ends=[2], max_rows=3)
     for ids, [completion] in zip(PROMPTS, drawn, strict=True):
         assert list(completion.ids) == transformers_greedy(base, ids, 20)
+
+
+def test_the_whole_distribution_is_drawn_from_at_every_vocabulary_size() -> None:
+    """A stretch of the vocabulary is chosen first: its borders and a short last one must not show."""
+    source = torch.Generator().manual_seed(0)
+    for size in (1, 3, 256, 257, 700, 1024):
+        logits = (torch.randn(size, generator=source, dtype=torch.float64) * 3).expand(2000, size)
+        uniforms = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
+        cumulative = torch.softmax(logits[0] / 0.7, 0).cumsum(0)
+        expected = torch.searchsorted(cumulative, uniforms, right=True).clamp(max=size - 1)
+        sampling = Sampling(temperature=0.7, max_new_tokens=1)
+        assert torch.equal(pick_tokens(logits, sampling, uniforms), expected)
+        assert torch.equal(pick_tokens(logits.T.contiguous().T, sampling, uniforms), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_decodes_like_transformers_under_an_adapter(family: str) -> None:
+    adapters = adapters_of(FAMILIES[family])
+    prompts = [[5, 9, 30], [7] * 11, [40, 41, 42, 43, 44, 45], [12]]
+    with adapters.use("policy"):
+        drawn = generate(adapters.base, prompts, greedy(12), ends=[2])
+        expected = [transformers_greedy(adapters.base, ids, 12) for ids in prompts]
+    assert [list(one.ids) for [one] in drawn] == expected
 
 
 @pytest.mark.demo_model

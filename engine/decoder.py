@@ -1,0 +1,101 @@
+"""Decoding without transformers' modules: the prompts of a batch at once, then a new token for every row.
+
+The arithmetic is that of :mod:`engine.decoder_layer`. Prompts pass end to end without padding. A step with a few rows
+is bound by reading the weights and the cache: grouped query heads read their keys once, all heads of a group together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.adapters import active_layers
+from engine.base_model import LoadedBase
+from engine.decoder_layer import Attention, attend, layer_forward
+from engine.kv_cache import RowsCache
+from engine.packing import Block
+
+
+class Decoder:
+    """The model under the adapter that was active when this was made."""
+
+    def __init__(self, base: LoadedBase) -> None:
+        self._base = base
+        self._layers = list(active_layers(base))
+
+    def prefill(self, prompts: Sequence[Sequence[int]], cache: RowsCache) -> Tensor:
+        """Fill an empty cache with prompts, a row each. Returns the logits behind each, [rows, V]."""
+        lengths = [len(one) for one in prompts]
+        longest = max(lengths)
+        pads = [longest - length for length in lengths]
+        cache.open(pads, longest, self._base.device)
+        ids = torch.tensor([[token for one in prompts for token in one]])
+        positions = torch.cat([torch.arange(length) for length in lengths])[None]
+        blocks = [Block(length) for length in lengths]
+
+        def attention(layer: Any, scaling: float) -> Attention:
+            def run(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+                layer.update(*(_on_the_right(one, lengths, longest) for one in (key, value)))
+                return attend(query, key, value, blocks, scaling)
+
+            return run
+
+        hidden = self._run(ids, positions, [attention(*one) for one in self._places(cache)])
+        return self._logits(hidden[torch.tensor(lengths).cumsum(0) - 1])
+
+    def step(self, ids: Tensor, cache: RowsCache) -> Tensor:
+        """Append a token a row, [rows, 1], to the cache. Returns the logits behind it, [rows, V]."""
+        inputs = cache.inputs(ids, None)
+        mask = inputs["attention_mask"]  # [rows, 1, 1, columns] bool, or None
+        if mask is not None:
+            mask = torch.zeros(mask.shape, dtype=self._base.dtype).masked_fill_(~mask, -torch.inf)
+        attentions = [
+            partial(attend_to_cache, layer=layer, mask=mask, scaling=scaling) for layer, scaling in self._places(cache)
+        ]
+        return self._logits(self._run(ids.T, inputs["position_ids"].T, attentions))
+
+    def _places(self, cache: RowsCache) -> list[tuple[Any, float]]:
+        return [(layer, parts.scaling) for layer, parts in zip(cache.cache.layers, self._layers, strict=True)]
+
+    def _run(self, ids: Tensor, positions: Tensor, attentions: Sequence[Attention]) -> Tensor:
+        """Pass tokens [1, T] through the layers. Returns their final states [T, D]."""
+        decoder: Any = self._base.decoder
+        embedded = decoder.get_input_embeddings()(ids)
+        cosine, sine = (one[0][:, None] for one in decoder.rotary_emb(embedded, positions))
+        hidden = embedded[0]
+        for parts, attention in zip(self._layers, attentions, strict=True):
+            hidden, _ = layer_forward(hidden, parts, cosine, sine, attention)
+        normed: Tensor = decoder.norm(hidden)
+        return normed
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """[rows, V], its columns lying together: few rows against a large matrix, see :mod:`engine.lora_linear`."""
+        return (self._base.head_weight @ hidden.T).T
+
+
+def attend_to_cache(
+    query: Tensor, key: Tensor, value: Tensor, layer: Any, mask: Tensor | None, scaling: float
+) -> tuple[Tensor, None]:
+    """Append a key and a value a row to a layer's cache, and attend to all of it.
+
+    query [rows, H, W], key and value [rows, G, W], mask [rows, 1, 1, columns] to add. Returns ([rows, H, W], None).
+    """
+    keys, values = layer.update(key[:, :, None], value[:, :, None])
+    grouped = query.unflatten(1, (key.shape[1], -1))  # [rows, G, H/G, W]
+    scores = (grouped * scaling) @ keys.transpose(2, 3)
+    if mask is not None:
+        scores += mask
+    attended = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(values.dtype)
+    return (attended @ values).flatten(1, 2), None
+
+
+def _on_the_right(states: Tensor, lengths: Sequence[int], longest: int) -> Tensor:
+    """Sequences end to end [T, G, W] as rows of the cache, [rows, G, longest, W], zeros on their left."""
+    rows = states.new_zeros(len(lengths), states.shape[1], longest, states.shape[2])
+    for row, part in zip(rows, states.split(list(lengths)), strict=True):
+        row[:, longest - len(part) :] = part.transpose(0, 1)
+    return rows
