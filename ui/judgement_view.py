@@ -206,7 +206,7 @@ class ShareTable(FitTable):
     """Shares as rows: name, pairs, accuracy, its interval in words and as a picture."""
 
     def __init__(self, what: str, parent: QWidget | None = None) -> None:
-        super().__init__([what, "Pairs", "Accuracy", "95% interval"], right=(1, 2), parent=parent)
+        super().__init__([what, "Pairs", "Accuracy", "95% CI"], right=(1, 2), parent=parent)
         header = self.horizontalHeader()
         for place, mode in enumerate(
             (

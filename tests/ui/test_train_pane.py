@@ -104,12 +104,16 @@ def test_an_sft_plan_says_what_it_will_use_and_start_is_ready(pane, filled):
 def test_nothing_is_cut_off_in_a_narrow_window(pane, qtbot, method):
     pane.methods.choose(method)
     pane.advanced.setChecked(True)
+    replan(qtbot, pane)  # the form has turned to the method
     scroll, page, one = pane._scroll, pane._scroll.widget(), pane.form.rows["learning_rate"]
     pane.resize(740, 520)  # what the narrowest window, 800 wide, leaves of it
-    qtbot.waitUntil(lambda: page.minimumSizeHint().width() <= page.width() == scroll.viewport().width())
-    qtbot.waitUntil(lambda: one._help.y() > one.editor.widget.geometry().bottom() > one._name.y())
+    for seen in (
+        lambda: page.minimumSizeHint().width() <= page.width() == scroll.viewport().width(),
+        lambda: one._help.y() > one.editor.widget.geometry().bottom() > one._name.y(),
+    ):
+        qtbot.waitUntil(seen, timeout=20_000)
     pane.resize(1280, 800)
-    qtbot.waitUntil(lambda: one._help.x() > one.editor.widget.geometry().right())
+    qtbot.waitUntil(lambda: one._help.x() > one.editor.widget.geometry().right(), timeout=20_000)
 
 
 def test_every_control_has_an_accessible_name(pane):
