@@ -9,6 +9,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_WAIT_POLICY := PASSIVE
 export OMP_NUM_THREADS ?= 2
 WORKERS ?= 2
+# In tests each worker's share of the cores: two workers with two threads each on two cores wait for one another.
+THREADS ?= $(shell n=$$(( $$(getconf _NPROCESSORS_ONLN) / $(WORKERS) )); echo $$(( n > 1 ? n : 1 )))
 
 .PHONY: help setup run test check format lock demo bench screenshots clean
 
@@ -25,7 +27,7 @@ run: setup       ## open the window on the sample project (without a display: th
 
 test: setup      ## every test
 	@bash .ci/system-libraries.sh $(BIN)/python
-	@QT_QPA_PLATFORM=offscreen $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -q
+	@QT_QPA_PLATFORM=offscreen OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -q
 
 check: setup     ## formatting, lint, types, layering
 	@$(BIN)/ruff format --check .

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workbench import statistics
+from workbench import calibration, statistics
 
 
 class Meters:
@@ -105,21 +105,9 @@ def wilson(successes: float, trials: int) -> Interval:
     return Interval(successes / trials if trials > 0 else 0.0, *statistics.wilson(successes, trials))
 
 
-def calibration_error(margins: Tensor, bins: int = 10) -> float:
-    """Expected calibration error of ``sigmoid(r_c - r_r)`` as the probability that the chosen one is better.
-
-    The reward model names a winner with confidence ``max(p, 1-p)`` in [0.5, 1]; in each of ``bins`` equal bins the
-    mean confidence is compared with how often the winner was the chosen one; the gaps are weighted by the bins'
-    shares (Guo et al. 2017, eq. 3). margins: [P]. Ties are wrong.
-    """
-    margins = margins.detach().double().cpu()
-    if margins.numel() == 0:
-        return 0.0
-    confidence = torch.sigmoid(margins.abs())
-    right = (margins > 0).double()
-    place = ((confidence - 0.5) * 2 * bins).long().clamp_(0, bins - 1)
-    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, right - confidence)
-    return float(gaps.abs().sum() / margins.numel())
+def calibration_error(margins: Tensor) -> float:
+    """Expected calibration error of margins [P] (:func:`workbench.calibration.calibration_error`)."""
+    return calibration.calibration_error(margins.tolist())
 
 
 def _wide(values: Tensor) -> torch.dtype:

@@ -14,7 +14,7 @@ from engine.adapters import Adapters
 from engine.base_model import LoadedBase, load_base, load_tokenizer
 from engine.score import RewardModel, load_reward
 from engine.session import choose_device
-from workbench.model_folders import refuse_changed
+from workbench.model_folders import refuse_changed_adapter, refuse_changed_base
 from workbench.protocol import ModelRef
 
 ADAPTERS_KEPT = 6
@@ -38,7 +38,7 @@ class WarmModels:
         if self._key != key or self._adapters is None:
             self.let_go()
             say("Loading the model")
-            refuse_changed(Path(model.base), model.base_sha256, f"The base of {model.name}")
+            refuse_changed_base(model)
             loaded = load_base(model.base, quantisation=quantisation, device=choose_device("auto"))
             self._adapters, self._key = Adapters(loaded), key
         return self._adapters.base, self._adapters
@@ -54,7 +54,7 @@ class WarmModels:
         if key not in self._names:
             self._make_room(adapters)
             say("Loading the adapter")
-            _check_adapter(model)
+            refuse_changed_adapter(model)
             self._count += 1
             name = f"model{self._count}"
             adapters.load(name, model.adapter, trainable=False)
@@ -73,7 +73,7 @@ class WarmModels:
                 del self._names[key]
             self._make_room(adapters)
             say("Loading the reward model")
-            _check_adapter(model)
+            refuse_changed_adapter(model)
             self._count += 1
             name = f"model{self._count}"
             self._rewards[name] = load_reward(adapters, model.adapter, name)
@@ -100,11 +100,6 @@ class WarmModels:
     def _dated(folder: str) -> tuple[str, int]:
         file = Path(folder) / "adapter_model.safetensors"
         return folder, file.stat().st_mtime_ns if file.is_file() else 0
-
-
-def _check_adapter(model: ModelRef) -> None:
-    """Read every byte of an adapter, which is small, before it is trusted."""
-    refuse_changed(Path(model.adapter), model.adapter_sha256, f"The adapter of {model.name}", cached=False)
 
 
 class Tokenizers:

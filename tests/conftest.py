@@ -10,11 +10,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile(
+    "tests", deadline=None
+)  # an example is slow where the machine is busy, and sound all the same
+settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the file whose tests train for minutes: one worker has it while the others do the rest."""
-    items.sort(key=lambda item: item.path.name != "test_real_learning.py")
+    """Begin with the files whose tests train for minutes, one for each of two workers, and do the rest after."""
+    items.sort(key=lambda item: item.path.name not in ("test_real_learning.py", "test_real_policies.py"))
 
 
 @pytest.fixture(scope="session")

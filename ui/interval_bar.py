@@ -21,7 +21,7 @@ class IntervalDelegate(QStyledItemDelegate):
 
     def sizeHint(self, _option: QStyleOptionViewItem, _index: QModelIndex | QPersistentModelIndex) -> QSize:
         """Ask for room to tell intervals apart."""
-        return QSize(120, 24)
+        return QSize(96, 24)
 
     def paint(
         self, painter: QPainter, option: QStyleOptionViewItem, index: QModelIndex | QPersistentModelIndex

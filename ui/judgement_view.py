@@ -156,7 +156,7 @@ class JudgementView(QWidget):
             f"{plural(one.rankings, 'ranking')}. A coin has 50%."
         )
         self.calibration.setText(f"{told.calibration_error:.1%}")
-        self._calibration_words.setText("So far is how sure it is from how often it is right, on average.")
+        self._calibration_words.setText("How far its confidence is from how often it is right, on average.")
         self.length.setText(f"{length.correlation:+.2f}")
         self._length_words.setText(
             f"Correlation of score with length. It prefers the longer side in {length.model_prefers_longer:.0%} of the "
@@ -206,7 +206,7 @@ class ShareTable(FitTable):
     """Shares as rows: name, pairs, accuracy, its interval in words and as a picture."""
 
     def __init__(self, what: str, parent: QWidget | None = None) -> None:
-        super().__init__([what, "Pairs", "Accuracy", "95% interval"], right=(1, 2), parent=parent)
+        super().__init__([what, "Pairs", "Accuracy", "95% CI"], right=(1, 2), parent=parent)
         header = self.horizontalHeader()
         for place, mode in enumerate(
             (

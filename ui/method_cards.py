@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from PySide6.QtCore import QRectF, QSize, Qt, Signal, SignalInstance
-from PySide6.QtGui import QColor, QPainter, QPaintEvent, QPen
+from PySide6.QtGui import QColor, QFont, QFontMetrics, QPainter, QPaintEvent, QPen
 from PySide6.QtWidgets import QAbstractButton, QButtonGroup, QGridLayout, QSizePolicy, QWidget
 
 from ui.icons import pixmap
-from ui.theme import RADIUS, XS, M, S, colours, font
+from ui.theme import RADIUS, M, S, colours, font
 from workbench.records import Counts, Method
 
 
@@ -83,6 +83,16 @@ class MethodCard(QAbstractButton):
         lines = self.fontMetrics().lineSpacing()
         return QSize(200, M + 24 + S + 3 * lines + S + lines + M)
 
+    def height_at(self, width: int) -> int:
+        """Return the height at which sentence and labels are seen whole."""
+
+        def high(face: QFont, text: str) -> int:
+            wrap = int(Qt.TextFlag.TextWordWrap)
+            return QFontMetrics(face).boundingRect(0, 0, width - 2 * M, 9999, wrap, text).height()
+
+        whole = M + 24 + S + high(font("body"), self.info.sentence) + S + high(font("small"), self._labels) + M
+        return max(self.sizeHint().height(), whole)
+
     def minimumSizeHint(self) -> QSize:
         """Be no narrower than a sentence can be read."""
         return QSize(152, self.sizeHint().height())
@@ -115,11 +125,11 @@ class MethodCard(QAbstractButton):
             tick = pixmap("check", 20, theme.accent, self.devicePixelRatioF())
             painter.drawPixmap(area.right() - 20, area.top(), tick)
         painter.setFont(font("body"))
-        words = area.adjusted(0, 24 + S, 0, -painter.fontMetrics().lineSpacing() - XS)
+        words = area.adjusted(0, 24 + S, 0, 0)
         painter.drawText(words, int(flags.AlignLeft | flags.AlignTop | Qt.TextFlag.TextWordWrap), self.info.sentence)
         painter.setFont(font("small"))
         painter.setPen(QColor(theme.muted))
-        painter.drawText(area, int(flags.AlignLeft | flags.AlignBottom), self._labels)
+        painter.drawText(area, int(flags.AlignLeft | flags.AlignBottom | Qt.TextFlag.TextWordWrap), self._labels)
 
 
 class MethodCards(QWidget):
@@ -151,11 +161,20 @@ class MethodCards(QWidget):
         """Say on each card what the project has for it."""
         for info in METHOD_INFOS:
             self.cards[info.method].set_labels(labels_of(info.method, counts))
+        self._fit()
 
     def resizeEvent(self, event: object) -> None:
         """Four in a row where there is room, else two."""
         super().resizeEvent(event)  # type: ignore[arg-type]
         self._place(4 if self.width() >= 4 * 208 + 3 * S else 2)
+        self._fit()
+
+    def _fit(self) -> None:
+        """Make all cards as high as the one that says most."""
+        width = (self.width() - (self._columns - 1) * S) // self._columns
+        height = max(card.height_at(width) for card in self.cards.values())
+        for card in self.cards.values():
+            card.setFixedHeight(height)
 
     def _place(self, columns: int) -> None:
         if columns == self._columns:

@@ -208,14 +208,9 @@ class PromptDialog(QDialog):
             split=self.split.currentData(),
             created_at=now(),
         )
-        bind_future(self._context.store.add_prompts([prompt]), self._on_added, self._on_failed, owner=self)
-
-    def _on_added(self, change: Change) -> None:
-        if self._replaces is None:
-            self._on_saved(change)
-        else:
-            future = self._context.store.archive_prompts([self._replaces.id])
-            bind_future(future, self._on_saved, self._on_failed, owner=self)
+        store, old = self._context.store, self._replaces
+        future = store.replace_prompt(old.id, prompt) if old else store.add_prompts([prompt])
+        bind_future(future, self._on_saved, self._on_failed, owner=self)
 
     def _on_saved(self, _change: Change) -> None:
         self.added.emit(self._id)

@@ -103,6 +103,7 @@ class RecipeForm(QWidget):
         self._recipe: Recipe | None = None
         self._standard: Recipe | None = None
         self._standard_name = "preset"
+        self._narrow = False
         self.rows: dict[str, SettingRow] = {}
         self.search = QLineEdit()
         self.search.setObjectName("find-setting")
@@ -170,6 +171,12 @@ class RecipeForm(QWidget):
         line.editor.widget.setFocus(Qt.FocusReason.OtherFocusReason)
         return True
 
+    def set_narrow(self, narrow: bool) -> None:
+        """Put what each setting means below its editor, or beside it."""
+        self._narrow = narrow
+        if self._type is not None:
+            self._pages[self._type].set_narrow(narrow)
+
     # ---- inside ----
 
     def _turn_to(self, recipe_type: type) -> None:
@@ -183,6 +190,7 @@ class RecipeForm(QWidget):
             layout = self.layout()
             assert layout is not None
             layout.addWidget(page)
+        self._pages[recipe_type].set_narrow(self._narrow)
         self._type = recipe_type
         self.rows = self._pages[recipe_type].rows
         self._pages[recipe_type].show()
@@ -210,6 +218,7 @@ class _Page(QWidget):
     def __init__(self, settings: Sequence[Setting]) -> None:
         super().__init__()
         self.rows: dict[str, SettingRow] = {}
+        self._narrow = False
         self._groups: list[tuple[QWidget, list[SettingRow]]] = []
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -220,6 +229,13 @@ class _Page(QWidget):
         )
         for group in names:
             layout.addWidget(self._group(group, [one for one in settings if one.group == group]))
+
+    def set_narrow(self, narrow: bool) -> None:
+        """Stack or widen every row."""
+        if narrow != self._narrow:
+            self._narrow = narrow
+            for line in self.rows.values():
+                line.set_narrow(narrow)
 
     def show_fitting(self, wanted: Sequence[str]) -> bool:
         """Show the settings that have every word in name or meaning; returns whether there are any."""
@@ -281,27 +297,41 @@ class SettingRow(QWidget):
         self._default = Text("", "small", "muted", wrap=True)
         self._problem = Text("", "small", "bad", wrap=True)
         self._problem.hide()
-        grid = QGridLayout(self)
-        grid.setContentsMargins(0, 0, 0, 0)
-        grid.setHorizontalSpacing(S)
-        grid.setVerticalSpacing(2)
-        top = Qt.AlignmentFlag.AlignTop
-        name = QWidget()
-        name.setFixedWidth(LABEL_WIDTH)
-        name.setLayout(row(self._mark, self._label, spacing=XS, margins=(0, 7, 0, 0)))
-        unit = QWidget()
-        unit.setLayout(row(self._unit, self._reset, spacing=0))
-        grid.addWidget(name, 0, 0, 2, 1, top)
-        grid.addWidget(self.editor.widget, 0, 1, 2, 1, top)
-        grid.addWidget(unit, 0, 2, 2, 1, top)
-        grid.addWidget(self._help, 0, 3)
-        grid.addWidget(self._default, 1, 3, top)
-        grid.addWidget(self._problem, 2, 1, 1, 3)
-        grid.setColumnStretch(3, 1)
-        grid.setRowStretch(1, 1)
+        self._grid = QGridLayout(self)
+        self._grid.setContentsMargins(0, 0, 0, 0)
+        self._grid.setHorizontalSpacing(S)
+        self._grid.setVerticalSpacing(2)
+        self._name = QWidget()
+        self._name.setFixedWidth(LABEL_WIDTH)
+        self._name.setLayout(row(self._mark, self._label, spacing=XS, margins=(0, 7, 0, 0)))
+        self._after = QWidget()
+        self._after.setLayout(row(self._unit, self._reset, spacing=0))
+        self.set_narrow(False)
         self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Minimum)
         self._describe()
         self._show_changed()
+
+    def set_narrow(self, narrow: bool) -> None:
+        """Put what the setting means beside its editor, or below both where the page is narrow."""
+        for part in (self._name, self.editor.widget, self._after, self._help, self._default, self._problem):
+            self._grid.removeWidget(part)
+        top = Qt.AlignmentFlag.AlignTop
+        if narrow:
+            self._grid.addWidget(self._name, 0, 0, 1, 4, top)
+            self._grid.addWidget(self.editor.widget, 1, 0, top)
+            self._grid.addWidget(self._after, 1, 1, top)
+            self._grid.addWidget(self._help, 2, 0, 1, 4)
+            self._grid.addWidget(self._default, 3, 0, 1, 4, top)
+            self._grid.addWidget(self._problem, 4, 0, 1, 4)
+        else:
+            self._grid.addWidget(self._name, 0, 0, 2, 1, top)
+            self._grid.addWidget(self.editor.widget, 0, 1, 2, 1, top)
+            self._grid.addWidget(self._after, 0, 2, 2, 1, top)
+            self._grid.addWidget(self._help, 0, 3)
+            self._grid.addWidget(self._default, 1, 3, top)
+            self._grid.addWidget(self._problem, 2, 1, 1, 3)
+        self._grid.setColumnStretch(3, 1)
+        self._grid.setRowStretch(1, 0 if narrow else 1)
 
     def set_value(self, value: object) -> None:
         """Show a value without telling anyone."""

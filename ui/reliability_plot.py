@@ -9,7 +9,7 @@ from PySide6.QtGui import QColor, QPainter, QPaintEvent, QPen
 from PySide6.QtWidgets import QSizePolicy, QWidget
 
 from ui.theme import S, colours, font
-from workbench.judgement import Bin
+from workbench.calibration import Bin
 
 LOW = 0.5  # as unsure as can be
 STEPS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)

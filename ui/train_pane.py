@@ -30,6 +30,7 @@ from workbench.run_folder import RunFolder
 from workbench.settings_fields import Problem, settings_of
 
 PAGE_WIDTH, SIDE_WIDTH, LEAST_SIDE_WIDTH = 1120, 432, 320
+WIDE_PAGE = 600  # a narrower one has words below fields, not beside them
 
 
 class TrainPane(QWidget):
@@ -195,9 +196,13 @@ class TrainPane(QWidget):
         return self.planner.choice.method
 
     def resizeEvent(self, event: object) -> None:
-        """Give the summary a third of a wide window, and no more than it can use."""
+        """Give the summary a third of a wide window, and no more than it can use; stack what a narrow page is left."""
         super().resizeEvent(event)  # type: ignore[arg-type]
-        self._side.setFixedWidth(max(LEAST_SIDE_WIDTH, min(SIDE_WIDTH, self.width() // 3)))
+        side = max(LEAST_SIDE_WIDTH, min(SIDE_WIDTH, self.width() // 3))
+        self._side.setFixedWidth(side)
+        narrow = self.width() - side < WIDE_PAGE
+        self.setup.set_narrow(narrow)
+        self.form.set_narrow(narrow)
 
     def _on_changed(self, change: Change) -> None:
         if change.kinds & {"prompts", "demonstrations", "rankings", "responses", "models"}:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from PySide6.QtCore import QEvent, QObject, QRectF, Qt, Signal, SignalInstance
 from PySide6.QtGui import QColor, QGuiApplication, QKeyEvent, QPainter, QPaintEvent, QPen
 from PySide6.QtWidgets import (
+    QBoxLayout,
     QButtonGroup,
     QPushButton,
     QScrollArea,
@@ -74,7 +75,10 @@ class PresetBar(QWidget):
         self.buttons: dict[str, QPushButton] = {}
         self._group = QButtonGroup(self)
         self._words = ElidedLabel("", "small", "muted")
-        line = row(spacing=S)
+        self._line = QBoxLayout(QBoxLayout.Direction.LeftToRight)
+        self._line.setContentsMargins(0, 0, 0, 0)
+        self._line.setSpacing(S)
+        buttons = row(spacing=S)
         for name in names:
             made = button(name, name=f"preset-{name}", tip=PRESET_WORDS[name])
             made.setCheckable(True)
@@ -83,9 +87,14 @@ class PresetBar(QWidget):
             made.toggled.connect(lambda on, name=name: self._on_toggled(name) if on else None)
             self._group.addButton(made)
             self.buttons[name] = made
-            line.addWidget(made)
-        line.addWidget(self._words, 1)
-        self.setLayout(line)
+            buttons.addWidget(made)
+        self._line.addLayout(buttons)
+        self._line.addWidget(self._words, 1)
+        self.setLayout(self._line)
+
+    def set_narrow(self, narrow: bool) -> None:
+        """Put the words below the buttons, or beside them."""
+        self._line.setDirection(QBoxLayout.Direction.TopToBottom if narrow else QBoxLayout.Direction.LeftToRight)
 
     def choose(self, name: str) -> None:
         """Choose a preset."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from PySide6.QtCore import Qt
-from PySide6.QtWidgets import QButtonGroup, QHBoxLayout, QLayout, QLineEdit, QRadioButton, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QBoxLayout, QButtonGroup, QLayout, QLineEdit, QRadioButton, QVBoxLayout, QWidget
 
 from ui.context import Context
 from ui.model_picker import ModelPicker
@@ -62,23 +62,34 @@ class SetupCard(Card):
     def _place(self) -> None:
         fields = QVBoxLayout()
         fields.setSpacing(M)
+        self._fields: list[QBoxLayout] = []
+
+        def add(label: str, content: QWidget | QLayout) -> None:
+            self._fields.append(_field(label, content))
+            fields.addLayout(self._fields[-1])
+
         starts = column(spacing=0)
         for picker in self.starts.values():
             starts.addWidget(picker)
-        fields.addLayout(_field("Start from", column(starts, self.notes["start_model"], spacing=2)))
+        add("Start from", column(starts, self.notes["start_model"], spacing=2))
         self._scoring = QWidget()
         choice = column(row(self.by_model, self.by_rule, None, spacing=M), self.reward, self.rule, spacing=S)
         choice.addWidget(self.notes["reward_model"])
         choice.addWidget(self.notes["rule"])
-        scoring = _field("Scored by", choice)
-        scoring.setContentsMargins(0, 0, 0, 0)
-        self._scoring.setLayout(scoring)
+        self._fields.append(_field("Scored by", choice))
+        self._scoring.setLayout(self._fields[-1])
         fields.addWidget(self._scoring)
-        fields.addLayout(_field("Data", column(self.tags, self.notes["tags"], spacing=2)))
-        fields.addLayout(_field("Held out", self.hold_out))
-        fields.addLayout(_field("Preset", self.presets))
-        fields.addLayout(_field("Name", self.run_name))
+        add("Data", column(self.tags, self.notes["tags"], spacing=2))
+        add("Held out", self.hold_out)
+        add("Preset", self.presets)
+        add("Name", self.run_name)
         self.body.addLayout(fields)
+
+    def set_narrow(self, narrow: bool) -> None:
+        """Put labels above their fields, and the presets' words below them, or beside them."""
+        self.presets.set_narrow(narrow)
+        for one in self._fields:
+            one.setDirection(QBoxLayout.Direction.TopToBottom if narrow else QBoxLayout.Direction.LeftToRight)
 
     def show_method(self, method: Method) -> None:
         """Show what this method needs: its roles to start from, and for PPO who scores."""
@@ -122,11 +133,13 @@ class SetupCard(Card):
             self.rule.setFocus(Qt.FocusReason.OtherFocusReason)
 
 
-def _field(label: str, content: QWidget | QLayout) -> QHBoxLayout:
+def _field(label: str, content: QWidget | QLayout) -> QBoxLayout:
     name = Text(label, "body")
     name.setFixedWidth(84)
     name.setContentsMargins(0, 6, 0, 0)
-    line = row(spacing=S)
+    line = QBoxLayout(QBoxLayout.Direction.LeftToRight)
+    line.setContentsMargins(0, 0, 0, 0)
+    line.setSpacing(S)
     line.addWidget(name, 0, Qt.AlignmentFlag.AlignTop)
     if isinstance(content, QWidget):
         line.addWidget(content, 1)

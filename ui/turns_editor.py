@@ -8,30 +8,13 @@ from PySide6.QtCore import Qt, Signal, SignalInstance
 from PySide6.QtWidgets import QComboBox, QFrame, QPlainTextEdit, QScrollArea, QVBoxLayout, QWidget
 
 from ui.conversation_view import ROLE_NAMES
+from ui.labels import sentence
 from ui.theme import M, S
 from ui.widgets import IconButton, button, column, row
 from workbench.records import Message, Role
+from workbench.turns import prompt_fault
 
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
-
-
-def problem_of(messages: Sequence[Message]) -> str:
-    """Say why a conversation cannot be a prompt; "" when it can."""
-    if not messages or all(not one.content.strip() for one in messages):
-        return "Write what the user says."
-    for number, one in enumerate(messages, 1):
-        if not one.content.strip():
-            return f"Turn {number} ({ROLE_NAMES[one.role].lower()}) is empty."
-        if one.role == "system" and number > 1:
-            return "The system turn can only come first."
-        if number > 1 and one.role == messages[number - 2].role:
-            return f"Turns {number - 1} and {number} are both the {one.role}'s: user and assistant take turns."
-    first = next((one for one in messages if one.role != "system"), None)
-    if first is None or first.role != "user":
-        return "After the system turn the user speaks first."
-    if messages[-1].role != "user":
-        return "The last turn must be the user's: the response comes after it."
-    return ""
 
 
 class TurnEditor(QFrame):
@@ -110,7 +93,7 @@ class TurnsEditor(QWidget):
 
     def problem(self) -> str:
         """Say why this cannot be a prompt; "" when it can."""
-        return problem_of(self.messages())
+        return "Write what the user says." if self.is_blank() else sentence(prompt_fault(self.messages()))
 
     def is_blank(self) -> bool:
         """Whether no turn has a word."""

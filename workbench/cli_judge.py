@@ -6,10 +6,11 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from workbench.calibration import BINS
 from workbench.cli_shared import open_to_read
 from workbench.errors import UserError
 from workbench.judged_model import JudgedModel, judged_model
-from workbench.judgement import BINS, Report, Share
+from workbench.judgement import Report, Share
 from workbench.model_choice import find_model
 from workbench.preflight import many
 from workbench.records import ModelRecord

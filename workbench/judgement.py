@@ -1,8 +1,7 @@
 """What a reward model is worth: its judgement of every held-out pair, and what follows from it. Numbers only, no torch.
 
-The engine scores the held-out pairs once, at a run's end, into ``final/judgement.json``. A pair's *gap* is the chosen
-response's score less the rejected one's; Bradley-Terry reads it as log-odds, so that ``sigmoid(|gap|)`` is how sure the
-model is of the side it prefers. A tie (gap 0) is wrong.
+The engine scores the held-out pairs once, at a run's end, into ``final/judgement.json``. What a pair's *gap* is, and
+how sure it says that the model is: :mod:`workbench.calibration`.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from typing import TypeVar
 
 import msgspec
 
+from workbench.calibration import Bin, calibration_error, confidence, reliability
 from workbench.errors import UserError
 from workbench.jsonl import decode, encode, write_atomic
 from workbench.statistics import wilson_of_groups
 
 Key = TypeVar("Key", str, int)
 JUDGEMENT_FILE = "judgement.json"
-BINS = 10
 GAP_EDGES = (0.0, 0.25, 0.5, 1.0, 2.0, math.inf)
 CONFIDENT = 0.7
 """As sure as this of the wrong side, a model is *confident and wrong*: the gap is below -0.85."""
@@ -47,7 +46,7 @@ class JudgedPair:
     @property
     def confidence(self) -> float:
         """How sure the model is of the side that it prefers, from 0.5 to 1."""
-        return 1 / (1 + math.exp(-abs(self.gap)))
+        return confidence(self.gap)
 
 
 class Judgement(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,17 +83,6 @@ class Share:
     accuracy: float
     low: float
     high: float
-
-
-@dataclass(frozen=True, slots=True)
-class Bin:
-    """One bin of a reliability curve: how sure the model was, and how often it was right."""
-
-    low: float
-    high: float
-    pairs: int
-    confidence: float  # their mean; 0 in an empty bin
-    accuracy: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +125,15 @@ def report(
         raters: names of raters by id.
     """
     tags, raters = tags or {}, raters or {}
+    gaps = [one.gap for one in pairs]
     return Report(
         accuracy=share("all", pairs),
         by_tag=by(pairs, lambda one: sorted(tags.get(one.id, ()))),
         by_tier_distance=by(pairs, lambda one: [one.tier_distance], str),
         by_gap=by_gap(pairs),
         by_rater=by(pairs, lambda one: [one.rater], lambda rater: raters.get(rater, rater) or "unknown"),
-        reliability=reliability(pairs),
-        calibration_error=calibration_error(pairs),
+        reliability=reliability(gaps),
+        calibration_error=calibration_error(gaps),
         length=length_bias(pairs),
         confident_and_wrong=confident_and_wrong(pairs),
     )
@@ -177,32 +166,6 @@ def by_gap(pairs: Sequence[JudgedPair]) -> tuple[Share, ...]:
         if part:
             found.append(share(f"{low:g} to {high:g}" if high < math.inf else f"over {low:g}", part))
     return tuple(found)
-
-
-def reliability(pairs: Sequence[JudgedPair], bins: int = BINS) -> tuple[Bin, ...]:
-    """Confidence beside accuracy in equal bins of confidence from 0.5 to 1 (Guo et al. 2017, figure 1)."""
-    parts: list[list[JudgedPair]] = [[] for _ in range(bins)]
-    for one in pairs:
-        parts[min(bins - 1, int((one.confidence - 0.5) * 2 * bins))].append(one)
-    return tuple(
-        Bin(
-            low=0.5 + place / (2 * bins),
-            high=0.5 + (place + 1) / (2 * bins),
-            pairs=len(part),
-            confidence=sum(one.confidence for one in part) / max(1, len(part)),
-            accuracy=sum(one.right for one in part) / max(1, len(part)),
-        )
-        for place, part in enumerate(parts)
-    )
-
-
-def calibration_error(pairs: Sequence[JudgedPair], bins: int = BINS) -> float:
-    """Expected calibration error: the bins' gaps between confidence and accuracy, by their share of the pairs.
-
-    Source: Guo et al., "On calibration of modern neural networks", 2017, equation 3.
-    """
-    total = sum(one.pairs * abs(one.accuracy - one.confidence) for one in reliability(pairs, bins))
-    return total / max(1, len(pairs))
 
 
 def length_bias(pairs: Sequence[JudgedPair]) -> LengthBias:

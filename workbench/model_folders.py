@@ -283,11 +283,21 @@ def refuse_changed(folder: Path, sha256: str, what: str, *, cached: bool = True)
         )
 
 
-def refuse_changed_model(model: ModelRef) -> None:
-    """Raise UserError when a model's base or adapter is not what it was when the project listed it."""
+def refuse_changed_base(model: ModelRef) -> None:
+    """Raise UserError when a model's base is not what it was when the project listed it."""
     refuse_changed(Path(model.base), model.base_sha256, f"The base of {model.name}")
+
+
+def refuse_changed_adapter(model: ModelRef) -> None:
+    """The same of its adapter, where it has one: small enough to read every byte each time."""
     if model.adapter:
         refuse_changed(Path(model.adapter), model.adapter_sha256, f"The adapter of {model.name}", cached=False)
+
+
+def refuse_changed_model(model: ModelRef) -> None:
+    """Raise UserError when a model's base or adapter is not what it was when the project listed it."""
+    refuse_changed_base(model)
+    refuse_changed_adapter(model)
 
 
 def _hash(path: Path, known: _Seen | None) -> _Seen:

@@ -245,6 +245,10 @@ class Store:
         given = tuple(prompts)
         return self._write(lambda db: store_acts.add_prompts(db, given, label))
 
+    def replace_prompt(self, old_id: str, new: Prompt) -> Future[Change]:
+        """Put a new prompt in the place of one on which no label hangs; that one is archived. One undo step."""
+        return self._write(lambda db: store_acts.replace_prompt(db, old_id, new))
+
     def set_split(self, prompt_ids: Iterable[str], split: Split) -> Future[Change]:
         """Move prompts between train and held-out."""
         ids = tuple(prompt_ids)

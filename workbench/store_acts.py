@@ -42,6 +42,15 @@ def add_prompts(db: apsw.Connection, prompts: Sequence[Prompt], label: str) -> A
     return act
 
 
+def replace_prompt(db: apsw.Connection, old_id: str, new: Prompt) -> Act:
+    """Put a prompt in the place of another, which is archived: one act, so that one undo takes both back."""
+    act = add_prompts(db, [new], "")
+    archived = _update_prompts(db, "archive_prompts", [old_id], "archived", True)
+    act.name, act.kinds, act.ids = "replace_prompt", act.kinds | archived.kinds, act.ids + archived.ids
+    act.label = f"Edit {quoted(new.title)}" if act.kinds else ""
+    return act
+
+
 def set_split(db: apsw.Connection, prompt_ids: Iterable[str], split: Split) -> Act:
     """Move prompts between train and held-out."""
     if split not in ("train", "held-out"):

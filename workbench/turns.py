@@ -15,6 +15,8 @@ def prompt_fault(messages: Sequence[Message]) -> str:
     turns = messages[1:] if messages and messages[0].role == "system" else messages
     if not turns:
         return "the prompt is empty"
+    if len(turns) < len(messages) and not messages[0].content.strip():
+        return "turn 1, the system's, is empty"
     for place, message in enumerate(turns):
         number = place + 1 + len(messages) - len(turns)
         if message.role != ("assistant" if place % 2 else "user"):

@@ -9,6 +9,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,12 +23,14 @@ from ui.operations import operations, shutdown  # noqa: E402
 from ui.panes import KEYS  # noqa: E402
 from ui.settings import Settings  # noqa: E402
 from workbench.ids import new_id, now  # noqa: E402
+from workbench.judgement import JudgedPair, Judgement  # noqa: E402
 from workbench.manifests import seal  # noqa: E402
+from workbench.pairs import current_pairs  # noqa: E402
 from workbench.project import Project  # noqa: E402
 from workbench.protocol import ModelRef, RunSpec, Sample  # noqa: E402
 from workbench.recipes import preset  # noqa: E402
 from workbench.records import Method, ModelRecord, RunRecord  # noqa: E402
-from workbench.rows import PromptRow  # noqa: E402
+from workbench.rows import PairRow, PromptRow  # noqa: E402
 from workbench.run_folder import RunFolder  # noqa: E402
 from workbench.sample_project import fill_with_sample  # noqa: E402
 
@@ -44,6 +47,7 @@ CONFIG = {
     "tie_word_embeddings": True,
 }
 SIZES = ((1280, 800), (2560, 1440))
+Shoot = Callable[[QWidget, str], None]
 
 
 def make_project(path: Path) -> None:
@@ -99,7 +103,9 @@ def sparse(path: Path, parameters: int) -> None:
 def make_run(project: Project, method: Method, name: str, start: ModelRecord, base: ModelRecord) -> str:
     """Write a finished run's folder as an engine would have."""
     run_id = new_id()
-    rows = [PromptRow(new_id(), one.messages) for one in project.store.prompts(limit=24)]
+    prompts = [PromptRow(new_id(), one.messages) for one in project.store.prompts(limit=24)]
+    pairs = current_pairs(project.store).rows
+    rows, held = (pairs[:-60], pairs[-60:]) if method == "reward" else (prompts, prompts[:4])
     ref = ModelRef(model_id=start.id, name=start.name, base=base.path)
     spec = RunSpec(
         run_id=run_id,
@@ -110,7 +116,7 @@ def make_run(project: Project, method: Method, name: str, start: ModelRecord, ba
         versions={"torch": "2.13.0", "peft": "0.21.2"},
         created_at=now(),
     )
-    folder = RunFolder.create(project.runs_dir, spec, rows, rows[:4])
+    folder = RunFolder.create(project.runs_dir, spec, rows, held)
     chance = random.Random(method)
     lines: list[dict[str, object]] = [{"type": "started", "pid": 1, "device": "cpu", "total_steps": 64}]
     samples: list[bytes] = []
@@ -154,7 +160,7 @@ def make_run(project: Project, method: Method, name: str, start: ModelRecord, ba
         lines.append({"type": "progress", "step": step, "total_steps": 64, "eta_s": 4.0 * (64 - step)})
         lines.append({"type": "metrics", "step": step, "values": values})
         if method == "ppo" and step % 8 == 0:
-            start_at, batch = sum(map(len, samples)), [_sample(step, row, chance) for row in rows[:6]]
+            start_at, batch = sum(map(len, samples)), [_sample(step, row, chance) for row in prompts[:6]]
             samples += batch
             lines.append({"type": "samples", "step": step, "offset": start_at, "count": len(batch)})
     lines.append({"type": "ended", "state": "done", "step": 64})
@@ -166,6 +172,8 @@ def make_run(project: Project, method: Method, name: str, start: ModelRecord, ba
     final.mkdir()
     (final / "adapter_config.json").write_text("{}", encoding="utf-8")
     (final / "adapter_model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    if method == "reward":
+        Judgement(step=64, pairs=tuple(_judged(one, chance) for one in pairs[-60:])).write(final)
     seal(final, kind="final", run_id=run_id, method=method, step=64, base_name=base.name)
     record = RunRecord(run_id, method, name, "done", start.id, created_at=now(), ended_at=now())
     project.store.save_run(record).result()
@@ -199,6 +207,12 @@ def _sample(step: int, row: PromptRow, chance: random.Random) -> bytes:
         token_advantages=tuple(chance.gauss(0, 1) for _ in range(count)),
     )
     return encode(sample) + b"\n"
+
+
+def _judged(row: PairRow, chance: random.Random) -> JudgedPair:
+    length = (len(row.chosen) - len(row.rejected)) // 4
+    gap = chance.gauss(0.7 * row.tier_distance, 1.1) + 0.004 * length
+    return JudgedPair(row.id, row.ranking_id, gap, row.tier_distance, length, row.rater_id)
 
 
 def settle(seconds: float = 0.4, limit: float = 20.0) -> None:
@@ -243,6 +257,7 @@ def main(out: Path, only: tuple[str, ...] = ()) -> int:
                     app.window.show_pane(key)
                     settle()
                     shoot(app.window, f"{key}-{mode}-{width}")
+            judgement(app, mode, shoot)
             app.window.resize(*SIZES[0])
             app.window.show_pane("home")
             app.window.explain("ppo", {"objective/scores": 1.42, "objective/kl": 4.31})
@@ -258,7 +273,22 @@ def main(out: Path, only: tuple[str, ...] = ()) -> int:
     return 0
 
 
-def dialogs(app: App, path: Path, mode: str, shoot: object) -> None:
+def judgement(app: App, mode: str, shoot: Shoot) -> None:
+    """Show what the reward model is worth."""
+    assert app.session is not None
+    reward = next(one for one in app.session.project.store.runs() if one.method == "reward")
+    app.window.show_pane("runs", run_id=reward.id)
+    settle()
+    view = app.window.pane("runs").view  # type: ignore[attr-defined]
+    view.tabs.setCurrentWidget(view.judgement)
+    for width, height in SIZES:
+        app.window.resize(width, height)
+        settle()
+        shoot(app.window, f"judgement-{mode}-{width}")
+    view.tabs.setCurrentIndex(0)
+
+
+def dialogs(app: App, path: Path, mode: str, shoot: Shoot) -> None:
     """Open each dialog for a picture."""
     sample = path.parent / "friends.jsonl"
     rows = [
@@ -283,7 +313,7 @@ def dialogs(app: App, path: Path, mode: str, shoot: object) -> None:
             None,
         )
         if isinstance(dialog, QWidget):
-            shoot(dialog, f"dialog-{name}-{mode}")  # type: ignore[operator]
+            shoot(dialog, f"dialog-{name}-{mode}")
             dialog.close()
         settle(0.1)
 

@@ -15,7 +15,7 @@ from ui.train_parts import MemoryBar, ProblemList
 from workbench.ids import new_id, now
 from workbench.project import Project
 from workbench.protocol import ModelRef, RunSpec
-from workbench.records import Counts, ModelRecord, RunRecord
+from workbench.records import METHODS, Counts, ModelRecord, RunRecord
 from workbench.run_folder import RunFolder
 from workbench.settings_fields import Problem
 
@@ -98,6 +98,22 @@ def test_an_sft_plan_says_what_it_will_use_and_start_is_ready(pane, filled):
     assert pane.start.isEnabled()
     assert pane._ready.text().startswith("Ready")
     assert pane.methods.cards["sft"].accessibleDescription().endswith("4 final demonstrations")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_is_cut_off_in_a_narrow_window(pane, qtbot, method):
+    pane.methods.choose(method)
+    pane.advanced.setChecked(True)
+    replan(qtbot, pane)  # the form has turned to the method
+    scroll, page, one = pane._scroll, pane._scroll.widget(), pane.form.rows["learning_rate"]
+    pane.resize(740, 520)  # what the narrowest window, 800 wide, leaves of it
+    for seen in (
+        lambda: page.minimumSizeHint().width() <= page.width() == scroll.viewport().width(),
+        lambda: one._help.y() > one.editor.widget.geometry().bottom() > one._name.y(),
+    ):
+        qtbot.waitUntil(seen, timeout=20_000)
+    pane.resize(1280, 800)
+    qtbot.waitUntil(lambda: one._help.x() > one.editor.widget.geometry().right(), timeout=20_000)
 
 
 def test_every_control_has_an_accessible_name(pane):

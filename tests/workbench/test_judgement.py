@@ -13,11 +13,9 @@ from workbench.judgement import (
     Judgement,
     by,
     by_gap,
-    calibration_error,
     confident_and_wrong,
     length_bias,
     length_correlation,
-    reliability,
     report,
     share,
 )
@@ -86,27 +84,6 @@ def test_gaps_fall_into_buckets_by_their_size_whatever_their_sign():
         ("0.25 to 0.5", 1, 1.0),
         ("over 2", 1, 0.0),
     ]
-
-
-def test_a_model_as_often_right_as_it_is_sure_is_calibrated():
-    # sure to 3/4 (gap log 3), and right in 3 of 4
-    judged = [pair(LOG_3), pair(LOG_3), pair(LOG_3), pair(-LOG_3)]
-    assert calibration_error(judged) == pytest.approx(0)
-    [filled] = [one for one in reliability(judged) if one.pairs]
-    assert (filled.pairs, filled.accuracy) == (4, 0.75)
-    assert filled.confidence == pytest.approx(0.75)
-
-
-def test_calibration_error_weighs_the_bins_by_their_pairs():
-    # 1 pair sure to 1/2 and wrong: 1/2 off; 3 pairs sure to 3/4 and right: 1/4 off; (1 x 1/2 + 3 x 1/4) / 4
-    assert calibration_error([pair(0.0), *[pair(LOG_3)] * 3]) == pytest.approx((0.5 + 0.75) / 4)
-
-
-def test_the_curve_has_ten_bins_from_a_half_to_one():
-    curve = reliability([pair(100)])
-    assert len(curve) == 10
-    assert (curve[0].low, curve[-1].high) == pytest.approx((0.5, 1.0))
-    assert [one.pairs for one in curve] == [0] * 9 + [1]  # sure to 1 belongs to the last
 
 
 def test_length_bias_by_hand():

@@ -74,6 +74,21 @@ def test_undo_survives_a_restart(project, make):
         assert again.check() == []
 
 
+def test_a_prompt_written_anew_is_one_act_and_one_undo(project, store, make):
+    old, new = make.prompt("rain"), make.prompt("sun")
+    store.add_prompts([old]).result()
+    change = store.replace_prompt(old.id, new).result()
+    assert (change.ids, change.kinds, change.label) == ((new.id, old.id), {"prompts"}, "Edit “sun”")
+    assert [one.id for one in store.prompts()] == [new.id]
+    again = store.replace_prompt(old.id, new).result()  # the same once more: nothing to do, nothing to undo
+    assert (again.kinds, again.label) == (frozenset(), "")
+    store.undo().result()
+    assert [one.id for one in store.prompts()] == [old.id]
+    store.redo().result()
+    assert [one.id for one in store.prompts()] == [new.id]
+    assert project.check() == []
+
+
 def test_undo_keeps_search_tags_and_counts_right(project, store, make):
     prompt, (a, b, _) = make.rankable()
     store.set_tags([prompt.id], ["wet"]).result()
