@@ -70,7 +70,8 @@ class Rollout:
     logps: Tensor  # [B, R]
     ref_logps: Tensor  # [B, R]
     values: Tensor | None  # [B, R]; None without a value function
-    scores: Tensor  # [B], the missing-EOS penalty taken off
+    scores: Tensor  # [B], the penalties for a missing EOS and for the heads' disagreement taken off
+    score_stds: Tensor | None = None  # [B] over the reward model's heads; None without an ensemble
 
     @property
     def kl(self) -> Tensor:
@@ -231,11 +232,21 @@ def rollout(
 
 
 def score(session: Session, trainer: Trainer, batch: Rollout) -> None:
-    """Fill in the scores: the reward model's or the rule's, less the penalty where a response was cut off."""
-    found, trainer.micro_batch = run_micro_batched(session, batch.episodes, trainer.micro_batch, trainer.players.scores)
-    scores = torch.tensor([one for part in found for one in part], dtype=batch.logps.dtype)
+    """Fill in the scores: the reward model's or the rule's, less what is taken off.
+
+    ``mean - uncertainty_penalty * std`` over the reward model's heads (Coste et al. 2024, eq. 4, with the standard
+    deviation in the place of the variance, so that the penalty has the score's unit), and ``missing_eos_penalty`` off
+    a response that was cut off.
+    """
+    players, recipe = trainer.players, trainer.players.recipe
+    found, trainer.micro_batch = run_micro_batched(session, batch.episodes, trainer.micro_batch, players.scores)
+    scores = torch.tensor([one for part, _ in found for one in part], dtype=batch.logps.dtype)
+    if players.heads > 1:
+        stds = torch.tensor([one for _, part in found for one in part], dtype=batch.logps.dtype)
+        scores = scores - recipe.uncertainty_penalty * stds
+        batch.score_stds = stds.to(batch.logps.device)
     cut = torch.tensor([not one.ended for one in batch.episodes])
-    scores = scores - trainer.players.recipe.missing_eos_penalty * cut
+    scores = scores - recipe.missing_eos_penalty * cut
     batch.scores = scores.to(batch.logps.device)
 
 

@@ -120,6 +120,8 @@ def rollout_metrics(batch: Rollout, targets: Advantages, kl_coefficient: float, 
             "ppo/values_mean": float(masked_mean(batch.values, targets.value_mask)),
             "ppo/explained_variance": explained_variance(targets.returns, batch.values, targets.value_mask),
         }
+    if batch.score_stds is not None:
+        more["objective/score_std_heads"] = float(batch.score_stds.mean())
     return more | {
         "objective/scores": scores,
         "objective/kl": float(torch.where(mask, batch.kl, 0).sum()) / rows,
@@ -137,7 +139,8 @@ def rollout_metrics(batch: Rollout, targets: Advantages, kl_coefficient: float, 
 def evaluation_metrics(batch: Rollout) -> dict[str, float]:
     """Metrics of responses to held-out prompts."""
     mask = response_mask(batch.lengths, batch.logps.shape[1])
-    return {
+    more = {} if batch.score_stds is None else {"eval_objective/score_std_heads": float(batch.score_stds.mean())}
+    return more | {
         "eval_objective/scores": float(batch.scores.mean()),
         "eval_objective/kl": float(torch.where(mask, batch.kl, 0).sum()) / len(batch.episodes),
         "eval_ppo/mean_length": float(batch.lengths.double().mean()),

@@ -9,7 +9,7 @@ from pathlib import Path
 from workbench.errors import UserError
 from workbench.estimate import Estimate
 from workbench.manifests import RESERVE_BYTES
-from workbench.model_folders import check_base_folder
+from workbench.model_folders import HEADS_FILE, check_base_folder
 from workbench.model_shape import Shape
 from workbench.project import Project
 from workbench.protocol import ModelRef
@@ -81,6 +81,16 @@ def resolved_reward(
                 "reward_model",
                 f"The models {record.name} and {start.name} stand on different bases",
                 "choose two models of one base: PPO holds the base only once",
+            )
+        )
+    penalised = isinstance(recipe, PpoRecipe) and recipe.uncertainty_penalty > 0
+    if penalised and record is not None and ref is not None and not (Path(ref.adapter) / HEADS_FILE).is_file():
+        problems.append(
+            Problem(
+                "uncertainty_penalty",
+                f"The reward model {record.name} has one head, which disagrees with nobody: nothing is taken off",
+                "train a reward model with heads of 4 or more, or set uncertainty_penalty to 0",
+                "warning",
             )
         )
     return record, ref

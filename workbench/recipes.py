@@ -160,6 +160,15 @@ class RewardRecipe(CommonRecipe):
     head_learning_rate: float = setting(
         1e-3, "Step size of AdamW for the scalar head", low=1e-8, high=1e-1, group="Optimiser"
     )
+    heads: int = setting(
+        1,
+        "Scalar heads on the one adapter, each with a start and half the rankings of its own: the score is their mean, "
+        "their spread says how much it is a guess; 1: none, 4 to 16 for an ensemble, at no cost worth naming",
+        low=1,
+        high=64,
+        source="Coste et al. 2024 (5 models), Osband et al. 2016 (heads)",
+        group="Model",
+    )
     epochs: float = setting(
         1.0, "Passes over the pairs; more overfit at once", low=0.01, high=1000, source="InstructGPT"
     )
@@ -402,6 +411,16 @@ class PpoRecipe(CommonRecipe):
         source="TRL",
         group="Reward",
         applies=WITH_VALUE,
+    )
+    uncertainty_penalty: float = setting(
+        0.0,
+        "Taken from the score for every standard deviation between the reward model's heads; 0: none, 0.1 to 1 where "
+        "the policy seeks what the heads disagree on",
+        low=0,
+        high=100,
+        source="Coste et al. 2024 (UWO, there of the variance)",
+        group="Reward",
+        applies=Applies("rule", ("",)),
     )
     rule: str = setting("", "Score by a written rule instead of a reward model, e.g. shorter-than:40", group="Reward")
     advantage: str = setting(
