@@ -125,6 +125,14 @@ class Players:
         raw, stds = reward.measure_ids([[*one.prompt_ids, *one.ids] for one in episodes], len(episodes))
         return [reward.stats.standardise(one) for one in raw.tolist()], (stds / reward.stats.std).tolist()
 
+    def demonstration_loss(self, examples: Sequence[Example]) -> Tensor:
+        """Sum ``-log p`` over the trained tokens of demonstrations under the policy, at a temperature of 1."""
+        rows = self.adapters.lay_out(examples)
+        with self.adapters.use(POLICY):
+            hidden = self.adapters.flat(rows)
+        logps, _ = token_logps(hidden[rows.states], rows.targets, self.base.head_weight)
+        return -logps.sum()
+
     def save_policy(self, folder: Path) -> None:
         """Write the policy as a plain peft folder."""
         self.adapters.save(POLICY, folder)

@@ -299,6 +299,15 @@ _METRICS = (
         ("ppo",),
     ),
     Metric(
+        "loss/ptx",
+        "loss, demonstrations",
+        "Demonstrations",
+        "PPO-ptx: mean over the demonstrations' trained tokens of -log p, in the update, before its coefficient",
+        "nats",
+        "down",
+        ("ppo",),
+    ),
+    Metric(
         "policy/approxkl_avg",
         "approx. KL, new to old policy",
         "Update size",

@@ -96,11 +96,19 @@ def resolved_reward(
     return record, ref
 
 
-def label_problems(method: Method, chosen: Selected) -> list[Problem]:
-    """Say what is wrong with the rows: none, few, nothing held out."""
+def label_problems(method: Method, recipe: Recipe, chosen: Selected) -> list[Problem]:
+    """Say what is wrong with the rows: none, few, nothing held out, nothing to mix in."""
     what, remedy = ROWS_ARE[method]
     count = len(chosen.train)
     found = []
+    if isinstance(recipe, PpoRecipe) and recipe.ptx_coefficient > 0 and not chosen.demonstrations:
+        found.append(
+            Problem(
+                "ptx_coefficient",
+                "There is no final demonstration to mix into PPO",
+                "write a demonstration and mark it final, or set ptx_coefficient to 0",
+            )
+        )
     if count == 0:
         found.append(Problem("data", f"There is no {what} to train on", remedy))
     elif count < FEW[method]:

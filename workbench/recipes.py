@@ -434,6 +434,15 @@ class PpoRecipe(CommonRecipe):
     gae_lambda: float = setting(
         0.95, "GAE's lambda", low=0, high=1, source="InstructGPT", group="PPO", applies=WITH_VALUE
     )
+    ptx_coefficient: float = setting(
+        0.0,
+        "PPO-ptx: weight of the demonstrations' loss a token in the policy's update, against forgetting what they taught; "
+        "0: none, 0.1 to 1 holds on to them, 27.8 in InstructGPT with text of pretraining",
+        low=0,
+        high=1000,
+        source="InstructGPT, eq. 2",
+        group="PPO",
+    )
     clip_range: float = setting(
         0.2,
         "Probability ratios are clipped to 1 +- this",

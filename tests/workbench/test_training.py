@@ -170,7 +170,7 @@ def test_a_tenth_of_the_prompts_is_held_out_when_none_is_and_siblings_stay_toget
     train = add_prompts(project, 80)
     demonstrate(project, train)
     rank(project, train, 4)
-    recipe = RECIPES[method](**({"rule": "shorter-than:40"} if method == "ppo" else {}))
+    recipe = RECIPES[method](**({"rule": "shorter-than:40", "ptx_coefficient": 1.0} if method == "ppo" else {}))
     plan = plan_run(project, method, start_model_id=base.id, recipe=recipe)
     groups = [{content_hash(row.prompt) for row in rows} for rows in (plan.train, plan.heldout)]
     assert plan.auto_held_out
@@ -183,6 +183,23 @@ def test_a_tenth_of_the_prompts_is_held_out_when_none_is_and_siblings_stay_toget
         assert not {content_hash(row.prompt) for row in plan.demonstrations} & groups[1]
     if method in ("reward", "dpo"):
         assert len(plan.train) == 6 * len(groups[0])
+
+
+def test_ppo_ptx_freezes_the_demonstrations_and_wants_some_and_plain_ppo_has_none(project, base, launched):
+    prompts = add_prompts(project, 12)
+    held = add_prompts(project, 3, "held-out", "kept")
+    recipe = PpoRecipe(rule="shorter-than:40", ptx_coefficient=0.5)
+    [problem] = plan_run(project, "ppo", start_model_id=base.id, recipe=recipe).errors
+    assert (problem.field, problem.message) == ("ptx_coefficient", "There is no final demonstration to mix into PPO")
+    demonstrate(project, prompts[:5] + held)
+    plan = plan_run(project, "ppo", start_model_id=base.id, recipe=recipe)
+    assert not plan.errors
+    assert "5 demonstrations" in plan.summary
+    record = start_run(project, plan)
+    frozen = RunFolder(project.run_dir(record.id)).rows("demonstrations")
+    assert {content_hash(row.prompt) for row in frozen} == {content_hash(one.messages) for one in prompts[:5]}
+    plain = plan_run(project, "ppo", start_model_id=base.id, recipe=PpoRecipe(rule="shorter-than:40"))
+    assert plain.demonstrations == ()
 
 
 def test_the_tenth_is_the_same_for_every_method_and_stays_when_labels_are_added(project, base):
