@@ -15,7 +15,7 @@ from workbench.errors import UserError
 from workbench.ids import new_id
 from workbench.manifests import faults_of, seal
 from workbench.memory_plan import CUDA_CONTEXT_BYTES
-from workbench.model_folders import fingerprint
+from workbench.model_folders import HEADS_FILE, fingerprint
 from workbench.project import Project
 from workbench.protocol import Checkpoint, Ended, Metrics, Started
 from workbench.reaper import LockNote, take, write_exit, write_note
@@ -296,6 +296,24 @@ def test_models_of_the_wrong_role_or_base_are_refused(project, base, tmp_path):
     assert "sft-1 is a sft model" in messages(plan(sft, sft))
     assert "reward-1 is a reward model" in messages(plan(reward, reward))
     assert "different bases" in messages(plan(other, reward))
+
+
+def test_a_penalty_on_disagreement_is_told_to_be_idle_where_the_reward_model_has_one_head(project, base):
+    add_prompts(project, 12)
+    sft = adapter_model(project, base, "sft", "sft-1")
+    reward = adapter_model(project, base, "reward", "reward-1")
+    ids = {"start_model_id": sft.id, "reward_model_id": reward.id}
+
+    def warned(**changes):
+        plan = plan_run(project, "ppo", recipe=PpoRecipe(**changes), **ids)
+        assert not plan.errors, messages(plan)
+        return [one.message for one in plan.warnings if one.field == "uncertainty_penalty"]
+
+    assert warned() == []
+    [said] = warned(uncertainty_penalty=0.5)
+    assert "reward-1 has one head" in said
+    (project.adapter_folder(reward) / HEADS_FILE).write_bytes(b"")
+    assert warned(uncertainty_penalty=0.5) == []
 
 
 def test_missing_model_files_are_named(project, base, tmp_path):
