@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from engine.base_model import LoadedBase
 from engine.decoder_layer import Frame, run_layer
-from engine.heads import HEAD_KEY
+from engine.heads import HEAD_KEY, mean_head, save_heads
 from engine.layer_parts import LayerParts, parts_of
 from engine.lora_linear import GatedMlp, Lora, lora_gated_mlp, lora_linear
 from engine.masking import Example
@@ -157,10 +157,10 @@ class Adapters:
         self._fill(name, tensors, Path(folder).name)
 
     def save(self, name: str, folder: str | Path, head: Tensor | None = None) -> None:
-        """Write an adapter as a plain peft folder; with ``head`` [1, D] as a sequence-classification adapter.
+        """Write an adapter as a plain peft folder; with ``head`` [K, D] as a sequence-classification adapter.
 
         Such a folder loads with ``AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)`` and
-        ``PeftModel.from_pretrained``.
+        ``PeftModel.from_pretrained``, which score with the mean of several heads.
         """
         from safetensors.torch import save_file
 
@@ -173,7 +173,8 @@ class Adapters:
         config.base_model_name_or_path = self.base.path or None
         config.task_type, config.modules_to_save = "CAUSAL_LM", None
         if head is not None:
-            tensors[HEAD_KEY] = head.detach().float().cpu().reshape(1, -1).contiguous()
+            tensors[HEAD_KEY] = mean_head(head.detach().float().cpu()).contiguous()
+            save_heads(folder, head)
             config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
         save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
         config.save_pretrained(str(folder))

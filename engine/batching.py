@@ -78,6 +78,17 @@ class Schedule:
         return self._epoch_ends[step - 1] if step else 0.0
 
 
+def in_passes(rows: Sequence[T], count: int, step: int, seed: str) -> list[T]:
+    """Take the ``count`` rows of a step (from 1): each pass over all rows is a new shuffle, fixed by the seed."""
+    taken: list[T] = []
+    for place in range((step - 1) * count, step * count):
+        epoch, index = divmod(place, len(rows))
+        if index == 0 or not taken:
+            order = random.Random(f"{seed}/{epoch}").sample(range(len(rows)), len(rows))
+        taken.append(rows[order[index]])
+    return taken
+
+
 def by_length(lengths: Sequence[int], batch: int) -> list[list[int]]:
     """Every row once, longest first, in batches: for evaluation and for the reference pass."""
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))

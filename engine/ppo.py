@@ -1,7 +1,8 @@
 """PPO against a reward model or a rule, on a KL leash to the starting model (Ziegler 2019, InstructGPT, N+).
 
 RLOO (Ahmadian et al. 2024) and GRPO (Shao et al. 2024) are the same loop without a value function: K responses to each
-prompt are one another's baseline. GRPO's KL is a term of the loss instead of the reward.
+prompt are one another's baseline. GRPO's KL is a term of the loss instead of the reward. With a ``ptx_coefficient`` the
+loss of demonstrations is mixed into every update (PPO-ptx, InstructGPT eq. 2).
 
 A step is one rollout: **rollout** draws responses and measures them with the training forward, **score** asks the
 reward model, **advantage** turns scores and KL into targets, **update** makes ``ppo_epochs x mini_batches`` optimiser
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -28,9 +29,11 @@ from engine.advantages import (
     kl_per_token,
     rollout_advantages,
 )
-from engine.batching import cut_within, most_tokens
+from engine.batching import cut_within, in_passes, most_tokens
 from engine.checkpoints import load_state, save_state
+from engine.demonstrations import encode_demonstrations
 from engine.generate import SEED_LIMIT, generate, row_seeds
+from engine.masking import Example
 from engine.memory import run_micro_batched
 from engine.meters import Throughput
 from engine.optim import Group, Optimiser
@@ -41,6 +44,7 @@ from engine.session import Session
 from engine.templates import encode_prompt
 from engine.text_stream import decode
 from engine.trainee import eval_due, refuse_empty, window
+from workbench.errors import UserError
 from workbench.recipes import PpoRecipe
 from workbench.records import Sampling
 from workbench.rows import PromptRow
@@ -70,7 +74,8 @@ class Rollout:
     logps: Tensor  # [B, R]
     ref_logps: Tensor  # [B, R]
     values: Tensor | None  # [B, R]; None without a value function
-    scores: Tensor  # [B], the missing-EOS penalty taken off
+    scores: Tensor  # [B], the penalties for a missing EOS and for the heads' disagreement taken off
+    score_stds: Tensor | None = None  # [B] over the reward model's heads; None without an ensemble
 
     @property
     def kl(self) -> Tensor:
@@ -93,6 +98,7 @@ class Trainer:
     throughput: Throughput
     kl_coefficient: float
     micro_batch: int
+    demonstrations: list[Example] = field(default_factory=list)  # mixed into the updates; none without ptx
     over_max_kl: bool = False
     ratio_warned: bool = False
 
@@ -136,6 +142,7 @@ def run(session: Session) -> None:
     total = -(-recipe.episodes // recipe.batch)
     total = min(total, recipe.max_steps) if recipe.max_steps else total
     trainer = _trainer(players, recipe, total)
+    trainer.demonstrations = demonstrations_to_mix_in(session, players)
     checkpoint = session.latest_checkpoint()
     start = trainer.restore(checkpoint) if checkpoint else 0
     session.restore_rng()
@@ -231,11 +238,21 @@ def rollout(
 
 
 def score(session: Session, trainer: Trainer, batch: Rollout) -> None:
-    """Fill in the scores: the reward model's or the rule's, less the penalty where a response was cut off."""
-    found, trainer.micro_batch = run_micro_batched(session, batch.episodes, trainer.micro_batch, trainer.players.scores)
-    scores = torch.tensor([one for part in found for one in part], dtype=batch.logps.dtype)
+    """Fill in the scores: the reward model's or the rule's, less what is taken off.
+
+    ``mean - uncertainty_penalty * std`` over the reward model's heads (Coste et al. 2024, eq. 4, with the standard
+    deviation in the place of the variance, so that the penalty has the score's unit), and ``missing_eos_penalty`` off
+    a response that was cut off.
+    """
+    players, recipe = trainer.players, trainer.players.recipe
+    found, trainer.micro_batch = run_micro_batched(session, batch.episodes, trainer.micro_batch, players.scores)
+    scores = torch.tensor([one for part, _ in found for one in part], dtype=batch.logps.dtype)
+    if players.heads > 1:
+        stds = torch.tensor([one for _, part in found for one in part], dtype=batch.logps.dtype)
+        scores = scores - recipe.uncertainty_penalty * stds
+        batch.score_stds = stds.to(batch.logps.device)
     cut = torch.tensor([not one.ended for one in batch.episodes])
-    scores = scores - trainer.players.recipe.missing_eos_penalty * cut
+    scores = scores - recipe.missing_eos_penalty * cut
     batch.scores = scores.to(batch.logps.device)
 
 
@@ -271,19 +288,36 @@ def update(session: Session, trainer: Trainer, batch: Rollout, targets: Advantag
     Losses are sums over a micro-batch divided by the tokens of its whole mini-batch, so micro-batches change nothing.
     (GRPO's paper divides by each response's own tokens first, which makes long bad answers cheap; TRL's default does
     as here: Yu et al. 2025.) The policy's backward pass is done before the value's forward begins.
+
+    PPO-ptx (InstructGPT, eq. 2) adds ``ptx_coefficient * mean(-log p)`` over the trained tokens of as many
+    demonstrations as the mini-batch has episodes, in the same optimiser step.
     """
     players, recipe = trainer.players, trainer.players.recipe
     width = batch.logps.shape[1]
     meters = UpdateMeters()
-    cut = micro_batches(players, batch.episodes)
+    cut = _cut_both(players, micro_batches(players, batch.episodes))
     for epoch in range(recipe.ppo_epochs):
         order = random.Random(f"{recipe.seed}/minis/{step}/{epoch}")
-        for mini in order.sample(batch.minis, len(batch.minis)):
+        for place, mini in enumerate(order.sample(batch.minis, len(batch.minis)), 1):
             whole = slice(mini.start, mini.stop)
+            number = ((step - 1) * recipe.ppo_epochs + epoch) * len(batch.minis) + place
+            shown = demonstrations_of(trainer, len(mini), number)
+            shown_tokens = sum(one.trained_tokens for one in shown)
             tokens, value_tokens = int(targets.mask[whole].sum()), int(targets.value_mask[whole].sum())
 
-            def work(part: Sequence[int], tokens: int = tokens, value_tokens: int = value_tokens) -> None:
-                at = slice(part[0], part[-1] + 1)
+            def work(
+                part: Sequence[int | Example],
+                tokens: int = tokens,
+                value_tokens: int = value_tokens,
+                shown_tokens: int = shown_tokens,
+            ) -> None:
+                if isinstance(part[0], Example):
+                    nll = players.demonstration_loss(cast(Sequence[Example], part))
+                    (recipe.ptx_coefficient * nll / shown_tokens).backward()
+                    meters.add_ptx(nll)
+                    return
+                first, last = cast(tuple[int, int], (part[0], part[-1]))
+                at = slice(first, last + 1)
                 rows = players.layout(batch.episodes[at])
                 mask = targets.mask[at]
                 logps, entropy = players.policy_logps(POLICY, rows, width)
@@ -306,9 +340,10 @@ def update(session: Session, trainer: Trainer, batch: Rollout, targets: Advantag
                     one.zero()
                 meters.forget_mini_batch()
 
-            _, trainer.micro_batch = run_micro_batched(session, mini, trainer.micro_batch, work, reset=reset, cut=cut)
+            rows: list[int | Example] = [*mini, *shown]
+            _, trainer.micro_batch = run_micro_batched(session, rows, trainer.micro_batch, work, reset=reset, cut=cut)
             ids = [one.prompt_id for one in batch.episodes[whole]]
-            for key, mean in meters.end_mini_batch(tokens, value_tokens).items():
+            for key, mean in meters.end_mini_batch(tokens, value_tokens, shown_tokens).items():
                 session.check_finite(step, key, mean, ids)
             norms = [one.clip() for one in trainer.optimisers]
             for norm in norms:
@@ -361,13 +396,29 @@ def encode_prompts(session: Session, players: Players, name: str) -> list[Prompt
 
 def prompts_of_step(prompts: Sequence[PromptIds], batch: int, seed: int, step: int) -> list[PromptIds]:
     """Choose the prompts of a step (from 1): each pass over them is a new shuffle, fixed by the seed."""
-    chosen: list[PromptIds] = []
-    for place in range((step - 1) * batch, step * batch):
-        epoch, index = divmod(place, len(prompts))
-        if index == 0 or not chosen:
-            order = random.Random(f"{seed}/prompts/{epoch}").sample(range(len(prompts)), len(prompts))
-        chosen.append(prompts[order[index]])
-    return chosen
+    return in_passes(prompts, batch, step, f"{seed}/prompts")
+
+
+def demonstrations_to_mix_in(session: Session, players: Players) -> list[Example]:
+    """The demonstrations of PPO-ptx; none while its coefficient is 0. Raises UserError when there should be some."""
+    if not players.recipe.ptx_coefficient:
+        return []
+    examples, _ = encode_demonstrations(session, players.adapters, "demonstrations", window(session, players.adapters))
+    if not examples:
+        raise UserError(
+            "There are no demonstrations to mix into PPO",
+            f"ptx_coefficient is {players.recipe.ptx_coefficient:g} and the run has none that can be trained on",
+            "write some and mark them final, or set ptx_coefficient to 0",
+        )
+    return examples
+
+
+def demonstrations_of(trainer: Trainer, count: int, number: int) -> list[Example]:
+    """The ``count`` demonstrations of the run's optimiser step ``number`` (from 1), longest first; none without ptx."""
+    if not trainer.demonstrations:
+        return []
+    seed = f"{trainer.players.recipe.seed}/demonstrations"
+    return sorted(in_passes(trainer.demonstrations, count, number, seed), key=lambda one: -len(one.input_ids))
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -393,6 +444,20 @@ def micro_batches(players: Players, episodes: Sequence[Episode]) -> Callable[[Se
     """How the rows of a mini-batch are cut: the same in rollout, score and update, so that the first ratio is 1."""
     tokens = most_tokens(players.base.device)
     return lambda rows, most: cut_within(rows, lambda index: episodes[index].tokens, most, tokens)
+
+
+def _cut_both(
+    players: Players, episodes: Callable[[Sequence[int], int], list[Sequence[int]]]
+) -> Callable[[Sequence[int | Example], int], list[Sequence[int | Example]]]:
+    """How episodes and demonstrations of an update are cut: never into one micro-batch."""
+    tokens = most_tokens(players.base.device)
+
+    def cut(rows: Sequence[int | Example], most: int) -> list[Sequence[int | Example]]:
+        numbers = [one for one in rows if not isinstance(one, Example)]
+        shown = [one for one in rows if isinstance(one, Example)]
+        return [*episodes(numbers, most), *cut_within(shown, lambda one: len(one.input_ids), most, tokens)]
+
+    return cut
 
 
 def _trainer(players: Players, recipe: PpoRecipe, total: int) -> Trainer:

@@ -20,7 +20,7 @@ from engine.adapters import Adapters
 from engine.advantages import response_mask
 from engine.base_model import LoadedBase
 from engine.checkpoints import load_tensors, save_tensors
-from engine.heads import ScalarHead
+from engine.heads import ScalarHead, mean_head
 from engine.logps import token_logps
 from engine.masking import Example
 from engine.packing import Layout
@@ -109,13 +109,29 @@ class Players:
         head = cast(ScalarHead, self.head)
         return _spread(head(hidden[rows.through]) + self.value_offset, keep)[:, :width]
 
-    def scores(self, episodes: Sequence[Episode]) -> list[float]:
-        """Score responses with the rule, or with the reward model in standard deviations of its calibration."""
+    @property
+    def heads(self) -> int:
+        """How many heads score; 0 where a rule does."""
+        return self.reward.head.count if self.reward is not None else 0
+
+    def scores(self, episodes: Sequence[Episode]) -> tuple[list[float], list[float]]:
+        """Score responses with the rule, or with the reward model in standard deviations of its calibration.
+
+        Returns the scores and, in the same unit, how far the reward model's heads are apart (0 with a single one).
+        """
         if self.rule is not None:
-            return [self.rule(one.text, len(one.ids), one.ended) for one in episodes]
+            return [self.rule(one.text, len(one.ids), one.ended) for one in episodes], [0.0] * len(episodes)
         reward = cast(RewardModel, self.reward)
-        raw = reward.score_ids([[*one.prompt_ids, *one.ids] for one in episodes], len(episodes))
-        return [reward.stats.standardise(one) for one in raw.tolist()]
+        raw, stds = reward.measure_ids([[*one.prompt_ids, *one.ids] for one in episodes], len(episodes))
+        return [reward.stats.standardise(one) for one in raw.tolist()], (stds / reward.stats.std).tolist()
+
+    def demonstration_loss(self, examples: Sequence[Example]) -> Tensor:
+        """Sum ``-log p`` over the trained tokens of demonstrations under the policy, at a temperature of 1."""
+        rows = self.adapters.lay_out(examples)
+        with self.adapters.use(POLICY):
+            hidden = self.adapters.flat(rows)
+        logps, _ = token_logps(hidden[rows.states], rows.targets, self.base.head_weight)
+        return -logps.sum()
 
     def save_policy(self, folder: Path) -> None:
         """Write the policy as a plain peft folder."""
@@ -175,6 +191,13 @@ def _open_reward(session: Session, adapters: Adapters) -> RewardModel:
             f"The reward model {chosen.name} was never calibrated: its raw scores are paid as they are",
             "train it again with demonstrations, or choose the KL coefficient to suit its scores",
         )
+    if reward.head.count == 1 and cast(PpoRecipe, session.recipe).uncertainty_penalty:
+        session.warn(
+            "one-head",
+            f"The reward model {chosen.name} has one head, which disagrees with nobody: "
+            "uncertainty_penalty takes nothing",
+            "train a reward model with heads of 4 or more",
+        )
     return reward
 
 
@@ -184,7 +207,7 @@ def _add_value(players: Players, session: Session) -> None:
     players.head = ScalarHead(players.base.hidden_size, players.base.device)
     if reward is not None:
         adapters.copy(REWARD, VALUE, trainable=True)
-        start = reward.head.weight / reward.stats.std
+        start = mean_head(reward.head.weight) / reward.stats.std
         players.value_offset = -reward.stats.mean / reward.stats.std
     else:
         start = torch.zeros_like(players.head.weight)

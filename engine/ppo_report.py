@@ -44,6 +44,7 @@ class UpdateMeters:
     def __init__(self) -> None:
         self._meters = Meters()
         self._pending: list[MicroBatch] = []
+        self._ptx: list[Tensor] = []
         self._ratios: list[float] = []
         self._first_ratio_off: float | None = None
 
@@ -58,11 +59,16 @@ class UpdateMeters:
             )
         )
 
+    def add_ptx(self, loss: Tensor) -> None:
+        """Take a micro-batch of demonstrations: the sum of their loss."""
+        self._ptx.append(loss.detach())
+
     def forget_mini_batch(self) -> None:
         """Forget the micro-batches of a mini-batch that starts again."""
         self._pending.clear()
+        self._ptx.clear()
 
-    def end_mini_batch(self, tokens: int, value_tokens: int) -> dict[str, Tensor]:
+    def end_mini_batch(self, tokens: int, value_tokens: int, ptx_tokens: int = 0) -> dict[str, Tensor]:
         """Count the mini-batch. Returns its mean losses by name."""
         policies = [one.policy for one in self._pending]
         values = [one.value for one in self._pending if one.value is not None]
@@ -74,6 +80,8 @@ class UpdateMeters:
             self._meters.add_sum("val/clipfrac_avg", _total([one.clipped for one in values]), value_tokens)
         if kls:
             losses["loss/kl_avg"] = (_total(kls), tokens)
+        if self._ptx:
+            losses["loss/ptx"] = (_total(self._ptx), ptx_tokens)
         for key, (total, count) in losses.items():
             self._meters.add_sum(key, total, count)
         self._meters.add_sum("policy/clipfrac_avg", _total([one.clipped for one in policies]), tokens)
@@ -83,7 +91,7 @@ class UpdateMeters:
         self._ratios.append(float(ratio) / tokens)
         if self._first_ratio_off is None:
             self._first_ratio_off = float(_total([one.ratio_off for one in policies])) / tokens
-        self._pending.clear()
+        self.forget_mini_batch()
         return {key: total / count for key, (total, count) in losses.items()}
 
     def add_norm(self, norm: Tensor) -> None:
@@ -120,6 +128,8 @@ def rollout_metrics(batch: Rollout, targets: Advantages, kl_coefficient: float, 
             "ppo/values_mean": float(masked_mean(batch.values, targets.value_mask)),
             "ppo/explained_variance": explained_variance(targets.returns, batch.values, targets.value_mask),
         }
+    if batch.score_stds is not None:
+        more["objective/score_std_heads"] = float(batch.score_stds.mean())
     return more | {
         "objective/scores": scores,
         "objective/kl": float(torch.where(mask, batch.kl, 0).sum()) / rows,
@@ -137,7 +147,8 @@ def rollout_metrics(batch: Rollout, targets: Advantages, kl_coefficient: float, 
 def evaluation_metrics(batch: Rollout) -> dict[str, float]:
     """Metrics of responses to held-out prompts."""
     mask = response_mask(batch.lengths, batch.logps.shape[1])
-    return {
+    more = {} if batch.score_stds is None else {"eval_objective/score_std_heads": float(batch.score_stds.mean())}
+    return more | {
         "eval_objective/scores": float(batch.scores.mean()),
         "eval_objective/kl": float(torch.where(mask, batch.kl, 0).sum()) / len(batch.episodes),
         "eval_ppo/mean_length": float(batch.lengths.double().mean()),

@@ -3,6 +3,8 @@
 Chosen and rejected pass through the model in one forward (chosen half, then rejected half). A response that stands in
 several pairs of its ranking passes once: K responses give up to K(K-1)/2 pairs but only K sequences.
 The score is read at the last real token, EOS, by length and never by id (see :mod:`engine.templates`).
+With several heads (:mod:`engine.heads`) each has a loss of its own on the pairs that its coin gave it; the score is
+their mean, and how far they are apart says how much it is a guess.
 """
 
 from __future__ import annotations
@@ -20,14 +22,14 @@ from torch import Tensor
 from engine.adapters import Adapters
 from engine.batching import Schedule, by_length
 from engine.eval_samples import write_final_samples, write_scored_pairs
-from engine.heads import ScalarHead, has_head, load_head
+from engine.heads import ScalarHead, bootstrap_weights, has_head, load_head
 from engine.losses import bradley_terry, centering
 from engine.masking import Example
 from engine.memory import run_micro_batched
 from engine.meters import Meters, Throughput, calibration_error, wilson
 from engine.optim import Group, Optimiser
 from engine.pairs import EncodedPair, encode_pairs, micro_batches, unique_sides
-from engine.score import RewardModel, RewardStats, score
+from engine.score import RewardModel, RewardStats, scores_by_head, spread
 from engine.session import Session
 from engine.trainee import EVAL_ROWS, Trainee, eval_due, open_start, window
 from workbench.judgement import JudgedPair, Judgement
@@ -93,9 +95,9 @@ def run(session: Session) -> None:
 
         def work(part: Sequence[EncodedPair], pairs: int = len(batch)) -> tuple[int, int]:
             chosen, rejected, tokens = pair_scores(adapters, head, part)
-            loss = pair_loss(chosen, rejected, part, recipe)
+            loss = pair_loss(chosen, rejected, part, recipe, bootstrapped=True)
             (loss.sum() / pairs).backward()
-            _record(meters, chosen, rejected, loss, [one.tier_distance > 0 for one in part])
+            _record(meters, chosen.mean(-1), rejected.mean(-1), loss, [one.tier_distance > 0 for one in part])
             return tokens, len(part)
 
         rate = trainee.optimiser.learning_rate
@@ -130,17 +132,29 @@ def run(session: Session) -> None:
 
 
 def pair_scores(adapters: Adapters, head: ScalarHead, pairs: Sequence[EncodedPair]) -> tuple[Tensor, Tensor, int]:
-    """Score both sides of some pairs in one forward. Returns (chosen [P], rejected [P], tokens passed)."""
+    """Score both sides of some pairs in one forward, by head. Returns (chosen [P, K], rejected [P, K], tokens)."""
     unique, where = unique_sides(pairs)
     layout = adapters.lay_out(unique)
-    scores = score(adapters, REWARD, head, layout)
+    scores = scores_by_head(adapters, REWARD, head, layout)
     both = scores[torch.tensor(where, device=scores.device)]
     return both[: len(pairs)], both[len(pairs) :], layout.tokens
 
 
-def pair_loss(chosen: Tensor, rejected: Tensor, pairs: Sequence[EncodedPair], recipe: RewardRecipe) -> Tensor:
-    """Bradley-Terry with the recipe's margin, label smoothing and centering, per pair [P]. A tie is half a label."""
-    tiers = torch.tensor([one.tier_distance for one in pairs], dtype=chosen.dtype, device=chosen.device)
+def pair_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    pairs: Sequence[EncodedPair],
+    recipe: RewardRecipe,
+    *,
+    bootstrapped: bool = False,
+) -> Tensor:
+    """Bradley-Terry with the recipe's margin, label smoothing and centering, per pair [P]. A tie is half a label.
+
+    ``chosen`` and ``rejected`` are [P, K] by head; a pair's loss is the mean over heads, ``mean_k w_k l_k`` where it is
+    ``bootstrapped`` (:func:`engine.heads.bootstrap_weights`). Each head is centred by itself: that holds their levels
+    together (Eisenstein et al. 2023, section 2).
+    """
+    tiers = torch.tensor([one.tier_distance for one in pairs], dtype=chosen.dtype, device=chosen.device)[:, None]
     margin = recipe.margin_per_tier * tiers if recipe.margin_per_tier else None
     target = None
     if recipe.ties or recipe.label_smoothing:
@@ -148,25 +162,33 @@ def pair_loss(chosen: Tensor, rejected: Tensor, pairs: Sequence[EncodedPair], re
     loss = bradley_terry(chosen, rejected, margin, target)
     if recipe.center_coefficient:
         loss = loss + recipe.center_coefficient * centering(chosen, rejected)
-    return loss
+    if bootstrapped and (heads := chosen.shape[-1]) > 1:
+        loss = loss * bootstrap_weights([one.unit for one in pairs], heads, recipe.seed).to(loss)
+    return loss.mean(-1)
 
 
 @torch.no_grad()
 def evaluate(
     adapters: Adapters, head: ScalarHead, pairs: Sequence[EncodedPair], recipe: RewardRecipe
 ) -> dict[str, float]:
-    """Loss, strict accuracy with Wilson's interval over rankings, margin and calibration error on held-out pairs."""
-    margins, losses = [], []
+    """Loss, strict accuracy with Wilson's interval over rankings, margin and calibration error on held-out pairs.
+
+    All of the score, the mean over heads; of several heads also how far their margins are apart.
+    """
+    margins, losses, stds = [], [], []
     for rows in by_length([one.length for one in pairs], recipe.micro_batch):
         part = [pairs[index] for index in rows]
         chosen, rejected, _ = pair_scores(adapters, head, part)
-        margins.append(chosen - rejected)
+        stds.append(spread(chosen - rejected))
+        chosen, rejected = chosen.mean(-1, keepdim=True), rejected.mean(-1, keepdim=True)
+        margins.append((chosen - rejected)[:, 0])
         losses.append(pair_loss(chosen, rejected, part, recipe))
     gaps, loss = torch.cat(margins).double(), torch.cat(losses).double()
     # The pairs of one ranking hang together: as evidence they count as one.
     rankings = len({one.unit for one in pairs})
     accuracy = wilson(float((gaps > 0).double().mean()) * rankings, rankings)
-    return {
+    more = {"eval_margin_std_heads": float(torch.cat(stds).double().mean())} if head.count > 1 else {}
+    return more | {
         "eval_loss": float(loss.mean()),
         "eval_accuracy": accuracy.value,
         "eval_accuracy_low": accuracy.low,
@@ -196,13 +218,13 @@ def calibrate(
     source = random.Random(f"{session.recipe.seed}/calibration")
     responses, _ = unique_sides(train)
     drawn = source.sample(responses, min(most, len(responses)))
-    stats = RewardStats.of(model.score_ids([one.input_ids for one in drawn], micro_batch).tolist(), "ranked responses")
+    stats = RewardStats.of(model.ids_by_head([one.input_ids for one in drawn], micro_batch), "ranked responses")
     shown = cast(list[SftRow], session.rows("demonstrations"))
     if not shown:
         return stats
     shown = source.sample(shown, min(most, len(shown)))
-    scores = model.score([(one.prompt, one.completion) for one in shown], micro_batch)
-    return replace(RewardStats.of(scores, "demonstrations"), std=stats.std)
+    by_head = model.ids_by_head([model.encode(one.prompt, one.completion) for one in shown], micro_batch)
+    return replace(RewardStats.of(by_head, "demonstrations"), std=stats.std)
 
 
 @torch.no_grad()
@@ -224,9 +246,10 @@ def judge(
             if session.control.stop_asked():
                 return None
             chosen, rejected, _ = pair_scores(adapters, head, part)
-            for one, gap in zip(part, (chosen - rejected).tolist(), strict=True):
+            gaps, stds = (chosen.mean(-1) - rejected.mean(-1)).tolist(), spread(chosen - rejected).tolist()
+            for one, gap, std in zip(part, gaps, stds, strict=True):
                 length = len(one.chosen.input_ids) - len(one.rejected.input_ids)
-                judged.append(JudgedPair(one.id, one.unit, gap, one.tier_distance, length, raters[one.id]))
+                judged.append(JudgedPair(one.id, one.unit, gap, one.tier_distance, length, raters[one.id], std))
     except (RuntimeError, MemoryError) as error:
         session.warn("judgement", f"The held-out pairs were not judged: {error}", "use a smaller micro_batch")
         return None
@@ -244,11 +267,19 @@ def unusable(chosen: Example, rejected: Example) -> str:
 
 
 def _starting_head(session: Session, adapters: Adapters) -> ScalarHead:
-    """A new head, or that of the reward model that training continues."""
-    start, base = session.spec.model.adapter, adapters.base
-    if start and has_head(start):
-        return load_head(start, base.device)
-    return ScalarHead(base.hidden_size, base.device, seed=session.recipe.seed)
+    """New heads, or those of the reward model that training continues."""
+    start, base, recipe = session.spec.model.adapter, adapters.base, cast(RewardRecipe, session.recipe)
+    if not start or not has_head(start):
+        return ScalarHead(base.hidden_size, base.device, seed=recipe.seed, heads=recipe.heads)
+    head = load_head(start, base.device)
+    if head.count != recipe.heads:
+        session.warn(
+            "heads",
+            f"The reward model that training continues has {head.count} heads, and keeps them: heads "
+            f"{recipe.heads} is not heeded",
+            "start from an SFT model or the base for another number of heads",
+        )
+    return head
 
 
 def _record(meters: Meters, chosen: Tensor, rejected: Tensor, loss: Tensor, ordered: Sequence[bool]) -> None:

@@ -1,7 +1,7 @@
 """Scoring with a reward model: one scalar at the last real token of prompt and response.
 
 A completion ends at EOS in training, in calibration, in PPO and here (see :mod:`engine.templates`); so the score is
-always read at EOS, or at the last token of a response that was cut off.
+always read at EOS, or at the last token of a response that was cut off. An ensemble's score is the mean of its heads'.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import torch
@@ -39,6 +40,7 @@ class RewardStats:
     std: float = 1.0
     count: int = 0
     reference: str = ""  # "demonstrations" or "ranked responses"; "" when never calibrated
+    head_means: tuple[float, ...] = ()  # of each head of an ensemble, over the same set
 
     def standardise(self, score: float) -> float:
         """A raw score in standard deviations above the calibration set's mean."""
@@ -63,19 +65,45 @@ class RewardStats:
             ) from error
 
     @classmethod
-    def of(cls, scores: Sequence[float], reference: str) -> RewardStats:
-        """Measure a calibration set; population mean and standard deviation (1 when too few scores tell it)."""
-        values = torch.tensor(scores, dtype=torch.float64)
+    def of(cls, by_head: Tensor, reference: str) -> RewardStats:
+        """Measure a calibration set's scores [N, K]; population mean and spread (1 when too few scores tell it)."""
+        by_head = by_head.double()
+        values = by_head.mean(-1)
         std = float(values.std(correction=0))
         known = len(values) >= _ENOUGH_FOR_A_SPREAD and std > 1e-6
-        return cls(float(values.mean()), std if known else 1.0, len(values), reference)
+        means = tuple(by_head.mean(0).tolist()) if by_head.shape[1] > 1 else ()
+        return cls(float(values.mean()), std if known else 1.0, len(values), reference, means)
+
+
+class Scored(NamedTuple):
+    """Raw scores [N], and how far the heads of an ensemble are apart on each, [N] (0 for a single head)."""
+
+    scores: Tensor
+    stds: Tensor
+
+
+def scores_by_head(adapters: Adapters, name: str, head: ScalarHead, layout: Layout) -> Tensor:
+    """Raw scores [U, K] in fp32, each read at its sequence's last token. Carries gradients if enabled."""
+    with adapters.use(name):
+        hidden = adapters.flat(layout)
+    return head.each(hidden[layout.last])
 
 
 def score(adapters: Adapters, name: str, head: ScalarHead, layout: Layout) -> Tensor:
-    """Raw scores [U] in fp32, each read at its sequence's last token. Carries gradients if enabled."""
-    with adapters.use(name):
-        hidden = adapters.flat(layout)
-    return head(hidden[layout.last])
+    """Raw scores [U], the mean over the heads of :func:`scores_by_head`."""
+    return scores_by_head(adapters, name, head, layout).mean(-1)
+
+
+def spread(by_head: Tensor, head_means: Sequence[float] = ()) -> Tensor:
+    """Standard deviation [...] over the heads of scores [..., K]: ``sqrt(mean_k (d_k - mean d)^2)``.
+
+    ``d_k`` is a head's score less its mean over the calibration set, where that is known: Bradley-Terry leaves each
+    head a level of its own, on which heads may differ without disagreeing about any two responses. In differences of
+    two scores the level falls out. Source: Coste et al. 2024, section 3 (there the variance).
+    """
+    if len(head_means) == by_head.shape[-1]:
+        by_head = by_head - torch.tensor(head_means, dtype=by_head.dtype, device=by_head.device)
+    return by_head.std(-1, correction=0)
 
 
 class RewardModel:
@@ -90,15 +118,24 @@ class RewardModel:
         self.stats = stats
         self.max_length = min(max_length or adapters.base.context, adapters.base.context)
 
-    @torch.no_grad()
     def score_ids(self, rows: Sequence[Sequence[int]], micro_batch: int = 8) -> Tensor:
         """Raw scores [N] (fp32, on the CPU) of whole sequences of ids, each read at its last id."""
-        scores = torch.empty(len(rows), dtype=torch.float32)
+        return self.ids_by_head(rows, micro_batch).mean(-1)
+
+    def measure_ids(self, rows: Sequence[Sequence[int]], micro_batch: int = 8) -> Scored:
+        """The same, with the standard deviation over the heads."""
+        by_head = self.ids_by_head(rows, micro_batch)
+        return Scored(by_head.mean(-1), spread(by_head, self.stats.head_means))
+
+    @torch.no_grad()
+    def ids_by_head(self, rows: Sequence[Sequence[int]], micro_batch: int = 8) -> Tensor:
+        """Raw scores [N, K] by head, as in :meth:`score_ids`."""
+        scores = torch.empty(len(rows), self.head.count, dtype=torch.float32)
         order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
         tokens = most_tokens(self.adapters.base.device)
         for part in cut_within(order, lambda index: len(rows[index]), micro_batch, tokens):
             layout = self.adapters.lay_out([Example.plain(rows[index]) for index in part])
-            scores[list(part)] = score(self.adapters, self.name, self.head, layout).float().cpu()
+            scores[list(part)] = scores_by_head(self.adapters, self.name, self.head, layout).float().cpu()
         return scores
 
     def encode(self, messages: Sequence[Message], text: str) -> list[int]:
@@ -110,8 +147,7 @@ class RewardModel:
 
     def score(self, rows: Iterable[tuple[Sequence[Message], str]], micro_batch: int = 8) -> list[float]:
         """Raw scores of (prompt, response) in words, in the order given."""
-        encoded = [self.encode(messages, text) for messages, text in rows]
-        return [float(value) for value in self.score_ids(encoded, micro_batch)]
+        return self.score_ids([self.encode(messages, text) for messages, text in rows], micro_batch).tolist()
 
 
 def load_reward(

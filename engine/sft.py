@@ -13,17 +13,17 @@ import torch
 
 from engine.adapters import Adapters
 from engine.batching import Schedule, by_length, cut_within, most_tokens
+from engine.demonstrations import encode_demonstrations
 from engine.eval_samples import write_eval_samples, write_final_samples
 from engine.logps import token_stats
-from engine.masking import Example, sft_example
+from engine.masking import Example
 from engine.memory import run_micro_batched
 from engine.meters import Meters, Throughput
 from engine.neftune import noisy_embeddings
 from engine.optim import Group, Optimiser
 from engine.session import Session
-from engine.trainee import EVAL_ROWS, NOTHING_TO_TRAIN, Trainee, eval_due, open_start, refuse_empty, report_fit, window
+from engine.trainee import EVAL_ROWS, Trainee, eval_due, open_start, refuse_empty, window
 from workbench.recipes import SftRecipe
-from workbench.rows import SftRow
 
 POLICY = "policy"
 
@@ -34,8 +34,10 @@ def run(session: Session) -> None:
     adapters = open_start(session, POLICY)
     session.phase("preparing", "tokenising the demonstrations")
     limit = window(session, adapters)
-    train, ids = encode(session, adapters, "train", limit)
-    heldout, _ = encode(session, adapters, "heldout", limit)
+    train, ids = encode_demonstrations(session, adapters, "train", limit, recipe.train_on)
+    heldout, _ = encode_demonstrations(session, adapters, "heldout", limit, recipe.train_on)
+    if not train:
+        refuse_empty("demonstrations", len(session.rows("train")), limit)
     schedule = Schedule(
         [len(one.input_ids) for one in train],
         batch=recipe.batch,
@@ -119,21 +121,3 @@ def evaluate(adapters: Adapters, heldout: Sequence[Example], micro_batch: int) -
     values = meters.flush("eval_")
     values.pop("eval_entropy", None)
     return values
-
-
-def encode(session: Session, adapters: Adapters, name: str, limit: int) -> tuple[list[Example], list[str]]:
-    """Encode a data file; rows without a trained token are left out and counted. Returns (examples, row ids)."""
-    recipe = cast(SftRecipe, session.recipe)
-    rows = cast(list[SftRow], session.rows(name))
-    examples, ids = [], []
-    for row in rows:
-        one = sft_example(adapters.base.tokenizer, row.prompt, row.completion, limit, recipe.train_on)
-        if one.trained_tokens:
-            examples.append(one)
-            ids.append(row.id)
-    what = "demonstrations" if name == "train" else "held-out demonstrations"
-    dropped = len(rows) - len(examples)
-    report_fit(session, what, len(rows), {NOTHING_TO_TRAIN: dropped} if dropped else {}, examples, limit)
-    if name == "train" and not examples:
-        refuse_empty(what, len(rows), limit)
-    return examples, ids

@@ -49,6 +49,10 @@ class JudgementView(QWidget):
         self._calibration_words = Text("", "small", "muted", wrap=True)
         self.length = Text("", "number")
         self._length_words = Text("", "small", "muted", wrap=True)
+        self.spread = Text("", "number")
+        self._spread_words = Text("", "small", "muted", wrap=True)
+        self._spread_card = _figure("Spread of the heads", self.spread, self._spread_words)
+        self._spread_card.hide()
         self.plot = ReliabilityPlot()
         self.tables = {
             "By tag": ShareTable("Tag"),
@@ -74,6 +78,7 @@ class JudgementView(QWidget):
             _figure("Accuracy", self.accuracy, self._evidence),
             _figure("Calibration error", self.calibration, self._calibration_words),
             _figure("Length bias", self.length, self._length_words),
+            self._spread_card,
             spacing=M,
         )
         grid.addLayout(heads, 0, 0, 1, 2)
@@ -162,6 +167,14 @@ class JudgementView(QWidget):
             f"Correlation of score with length. It prefers the longer side in {length.model_prefers_longer:.0%} of the "
             f"pairs, the raters in {length.raters_prefer_longer:.0%}."
         )
+        apart = told.uncertainty
+        self._spread_card.setVisible(apart is not None)
+        if apart is not None:
+            self.spread.setText(f"{apart.mean_std:.2f}")
+            self._spread_words.setText(
+                f"{apart.wrong_std:.2f} where it is wrong, {apart.right_std:.2f} where it is right. A wrong pair has "
+                f"the larger spread in {apart.larger_on_wrong:.0%} of the comparisons; 50% would say nothing."
+            )
 
 
 class FitTable(QTableWidget):

@@ -130,6 +130,7 @@ class RecipeForm(QWidget):
         for name, line in self.rows.items():
             line.set_standard(getattr(self._standard, name), standard_name)
             line.set_value(getattr(recipe, name))
+        self._show_unused()
 
     def recipe(self) -> Recipe | None:
         """Return the recipe as it stands; a field that cannot be read keeps its last sound value."""
@@ -201,8 +202,17 @@ class RecipeForm(QWidget):
         if line.unreadable is None and self._recipe is not None and getattr(self._recipe, name) != line.value:
             change: dict[str, Any] = {name: line.value}
             self._recipe = dataclasses.replace(self._recipe, **change)
+            self._show_unused()
             self.edited.emit(self._recipe)
         self.problems_changed.emit()
+
+    def _show_unused(self) -> None:
+        """Grey what has no effect beside the other settings, and say why."""
+        names = {one.name: label_of(one) for one in settings_of(type(self._recipe))}
+        for line in self.rows.values():
+            applies = line.setting.applies
+            unused = applies is not None and not applies.met(self._recipe)
+            line.set_unused(f"Only while {names[applies.field]} is {applies.wish}" if applies and unused else "")
 
     def _on_search(self, text: str) -> None:
         wanted = text.lower().split()
@@ -275,6 +285,7 @@ class SettingRow(QWidget):
         self.unreadable: Problem | None = None
         self._standard: object = setting.default
         self._standard_name = "preset"
+        self._unused = ""
         label = label_of(setting)
         self.words = f"{label} {setting.name} {setting.help} {setting.group} {setting.source}".lower()
         self.editor: Editor = editor_for(setting)
@@ -345,6 +356,15 @@ class SettingRow(QWidget):
         self._describe()
         self._show_changed()
 
+    def set_unused(self, reason: str) -> None:
+        """Say that the setting has no effect, and lock its editor; "" where it has one."""
+        if reason == self._unused:
+            return
+        self._unused = reason
+        self.editor.widget.setEnabled(not reason)
+        self._label.set_tone("muted" if reason else "")
+        self._describe()
+
     def is_changed(self) -> bool:
         """Whether the setting differs from the preset."""
         return self.unreadable is not None or self.value != self._standard
@@ -384,7 +404,8 @@ class SettingRow(QWidget):
         setting = self.setting
         bounds = "" if setting.choices or setting.type is bool else range_of(setting)
         source = f", {setting.source}" if setting.source else ""
-        parts = [f"Default {text_of(setting.default) or 'empty'}{source}"]
+        parts = [self._unused] if self._unused else []
+        parts.append(f"Default {text_of(setting.default) or 'empty'}{source}")
         if self._standard != setting.default:
             parts.append(f"{self._standard_name} {text_of(self._standard)}")
         if bounds:

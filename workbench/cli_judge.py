@@ -54,7 +54,7 @@ def lines(model: ModelRecord, found: JudgedModel) -> list[str]:
     ):
         if part:
             made += ["", title, *(_share(one) for one in part)]
-    return made + _calibration(told) + _length(told) + _wrong(found)
+    return made + _calibration(told) + _length(told) + _uncertainty(told) + _wrong(found)
 
 
 def _share(one: Share, name: str = "") -> str:
@@ -78,6 +78,19 @@ def _length(told: Report) -> list[str]:
         f"Length: raters prefer the longer side in {length.raters_prefer_longer:.1%} of the pairs of different length, "
         f"the model in {length.model_prefers_longer:.1%}; correlation of score with length {length.correlation:+.2f}",
         *(_share(one) for one in (length.chosen_longer, length.chosen_shorter) if one.pairs),
+    ]
+
+
+def _uncertainty(told: Report) -> list[str]:
+    one = told.uncertainty
+    if one is None:
+        return []
+    return [
+        "",
+        f"Spread of the heads' gaps {one.mean_std:.3f}: {one.wrong_std:.3f} where it is wrong, "
+        f"{one.right_std:.3f} where it is right; a wrong pair has the larger spread in "
+        f"{one.larger_on_wrong:.1%} of the comparisons "
+        "(50% says nothing)",
     ]
 
 

@@ -202,7 +202,8 @@ def _settings_help() -> str:
             if f"{one.name}{about}" in shared:
                 continue
             shared.add(f"{one.name}{about}")
-            lines.append(f"    {one.name} = {one.default}  {one.help}".replace("%", "%%"))
+            only = f" (only while {one.applies.field} is {one.applies.wish})" if one.applies else ""
+            lines.append(f"    {one.name} = {one.default}  {one.help}{only}".replace("%", "%%"))
     return "\n".join(lines)
 
 

@@ -163,7 +163,8 @@ def foretold_pace(method: Method, recipe: Recipe, shape: Shape) -> float:
         passes += 2.0
     if isinstance(recipe, PpoRecipe):
         update = 6.0 if recipe.gradient_checkpointing else 4.0
-        passes = 12.0 + 6.0 + 2.0 * recipe.has_value + recipe.ppo_epochs * trained_adapters(recipe) * update
+        updated = trained_adapters(recipe) + (recipe.ptx_coefficient > 0)  # a demonstration beside every episode
+        passes = 12.0 + 6.0 + 2.0 * recipe.has_value + recipe.ppo_epochs * updated * update
     if recipe.device != "cpu" and has_gpu():
         return GPU_FLOPS / (passes * shape.parameters)
     cores = psutil.cpu_count(logical=False) or 1

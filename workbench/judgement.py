@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ class JudgedPair:
     tier_distance: int = 1
     length_difference: int = 0  # in tokens, the chosen side's less the rejected one's
     rater: str = ""
+    gap_std: float = 0.0  # of the gap over the heads of an ensemble; 0 for a single head
 
     @property
     def right(self) -> bool:
@@ -97,6 +99,16 @@ class LengthBias:
 
 
 @dataclass(frozen=True, slots=True)
+class Uncertainty:
+    """Whether the heads of an ensemble know where it errs: how far their gaps are apart, by whether it was right."""
+
+    mean_std: float
+    right_std: float  # mean over the pairs that are judged rightly; 0 where there are none
+    wrong_std: float
+    larger_on_wrong: float  # chance that a wrong pair has the larger spread of it and a right one; 0.5 says nothing
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """All that is told of a reward model."""
 
@@ -109,6 +121,7 @@ class Report:
     calibration_error: float
     length: LengthBias
     confident_and_wrong: tuple[JudgedPair, ...]  # the most confident first
+    uncertainty: Uncertainty | None = None  # None for a single head
 
 
 def report(
@@ -136,6 +149,7 @@ def report(
         calibration_error=calibration_error(gaps),
         length=length_bias(pairs),
         confident_and_wrong=confident_and_wrong(pairs),
+        uncertainty=uncertainty(pairs),
     )
 
 
@@ -198,3 +212,23 @@ def confident_and_wrong(pairs: Sequence[JudgedPair]) -> tuple[JudgedPair, ...]:
     """The pairs of which the model prefers the rejected side by far: its mistakes, or the rater's."""
     wrong = [one for one in pairs if one.gap < 0 and one.confidence >= CONFIDENT]
     return tuple(sorted(wrong, key=lambda one: (one.gap, one.id)))
+
+
+def uncertainty(pairs: Sequence[JudgedPair]) -> Uncertainty | None:
+    """Compare the heads' spread on pairs that are judged wrongly with that on right ones. None for a single head.
+
+    ``larger_on_wrong`` is the area under the ROC curve of the spread as a detector of mistakes, which is the share of
+    the (wrong, right) pairs of pairs in which the wrong one has the larger spread, an equal one counting half
+    (Mann and Whitney 1947); 0.5 where nothing is wrong or nothing right.
+    """
+    if not any(one.gap_std > 0 for one in pairs):
+        return None
+    right = sorted(one.gap_std for one in pairs if one.right)
+    wrong = [one.gap_std for one in pairs if not one.right]
+    larger = sum(bisect_left(right, std) + bisect_right(right, std) for std in wrong) / 2
+    return Uncertainty(
+        mean_std=sum(one.gap_std for one in pairs) / len(pairs),
+        right_std=sum(right) / max(1, len(right)),
+        wrong_std=sum(wrong) / max(1, len(wrong)),
+        larger_on_wrong=larger / (len(right) * len(wrong)) if right and wrong else 0.5,
+    )

@@ -26,6 +26,7 @@ PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 HEAD_KEY = "base_model.model.score.weight"
+HEADS_FILE = "reward_heads.safetensors"  # the heads of an ensemble; their mean is the adapter's own head
 _INDEX = "model.safetensors.index.json"
 _FINGERPRINTED = (".safetensors", ".json", ".jinja", ".txt", ".model")
 _NOT_FINGERPRINTED = (MANIFEST,)

@@ -9,7 +9,7 @@ from pathlib import Path
 from workbench.errors import UserError
 from workbench.estimate import Estimate
 from workbench.manifests import RESERVE_BYTES
-from workbench.model_folders import check_base_folder
+from workbench.model_folders import HEADS_FILE, check_base_folder
 from workbench.model_shape import Shape
 from workbench.project import Project
 from workbench.protocol import ModelRef
@@ -83,14 +83,32 @@ def resolved_reward(
                 "choose two models of one base: PPO holds the base only once",
             )
         )
+    penalised = isinstance(recipe, PpoRecipe) and recipe.uncertainty_penalty > 0
+    if penalised and record is not None and ref is not None and not (Path(ref.adapter) / HEADS_FILE).is_file():
+        problems.append(
+            Problem(
+                "uncertainty_penalty",
+                f"The reward model {record.name} has one head, which disagrees with nobody: nothing is taken off",
+                "train a reward model with heads of 4 or more, or set uncertainty_penalty to 0",
+                "warning",
+            )
+        )
     return record, ref
 
 
-def label_problems(method: Method, chosen: Selected) -> list[Problem]:
-    """Say what is wrong with the rows: none, few, nothing held out."""
+def label_problems(method: Method, recipe: Recipe, chosen: Selected) -> list[Problem]:
+    """Say what is wrong with the rows: none, few, nothing held out, nothing to mix in."""
     what, remedy = ROWS_ARE[method]
     count = len(chosen.train)
     found = []
+    if isinstance(recipe, PpoRecipe) and recipe.ptx_coefficient > 0 and not chosen.demonstrations:
+        found.append(
+            Problem(
+                "ptx_coefficient",
+                "There is no final demonstration to mix into PPO",
+                "write a demonstration and mark it final, or set ptx_coefficient to 0",
+            )
+        )
     if count == 0:
         found.append(Problem("data", f"There is no {what} to train on", remedy))
     elif count < FEW[method]:

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from workbench.records import Method
-from workbench.settings_fields import Problem, range_problems, setting
+from workbench.settings_fields import Applies, Problem, range_problems, setting, unused_problems
 
 SMALL_BASE_PARAMETERS = 1_000_000_000
 """Below this a bf16 base learns better than NF4 and still fits (measured: SFT loss 1.45 against 1.62 at 135 M)."""
+WITH_VALUE = Applies("advantage", ("gae",))
 WITHOUT_REFERENCE = ("simpo", "orpo")
 """Preference losses that compare the policy with nothing but itself."""
 
@@ -158,6 +160,15 @@ class RewardRecipe(CommonRecipe):
     head_learning_rate: float = setting(
         1e-3, "Step size of AdamW for the scalar head", low=1e-8, high=1e-1, group="Optimiser"
     )
+    heads: int = setting(
+        1,
+        "Scalar heads on the one adapter, each with a start and half the rankings of its own: the score is their mean, "
+        "their spread says how much it is a guess; 1: none, 4 to 16 for an ensemble, at no cost worth naming",
+        low=1,
+        high=64,
+        source="Coste et al. 2024 (5 models), Osband et al. 2016 (heads)",
+        group="Model",
+    )
     epochs: float = setting(
         1.0, "Passes over the pairs; more overfit at once", low=0.01, high=1000, source="InstructGPT"
     )
@@ -229,6 +240,7 @@ class DpoRecipe(CommonRecipe):
         high=100,
         source="TRL",
         group="Loss",
+        applies=Applies("loss_type", ("simpo",)),
     )
     orpo_lambda: float = setting(
         0.1,
@@ -237,6 +249,7 @@ class DpoRecipe(CommonRecipe):
         high=100,
         source="ORPO, TRL",
         group="Loss",
+        applies=Applies("loss_type", ("orpo",)),
     )
     label_smoothing: float = setting(
         0.0,
@@ -287,16 +300,7 @@ class DpoRecipe(CommonRecipe):
                     "warning",
                 )
             )
-        return [*found, *self._unused()]
-
-    def _unused(self) -> list[Problem]:
-        """Settings of a loss that was not chosen, changed from their defaults."""
-        plain = DpoRecipe()
-        return [
-            Problem(name, f"{name} has no effect on {self.loss_type}", f"choose the loss {loss}", "warning")
-            for name, loss in (("simpo_gamma", "simpo"), ("orpo_lambda", "orpo"))
-            if self.loss_type != loss and getattr(self, name) != getattr(plain, name)
-        ]
+        return [*found, *unused_problems(self, _standards("dpo"))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +316,12 @@ class PpoRecipe(CommonRecipe):
         group="Optimiser",
     )
     value_learning_rate: float = setting(
-        1e-4, "Step size of AdamW for the value adapter and head", low=1e-8, high=1e-1, group="Optimiser"
+        1e-4,
+        "Step size of AdamW for the value adapter and head",
+        low=1e-8,
+        high=1e-1,
+        group="Optimiser",
+        applies=WITH_VALUE,
     )
     schedule: str = setting(
         "linear",
@@ -370,6 +379,7 @@ class PpoRecipe(CommonRecipe):
         high=100_000_000,
         source="Ziegler et al. 2019",
         group="KL leash",
+        applies=Applies("kl_target"),
     )
     kl_estimator: str = setting(
         "k1",
@@ -377,6 +387,7 @@ class PpoRecipe(CommonRecipe):
         choices=("k1", "k3"),
         source="TRL",
         group="KL leash",
+        applies=Applies("advantage", ("gae", "rloo")),
     )
     missing_eos_penalty: float = setting(
         1.0,
@@ -392,12 +403,24 @@ class PpoRecipe(CommonRecipe):
         choices=("last", "after"),
         source="InstructGPT",
         group="Reward",
+        applies=WITH_VALUE,
     )
     whiten_rewards: bool = setting(
         False,
         "Scale rewards to unit variance over the rollout, keeping their mean",
         source="TRL",
         group="Reward",
+        applies=WITH_VALUE,
+    )
+    uncertainty_penalty: float = setting(
+        0.0,
+        "Taken from the score for every standard deviation between the reward model's heads; 0: none, 0.1 to 1 where "
+        "the policy seeks what the heads disagree on",
+        low=0,
+        high=100,
+        source="Coste et al. 2024 (UWO, there of the variance)",
+        group="Reward",
+        applies=Applies("rule", ("",)),
     )
     rule: str = setting("", "Score by a written rule instead of a reward model, e.g. shorter-than:40", group="Reward")
     advantage: str = setting(
@@ -407,8 +430,19 @@ class PpoRecipe(CommonRecipe):
         source="InstructGPT",
         group="PPO",
     )
-    gamma: float = setting(1.0, "Discount", low=0, high=1, source="InstructGPT", group="PPO")
-    gae_lambda: float = setting(0.95, "GAE's lambda", low=0, high=1, source="InstructGPT", group="PPO")
+    gamma: float = setting(1.0, "Discount", low=0, high=1, source="InstructGPT", group="PPO", applies=WITH_VALUE)
+    gae_lambda: float = setting(
+        0.95, "GAE's lambda", low=0, high=1, source="InstructGPT", group="PPO", applies=WITH_VALUE
+    )
+    ptx_coefficient: float = setting(
+        0.0,
+        "PPO-ptx: weight of the demonstrations' loss a token in the policy's update, against forgetting what they taught; "
+        "0: none, 0.1 to 1 holds on to them, 27.8 in InstructGPT with text of pretraining",
+        low=0,
+        high=1000,
+        source="InstructGPT, eq. 2",
+        group="PPO",
+    )
     clip_range: float = setting(
         0.2,
         "Probability ratios are clipped to 1 +- this",
@@ -418,7 +452,13 @@ class PpoRecipe(CommonRecipe):
         group="PPO",
     )
     value_clip_range: float = setting(
-        0.2, "Values move at most this far from the rollout's", low=0.001, high=1000, source="N+", group="PPO"
+        0.2,
+        "Values move at most this far from the rollout's",
+        low=0.001,
+        high=1000,
+        source="N+",
+        group="PPO",
+        applies=WITH_VALUE,
     )
     value_coefficient: float = setting(
         0.1,
@@ -427,6 +467,7 @@ class PpoRecipe(CommonRecipe):
         high=100,
         source="N+",
         group="PPO",
+        applies=WITH_VALUE,
     )
     max_kl: float = setting(
         0.0,
@@ -481,7 +522,7 @@ class PpoRecipe(CommonRecipe):
                 found.append(
                     Problem("rule", str(error), "use shorter-than:TOKENS, longer-than:TOKENS or contains:TEXT")
                 )
-        return found
+        return [*found, *unused_problems(self, _standards("ppo"))]
 
     def _group_problems(self) -> list[Problem]:
         """Faults of the responses to one prompt, and of comparing them."""
@@ -500,14 +541,6 @@ class PpoRecipe(CommonRecipe):
                     "responses_per_prompt",
                     f"{self.advantage} compares the responses to one prompt, and one has none beside it",
                     "set it to 2 or more, e.g. 4",
-                )
-            )
-        if not self.has_value and self.whiten_rewards:
-            found.append(
-                Problem(
-                    "whiten_rewards",
-                    f"{self.advantage} takes the reward of a whole response and has none per token to scale",
-                    "set it to off, or choose gae",
                 )
             )
         return found
@@ -581,3 +614,9 @@ def preset(method: Method, name: str, rows: int, base_parameters: int = 0, *, cu
             "save_every": max(5, min(50, per_epoch)),
         }
     return dataclasses.replace(RECIPES[method](), **changes)
+
+
+@lru_cache
+def _standards(method: Method) -> tuple[Recipe, ...]:
+    """The recipes that nobody chose setting by setting: the defaults and the presets."""
+    return (RECIPES[method](), *(preset(method, name, 0) for name in PRESETS))

@@ -49,4 +49,5 @@ DATA_FILES: dict[str, type] = {
     "ppo": PromptRow,
 }
 """Row type by method; every run has ``data/train.jsonl`` and ``data/heldout.jsonl`` (which may be empty) of it.
-``ppo`` and ``reward`` runs may also have ``data/demonstrations.jsonl`` (:class:`SftRow`): reward calibration."""
+``reward`` and ``ppo`` runs may also have ``data/demonstrations.jsonl`` (:class:`SftRow`): what sets the zero of scores,
+and what PPO-ptx mixes in."""

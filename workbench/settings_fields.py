@@ -10,13 +10,31 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from workbench.errors import UserError
 
 R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Applies:
+    """When a setting has an effect: while another one has one of some values; without values, while it is above 0."""
+
+    field: str
+    values: tuple[str, ...] = ()
+
+    def met(self, recipe: Any) -> bool:
+        """Whether a recipe heeds the setting."""
+        value = getattr(recipe, self.field)
+        return value in self.values if self.values else value > 0
+
+    @property
+    def wish(self) -> str:
+        """What the other setting has to be: "gae or rloo", "empty", "above 0"."""
+        return " or ".join(value or "empty" for value in self.values) or "above 0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +52,7 @@ class Setting:
     source: str = ""  # whose default this is
     group: str = "Training"
     optional: bool = False
+    applies: Applies | None = None  # None: always
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +75,7 @@ def setting(
     choices: tuple[str, ...] = (),
     source: str = "",
     group: str = "Training",
+    applies: Applies | None = None,
 ) -> Any:
     """Declare a recipe field with its meaning (see :class:`Setting`)."""
     about = {
@@ -66,6 +86,7 @@ def setting(
         "choices": choices,
         "source": source,
         "group": group,
+        "applies": applies,
     }
     return field(default=default, metadata=about)
 
@@ -98,6 +119,22 @@ def range_problems(recipe: Any) -> list[Problem]:
                 Problem(one.name, f"{one.name} is {_shown(value)}, outside {_range_text(one)}", "choose a value inside")
             )
     return found
+
+
+def unused_problems(recipe: Any, standards: Sequence[Any]) -> list[Problem]:
+    """Warn of every setting that has no effect and whose value is in none of ``standards`` (the defaults, presets)."""
+    return [
+        Problem(
+            one.name,
+            f"{one.name} has no effect while {one.applies.field} is {getattr(recipe, one.applies.field)}",
+            f"set {one.applies.field} {'to ' if one.applies.values else ''}{one.applies.wish}, or {one.name} back",
+            "warning",
+        )
+        for one in settings_of(type(recipe))
+        if one.applies is not None
+        and not one.applies.met(recipe)
+        and all(getattr(recipe, one.name) != getattr(standard, one.name) for standard in standards)
+    ]
 
 
 def with_settings(recipe: R, given: Mapping[str, str]) -> R:

@@ -135,7 +135,7 @@ def plan_run(
         what = f"Nothing that can train has the {'tag' if len(tags) == 1 else 'tags'} {' or '.join(tags)}"
         problems.append(Problem("tags", what, "choose other tags, or all prompts"))
     else:
-        problems += label_problems(method, chosen)
+        problems += label_problems(method, recipe, chosen)
     cost = Estimate()
     if model is not None and not range_problems(recipe):  # with a batch of 0 there is nothing to reckon
         try:
@@ -237,6 +237,8 @@ def _summary(method: Method, chosen: Selected, tags: tuple[str, ...]) -> str:
         text += "; nothing is held out"
     if method == "reward" and chosen.demonstrations:
         text += f"; {many(len(chosen.demonstrations), 'demonstration')} set the zero of the scores"
+    if method == "ppo" and chosen.demonstrations:
+        text += f"; {many(len(chosen.demonstrations), 'demonstration')} of other prompts than the held-out are mixed in"
     dropped = [f"{count} because {reason}" for reason, count in sorted(chosen.dropped.items())]
     return text + "." + (f" Left out: {'; '.join(dropped)}." if dropped else "")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from workbench.pairs import HELD_OUT_TWIN, Which, current_pairs
 from workbench.project import Project
-from workbench.recipes import DpoRecipe, Recipe, RewardRecipe
+from workbench.recipes import DpoRecipe, PpoRecipe, Recipe, RewardRecipe
 from workbench.records import Message, Method, Split
 from workbench.rows import PairRow, PromptRow, SftRow
 from workbench.run_folder import Row
@@ -79,7 +79,7 @@ def select(project: Project, method: Method, recipe: Recipe, tags: Collection[st
     if not chosen.heldout:
         _hold_out_a_tenth(chosen, hashes)
     chosen.heldout = [row for row in chosen.heldout if not _is_tie(row)]
-    if method in ("reward", "ppo"):
+    if method == "reward" or (isinstance(recipe, PpoRecipe) and recipe.ptx_coefficient > 0):
         measured = {hashes.of(row) for row in chosen.heldout}
         chosen.demonstrations = [
             row

@@ -155,8 +155,8 @@ def test_k_responses_pass_once_and_give_all_their_pairs(model, tokenizer):
             singles[side.input_ids] = score(adapters, "reward", head, adapters.lay_out([side]))
     # 4 sequences for 6 pairs, and their prompt once
     assert tokens == sum(len(ids) for ids in singles) - 3 * pairs[0].chosen.prompt_length
-    torch.testing.assert_close(chosen, torch.cat([singles[one.chosen.input_ids] for one in pairs]))
-    torch.testing.assert_close(rejected, torch.cat([singles[one.rejected.input_ids] for one in pairs]))
+    torch.testing.assert_close(chosen, torch.stack([singles[one.chosen.input_ids] for one in pairs]))
+    torch.testing.assert_close(rejected, torch.stack([singles[one.rejected.input_ids] for one in pairs]))
 
 
 def test_one_step_of_eight_equals_eight_accumulated_steps_of_one(model, tokenizer):
@@ -182,7 +182,7 @@ def test_one_step_of_eight_equals_eight_accumulated_steps_of_one(model, tokenize
 
 def test_margin_and_centering_by_hand(tokenizer):
     pairs = ranked(tokenizer)[:1]
-    chosen, rejected = torch.tensor([1.5]), torch.tensor([1.0])
+    chosen, rejected = torch.tensor([[1.5]]), torch.tensor([[1.0]])
     # -log sigmoid(1.5 - 1.0 - 0.5) + 0.1 (1.5 + 1.0)^2 = log 2 + 0.625
     loss = pair_loss(chosen, rejected, pairs, RewardRecipe(margin_per_tier=0.5, center_coefficient=0.1))
     assert float(loss) == pytest.approx(0.69314718 + 0.625)
@@ -193,7 +193,7 @@ def test_margin_and_centering_by_hand(tokenizer):
 def test_smoothing_and_ties_by_hand(tokenizer):
     better, tie = ranked(tokenizer)[:2]
     pairs = [better, replace(tie, tier_distance=0)]
-    chosen, rejected = torch.tensor([1.5, 2.0]), torch.tensor([1.0, 1.0])
+    chosen, rejected = torch.tensor([[1.5], [2.0]]), torch.tensor([[1.0], [1.0]])
     recipe = RewardRecipe(center_coefficient=0, label_smoothing=0.2, ties=True, margin_per_tier=0.0)
     # -log sigmoid(0.5) + 0.2 * 0.5, and the tie -log sigmoid(1) + 0.5 * 1
     expected = [math.log1p(math.exp(-0.5)) + 0.1, math.log1p(math.exp(-1)) + 0.5]

@@ -212,3 +212,19 @@ def test_the_form_of_each_method_is_made_once(form):
     assert first.value == 3
     form.search.clear()
     assert first.isVisible()
+
+
+def test_what_has_no_effect_is_locked_and_says_why_until_it_has_one(form):
+    recipe = PpoRecipe(gamma=0.9)
+    form.set_recipe(recipe, PpoRecipe())
+    assert editor(form, "gamma").isEnabled()
+    form.rows["advantage"].editor.box.setCurrentText("rloo")
+    for name in ("gamma", "gae_lambda", "value_learning_rate", "value_clip_range", "value_coefficient"):
+        assert not editor(form, name).isEnabled()
+        assert "Only while Advantage is gae" in editor(form, name).accessibleDescription()
+    assert editor(form, "clip_range").isEnabled()
+    form.rows["gamma"].reset()  # a value from before can still be taken back
+    assert form.recipe().gamma == 1.0
+    form.rows["advantage"].editor.box.setCurrentText("gae")
+    assert editor(form, "gamma").isEnabled()
+    assert "Only while" not in editor(form, "gamma").accessibleDescription()

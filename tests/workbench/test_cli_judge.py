@@ -1,6 +1,7 @@
 """``tastemaker judge`` and what it joins: the judgement, the frozen rows, the project's tags and raters."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -123,6 +124,18 @@ def test_many_mistakes_are_listed_in_part_and_none_are_said_to_be_none(tmp_path,
     assert "and 2 more" in capsys.readouterr().out
     assert run("judge", str(tmp_path / "project"), "good") == 0
     assert "No pair is judged confidently and wrongly." in capsys.readouterr().out
+
+
+def test_the_spread_of_an_ensemble_is_told_and_none_of_a_single_head(judged, tmp_path, capsys):
+    assert run("judge", str(tmp_path / "project"), "reward 1") == 0
+    assert "Spread of the heads" not in capsys.readouterr().out
+    _, folder, _ = judged
+    spread = [replace(one, gap_std=0.4 if one.gap < 0 else 0.1) for one in twelve().pairs]
+    Judgement(step=5, pairs=tuple(spread)).write(folder.path / "final")
+    assert run("judge", str(tmp_path / "project"), "reward 1") == 0
+    shown = capsys.readouterr().out
+    assert "Spread of the heads' gaps 0.125: 0.400 where it is wrong, 0.100 where it is right" in shown
+    assert "in 100.0% of the comparisons" in shown
 
 
 def test_mistakes_of_a_run_whose_data_changed_are_told_by_their_ids(judged, tmp_path, capsys):

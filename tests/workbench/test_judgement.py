@@ -18,6 +18,7 @@ from workbench.judgement import (
     length_correlation,
     report,
     share,
+    uncertainty,
 )
 from workbench.statistics import wilson
 
@@ -110,6 +111,35 @@ def test_a_score_that_is_a_multiple_of_the_length_correlates_wholly():
 def test_what_is_confident_and_wrong_comes_worst_first():
     judged = [pair(-0.8, name="unsure"), pair(-1, name="sure"), pair(3, name="right"), pair(-4, name="worst")]
     assert [one.id for one in confident_and_wrong(judged)] == ["worst", "sure"]
+
+
+def test_the_spread_of_the_heads_is_compared_between_wrong_and_right_pairs_by_hand():
+    judged = [pair(1, gap_std=0.1), pair(1, gap_std=0.3), pair(-1, gap_std=0.3), pair(-1, gap_std=0.5)]
+    found = uncertainty(judged)
+    assert (found.mean_std, found.right_std, found.wrong_std) == pytest.approx((0.3, 0.2, 0.4))
+    # 0.3 beats 0.1 and ties with 0.3, 0.5 beats both: (1 + 1/2 + 1 + 1) / 4
+    assert found.larger_on_wrong == pytest.approx(3.5 / 4)
+
+
+def test_a_single_head_says_nothing_of_its_uncertainty_and_one_sided_pairs_say_nothing_of_mistakes():
+    assert report([pair(1), pair(-1)]).uncertainty is None
+    assert report([]).uncertainty is None
+    assert uncertainty([pair(1, gap_std=0.5)]).larger_on_wrong == 0.5
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from([0.1, 0.2, 0.3])), min_size=2, max_size=12))
+def test_the_chance_of_the_larger_spread_counts_every_comparison(judged):
+    made = [pair(1 if right else -1, gap_std=std) for right, std in judged]
+    right = [std for good, std in judged if good]
+    wrong = [std for good, std in judged if not good]
+    shares = [(one > other) + (one == other) / 2 for one in wrong for other in right]
+    expected = sum(shares) / len(shares) if shares else 0.5
+    assert uncertainty(made).larger_on_wrong == pytest.approx(expected)
+
+
+def test_a_judgement_of_an_older_version_has_no_spread(tmp_path):
+    (tmp_path / JUDGEMENT_FILE).write_text('{"step": 1, "pairs": [{"id": "a", "unit": "r", "gap": 0.5}], "version": 1}')
+    assert Judgement.read(tmp_path).pairs == (JudgedPair("a", "r", 0.5),)
 
 
 @given(pairs)

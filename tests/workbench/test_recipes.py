@@ -82,7 +82,7 @@ def test_a_setting_of_another_loss_is_said_to_have_no_effect() -> None:
     assert (problem.field, problem.severity) == ("simpo_gamma", "warning")
     assert DpoRecipe(loss_type="simpo", simpo_gamma=1.0, beta=2.0).problems() == []
     (problem,) = DpoRecipe(loss_type="simpo", simpo_gamma=1.0, beta=2.0, orpo_lambda=1.0).problems()
-    assert "no effect on simpo" in problem.message
+    assert problem.message == "orpo_lambda has no effect while loss_type is simpo"
 
 
 def test_simpo_wants_a_larger_beta_than_dpo() -> None:
@@ -103,6 +103,36 @@ def test_advantages_within_a_group_want_a_group_and_a_whole_reward(advantage: st
     assert "32 episodes do not split into 5 responses" in recipe.problems()[0].message
     recipe = PpoRecipe(advantage=advantage, responses_per_prompt=4)
     assert (recipe.problems(), recipe.prompts_per_rollout, recipe.has_value) == ([], 8, False)
+
+
+@pytest.mark.parametrize("advantage", ["rloo", "grpo"])
+def test_without_a_value_model_its_settings_have_no_effect_and_only_changed_ones_are_told(advantage: str) -> None:
+    standard = dataclasses.replace(preset("ppo", "Balanced", 60), advantage=advantage, responses_per_prompt=4)
+    assert standard.problems() == []  # the preset's own value_learning_rate is nobody's wish
+    changed = dataclasses.replace(
+        standard, gamma=0.9, gae_lambda=0.5, value_clip_range=1.0, value_coefficient=1.0, value_learning_rate=1e-3
+    )
+    found = changed.problems()
+    names = {"gamma", "gae_lambda", "value_clip_range", "value_coefficient", "value_learning_rate"}
+    assert {one.field for one in found} == names
+    assert {one.severity for one in found} == {"warning"}
+    assert f"gamma has no effect while advantage is {advantage}" in [one.message for one in found]
+    assert dataclasses.replace(changed, advantage="gae").problems() == []
+
+
+def test_a_setting_that_needs_a_number_above_0_names_it() -> None:
+    (problem,) = PpoRecipe(kl_horizon=5).problems()
+    assert (problem.field, problem.remedy) == ("kl_horizon", "set kl_target above 0, or kl_horizon back")
+    assert PpoRecipe(kl_horizon=5, kl_target=6.0).problems() == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_setting_depends_on_is_a_setting_of_the_same_recipe(method: Method) -> None:
+    known = {one.name: one for one in settings_of(RECIPES[method])}
+    for one in known.values():
+        if one.applies is not None:
+            other = known[one.applies.field]
+            assert not other.choices or set(one.applies.values) <= set(other.choices)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from workbench.errors import UserError
 from workbench.ids import new_id
 from workbench.manifests import faults_of, seal
 from workbench.memory_plan import CUDA_CONTEXT_BYTES
-from workbench.model_folders import fingerprint
+from workbench.model_folders import HEADS_FILE, fingerprint
 from workbench.project import Project
 from workbench.protocol import Checkpoint, Ended, Metrics, Started
 from workbench.reaper import LockNote, take, write_exit, write_note
@@ -170,7 +170,7 @@ def test_a_tenth_of_the_prompts_is_held_out_when_none_is_and_siblings_stay_toget
     train = add_prompts(project, 80)
     demonstrate(project, train)
     rank(project, train, 4)
-    recipe = RECIPES[method](**({"rule": "shorter-than:40"} if method == "ppo" else {}))
+    recipe = RECIPES[method](**({"rule": "shorter-than:40", "ptx_coefficient": 1.0} if method == "ppo" else {}))
     plan = plan_run(project, method, start_model_id=base.id, recipe=recipe)
     groups = [{content_hash(row.prompt) for row in rows} for rows in (plan.train, plan.heldout)]
     assert plan.auto_held_out
@@ -183,6 +183,23 @@ def test_a_tenth_of_the_prompts_is_held_out_when_none_is_and_siblings_stay_toget
         assert not {content_hash(row.prompt) for row in plan.demonstrations} & groups[1]
     if method in ("reward", "dpo"):
         assert len(plan.train) == 6 * len(groups[0])
+
+
+def test_ppo_ptx_freezes_the_demonstrations_and_wants_some_and_plain_ppo_has_none(project, base, launched):
+    prompts = add_prompts(project, 12)
+    held = add_prompts(project, 3, "held-out", "kept")
+    recipe = PpoRecipe(rule="shorter-than:40", ptx_coefficient=0.5)
+    [problem] = plan_run(project, "ppo", start_model_id=base.id, recipe=recipe).errors
+    assert (problem.field, problem.message) == ("ptx_coefficient", "There is no final demonstration to mix into PPO")
+    demonstrate(project, prompts[:5] + held)
+    plan = plan_run(project, "ppo", start_model_id=base.id, recipe=recipe)
+    assert not plan.errors
+    assert "5 demonstrations" in plan.summary
+    record = start_run(project, plan)
+    frozen = RunFolder(project.run_dir(record.id)).rows("demonstrations")
+    assert {content_hash(row.prompt) for row in frozen} == {content_hash(one.messages) for one in prompts[:5]}
+    plain = plan_run(project, "ppo", start_model_id=base.id, recipe=PpoRecipe(rule="shorter-than:40"))
+    assert plain.demonstrations == ()
 
 
 def test_the_tenth_is_the_same_for_every_method_and_stays_when_labels_are_added(project, base):
@@ -279,6 +296,24 @@ def test_models_of_the_wrong_role_or_base_are_refused(project, base, tmp_path):
     assert "sft-1 is a sft model" in messages(plan(sft, sft))
     assert "reward-1 is a reward model" in messages(plan(reward, reward))
     assert "different bases" in messages(plan(other, reward))
+
+
+def test_a_penalty_on_disagreement_is_told_to_be_idle_where_the_reward_model_has_one_head(project, base):
+    add_prompts(project, 12)
+    sft = adapter_model(project, base, "sft", "sft-1")
+    reward = adapter_model(project, base, "reward", "reward-1")
+    ids = {"start_model_id": sft.id, "reward_model_id": reward.id}
+
+    def warned(**changes):
+        plan = plan_run(project, "ppo", recipe=PpoRecipe(**changes), **ids)
+        assert not plan.errors, messages(plan)
+        return [one.message for one in plan.warnings if one.field == "uncertainty_penalty"]
+
+    assert warned() == []
+    [said] = warned(uncertainty_penalty=0.5)
+    assert "reward-1 has one head" in said
+    (project.adapter_folder(reward) / HEADS_FILE).write_bytes(b"")
+    assert warned(uncertainty_penalty=0.5) == []
 
 
 def test_missing_model_files_are_named(project, base, tmp_path):

@@ -52,6 +52,17 @@ def test_a_part_that_has_nothing_to_say_is_not_there(view):
     assert "There is none" in view.wrong.about.text()
 
 
+def test_the_spread_of_the_heads_is_shown_of_an_ensemble_alone(view):
+    view.show_judged(judged([1.0, -1.0]))
+    assert not view._spread_card.isVisible()
+    pairs = [JudgedPair("a", "r", 1.0, gap_std=0.2), JudgedPair("b", "s", -1.0, gap_std=0.4)]
+    view.show_judged(JudgedModel(9, report(pairs), {}))
+    assert view._spread_card.isVisible()
+    assert view.spread.text() == "0.30"
+    assert view._spread_words.text().startswith("0.40 where it is wrong, 0.20 where it is right.")
+    assert "in 100% of the comparisons" in view._spread_words.text()
+
+
 def test_each_mistake_shows_its_texts_as_they_are(view, qtbot):
     view.show_judged(judged([-1.0, 1.0, -3.0]))
     wrong = view.wrong

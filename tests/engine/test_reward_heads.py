@@ -1,0 +1,360 @@
+"""An ensemble of heads: one head is as ever, the mean is a linear head, coins by ranking, and a spread that warns."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from engine import ppo, reward
+from engine.adapters import Adapters
+from engine.base_model import load_base
+from engine.heads import HEADS_FILE, ScalarHead, bootstrap_weights, load_head, mean_head
+from engine.masking import pair_examples
+from engine.model_export import export_model
+from engine.pairs import EncodedPair
+from engine.ppo_models import open_players
+from engine.reward import pair_loss, pair_scores
+from engine.score import RewardModel, RewardStats, load_reward, score, spread
+from engine.session import Session
+from workbench.errors import UserError
+from workbench.jsonl import encode, write_atomic
+from workbench.judgement import Judgement
+from workbench.metrics import GLOSSARY
+from workbench.protocol import Metrics, ModelRef, Warned
+from workbench.recipes import RewardRecipe
+from workbench.records import Message
+from workbench.rows import PairRow, PromptRow
+
+GOOD, BAD = ("the hat", "then tea", "an ant in the heat", "that inn"), ("xx", "zz qq", "qx zx", "jj")
+ROWS = [[5, 6, 2], [7, 8, 9, 10, 11, 12, 2], [13, 2]]
+
+
+def rows(count=12, name="p"):
+    return [
+        PairRow(
+            f"{name}{index}",
+            f"g{index}",
+            f"k{index}",
+            "rater",
+            (Message("user", f"say {index}"),),
+            GOOD[index % 4],
+            BAD[(index // 2) % 4],
+        )
+        for index in range(count)
+    ]
+
+
+def encoded(tokenizer, count=8):
+    made = []
+    for one in rows(count):
+        chosen, rejected = pair_examples(tokenizer, one.prompt, one.chosen, one.rejected, 256)
+        made.append(EncodedPair(one.id, one.ranking_id, chosen, rejected))
+    return made
+
+
+def randomised(base, name="reward"):
+    adapters = Adapters(base)
+    adapters.add(name, rank=4, alpha=8, trainable=True)
+    with torch.no_grad():
+        for parameter in adapters.parameters(name):
+            parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    return adapters
+
+
+@pytest.fixture
+def model(make_base):
+    return randomised(make_base(dtype=torch.float64)), ScalarHead(64, seed=1, heads=4).double()
+
+
+# ---- one head is as it always was ------------------------------------------------------------------------------
+
+
+def test_the_first_of_several_heads_starts_as_a_single_one_and_the_others_elsewhere():
+    for size in (64, 50):
+        one, four = ScalarHead(size, seed=7).weight, ScalarHead(size, seed=7, heads=4).weight
+        source = torch.Generator().manual_seed(7)
+        assert torch.equal(one, torch.randn(1, size, generator=source) * (size + 1) ** -0.5)  # as without ensembles
+        assert torch.equal(four[:1], one)
+        assert len({tuple(row.tolist()) for row in four.detach()}) == 4
+
+
+def test_a_single_head_scores_to_the_last_bit_as_a_product_with_its_weights():
+    head, hidden = ScalarHead(64, seed=1), torch.randn(7, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(head(hidden), hidden @ head.weight[0])
+    assert not spread(head.each(hidden)).any()
+    assert torch.equal(bootstrap_weights(["a", "b"], 1, 0), torch.ones(2, 1))
+
+
+# ---- many heads: formulas --------------------------------------------------------------------------------------
+
+
+def test_the_mean_of_linear_heads_is_a_linear_head():
+    head, hidden = ScalarHead(64, seed=1, heads=5).double(), torch.randn(7, 64, dtype=torch.float64)
+    torch.testing.assert_close(head(hidden), hidden @ mean_head(head.weight)[0], rtol=0, atol=1e-12)
+
+
+def test_the_spread_forgets_the_level_of_each_head():
+    # heads 1, 3 and 101, 103: they differ by 100 throughout, and agree on which response is better by how much
+    by_head = torch.tensor([[1.0, 101.0], [3.0, 103.0]])
+    assert spread(by_head).tolist() == [50, 50]
+    assert spread(by_head, (2.0, 102.0)).tolist() == [0, 0]
+    # 0, 0, 3: mean 1, sqrt((1 + 1 + 4) / 3)
+    assert float(spread(torch.tensor([0.0, 0.0, 3.0]))) == pytest.approx(math.sqrt(2))
+
+
+def test_coins_fall_by_ranking_and_head_for_good_and_double_or_nothing():
+    units = [f"k{number}" for number in range(400)]
+    weights = bootstrap_weights(units, 8, 3)
+    assert set(weights.flatten().tolist()) == {0.0, 2.0}
+    assert float(weights.mean()) == pytest.approx(1, abs=4 / math.sqrt(3200))  # 4 standard errors
+    assert torch.equal(weights, bootstrap_weights(units, 8, 3))
+    assert torch.equal(weights[[5, 5, 2]], bootstrap_weights(["k5", "k5", "k2"], 8, 3))  # pairs of one ranking alike
+    assert not torch.equal(weights[:, 0], weights[:, 1])
+    assert not torch.equal(weights, bootstrap_weights(units, 8, 4))
+
+
+def test_the_loss_is_the_mean_over_heads_of_bradley_terry_on_the_pairs_of_each(tokenizer):
+    pairs = encoded(tokenizer, 3)
+    source = torch.Generator().manual_seed(4)
+    chosen, rejected = (torch.randn(3, 4, generator=source, dtype=torch.float64) for _ in range(2))
+    recipe = RewardRecipe(heads=4, seed=9, center_coefficient=0.1)
+    coins = bootstrap_weights([one.unit for one in pairs], 4, 9)
+    found = pair_loss(chosen, rejected, pairs, recipe, bootstrapped=True).tolist()
+    for pair in range(3):
+        expected = 0.0
+        for head in range(4):
+            c, r = float(chosen[pair, head]), float(rejected[pair, head])
+            expected += float(coins[pair, head]) * (math.log1p(math.exp(r - c)) + 0.1 * (c + r) ** 2) / 4
+        assert found[pair] == pytest.approx(expected, rel=1e-12)
+
+
+def test_one_step_of_eight_equals_eight_accumulated_steps_of_one(model, tokenizer):
+    adapters, head = model
+    pairs, recipe = encoded(tokenizer), RewardRecipe(heads=4, center_coefficient=0.1)
+    weights = [*adapters.parameters("reward"), *head.parameters()]
+
+    def gradients(size):
+        for weight in weights:
+            weight.grad = None
+        for start in range(0, 8, size):
+            part = pairs[start : start + size]
+            chosen, rejected, _ = pair_scores(adapters, head, part)
+            (pair_loss(chosen, rejected, part, recipe, bootstrapped=True).sum() / 8).backward()
+        return [weight.grad.clone() for weight in weights]
+
+    at_once = gradients(8)
+    for size in (1, 3):
+        for one, other in zip(at_once, gradients(size), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def test_a_head_learns_nothing_from_a_pair_that_its_coin_took_away(model, tokenizer):
+    adapters, head = model
+    pair = encoded(tokenizer, 1)
+    chosen, rejected, _ = pair_scores(adapters, head, pair)
+    pair_loss(chosen, rejected, pair, RewardRecipe(heads=4), bootstrapped=True).sum().backward()
+    coins = bootstrap_weights([pair[0].unit], 4, 0)[0] > 0
+    assert coins.any()
+    assert not coins.all()
+    assert torch.equal(head.weight.grad.abs().sum(1) > 0, coins)
+
+
+# ---- a run, its file, and the same score by every path ---------------------------------------------------------
+
+
+@pytest.fixture
+def trained(runs):
+    folder = runs.create("reward", rows(), rows(6, "held"), heads=4, epochs=9, max_steps=6, learning_rate=5e-3)
+    runs.run(folder)
+    return folder
+
+
+def test_a_run_with_heads_learns_judges_with_spreads_and_names_its_numbers(runs, metric):
+    folder = runs.create(
+        "reward",
+        rows(),
+        rows(4, "held"),
+        heads=4,
+        epochs=100,
+        max_steps=25,
+        batch=6,
+        micro_batch=3,
+        learning_rate=5e-3,
+    )
+    runs.run(folder)
+    losses = [value for _, value in metric(folder, "loss")]
+    assert sum(losses[-5:]) < 0.4 * sum(losses[:5])
+    assert metric(folder, "eval_accuracy")[-1] == (25, 1.0)
+    sent = {key for one in folder.events() if isinstance(one, Metrics) for key in one.values}
+    assert all("reward" in GLOSSARY[key].methods for key in sent)
+    judged = Judgement.read(folder.path / "final").pairs
+    mean = sum(one.gap_std for one in judged) / 4
+    assert mean > 0
+    assert metric(folder, "eval_margin_std_heads")[-1][1] == pytest.approx(mean, rel=1e-3)
+
+
+def test_a_response_scores_the_same_alone_in_a_batch_in_training_and_in_other_programs(
+    trained, tiny_model_dir, tmp_path
+):
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    adapters = Adapters(load_base(tiny_model_dir, quantisation="fp32", device=torch.device("cpu")))
+    ours = load_reward(adapters, trained.path / "final")
+    assert ours.head.count == 4
+    batch = ours.score_ids(ROWS)
+    torch.testing.assert_close(torch.cat([ours.score_ids([row]) for row in ROWS]), batch)
+    layout = adapters.lay_out([reward.Example.plain(row) for row in ROWS])
+    torch.testing.assert_close(score(adapters, "reward", ours.head, layout).detach(), batch)
+    measured = ours.measure_ids(ROWS)
+    assert torch.equal(measured.scores, batch)
+    assert (measured.stds > 0).all()
+    # other programs see one linear head, the mean of the four
+    theirs = AutoModelForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=1)
+    theirs = PeftModel.from_pretrained(theirs, str(trained.path / "final")).eval()
+    theirs.config.pad_token_id = None
+    model = ModelRef(model_id="r", name="r", base=str(tiny_model_dir), adapter=str(trained.path / "final"))
+    export_model(model, tmp_path / "merged", "merged")
+    whole = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    for row, value in zip(ROWS, batch, strict=True):
+        ids = torch.tensor([row])
+        with torch.no_grad():
+            torch.testing.assert_close(theirs(ids).logits[0, 0], value)
+            merged = whole(ids, attention_mask=torch.ones_like(ids)).logits
+        assert float(merged) == pytest.approx(float(value), abs=0.1)  # rounded to bf16 once
+    export_model(model, tmp_path / "plain", "adapter")
+    assert torch.equal(load_head(tmp_path / "plain").weight, ours.head.weight)
+
+
+def test_each_heads_level_is_known_from_the_calibration_set(trained, tiny_model_dir):
+    adapters = Adapters(load_base(tiny_model_dir, quantisation="bf16", device=torch.device("cpu")))
+    ours = load_reward(adapters, trained.path / "final")
+    responses = {(one.prompt, text) for one in rows() for text in (one.chosen, one.rejected)}
+    by_head = ours.ids_by_head([ours.encode(prompt, text) for prompt, text in responses])
+    assert ours.stats.head_means == pytest.approx(by_head.mean(0).tolist(), abs=1e-4)
+    assert ours.stats.mean == pytest.approx(sum(ours.stats.head_means) / 4, abs=1e-5)
+
+
+def test_a_model_of_one_head_is_the_file_it_always_was(runs, tmp_path):
+    folder = runs.create("reward", rows(), max_steps=1)
+    runs.run(folder)
+    assert not (folder.path / "final" / HEADS_FILE).exists()
+    assert load_head(folder.path / "final").count == 1
+    old = b'{"mean": 0.5, "std": 2.0, "count": 8, "reference": "demonstrations"}'  # written before there were heads
+    (tmp_path / "reward_stats.json").write_bytes(old)
+    assert RewardStats.read(tmp_path) == RewardStats(0.5, 2.0, 8, "demonstrations")
+
+
+def test_heads_of_another_model_and_damaged_ones_are_refused(trained):
+    from safetensors.torch import save_file
+
+    final = trained.path / "final"
+    save_file({"heads": torch.zeros(4, 64)}, str(final / HEADS_FILE))
+    with pytest.raises(UserError, match="are of another model"):
+        load_head(final)
+    (final / HEADS_FILE).write_bytes(b"no tensors")
+    with pytest.raises(UserError, match="damaged"):
+        load_head(final)
+
+
+def test_the_resumed_run_is_the_uninterrupted_one_bit_for_bit(runs, metric):
+    settings = {"epochs": 2, "batch": 4, "micro_batch": 2, "learning_rate": 5e-3, "heads": 3}
+    whole, broken = runs.create("reward", rows(), **settings), runs.create("reward", rows(), run_id="2", **settings)
+    runs.run(whole)
+    runs.run(broken, stop_at=2)
+    runs.run(broken)
+    for key in ("loss", "accuracy", "margin", "grad_norm"):
+        assert metric(broken, key) == metric(whole, key)
+    for name in ("adapter_model.safetensors", HEADS_FILE):
+        assert (broken.path / "final" / name).read_bytes() == (whole.path / "final" / name).read_bytes()
+
+
+def test_training_further_keeps_the_heads_and_says_so(runs, trained):
+    again = runs.create("reward", rows(), run_id="2", max_steps=1, heads=2, adapter=trained.path / "final")
+    runs.run(again)
+    assert load_head(again.path / "final").count == 4
+    [said] = [one for one in again.events() if isinstance(one, Warned) and one.code == "heads"]
+    assert "has 4 heads" in said.message
+
+
+# ---- PPO -------------------------------------------------------------------------------------------------------
+
+QUICK = {"episodes": 8, "batch": 8, "micro_batch": 4, "ppo_epochs": 1, "response_length": 8, "temperature": 1.0}
+
+
+def ppo_run(runs, adapter, run_id="ppo", **changes):
+    prompts = [PromptRow(f"p{index}", (Message("user", f"Say {index}."),)) for index in range(6)]
+    folder = runs.create("ppo", prompts, prompts[:2], run_id=run_id, **(QUICK | changes))
+    spec = folder.spec()
+    ref = ModelRef(model_id="r", name="judge", base=str(runs.base), adapter=str(adapter))
+    fields = {name: getattr(spec, name) for name in spec.__struct_fields__} | {"reward": ref}
+    write_atomic(folder.path / "recipe.json", encode(type(spec)(**fields)))
+    return folder
+
+
+def test_what_the_heads_disagree_on_is_taken_off_the_score(runs, trained, metric):
+    plain = ppo_run(runs, trained.path / "final")
+    wary = ppo_run(runs, trained.path / "final", "wary", uncertainty_penalty=2.0)
+    runs.run(plain)
+    runs.run(wary)
+    std = metric(plain, "objective/score_std_heads")[0][1]
+    assert std > 0
+    assert metric(wary, "objective/score_std_heads")[0][1] == std  # the same first rollout
+    expected = metric(plain, "objective/scores")[0][1] - 2.0 * std
+    assert metric(wary, "objective/scores")[0][1] == pytest.approx(expected, abs=1e-5)
+    assert [step for step, _ in metric(plain, "eval_objective/score_std_heads")] == [0, 1]
+    session = Session(plain.path)
+    players = open_players(session)
+    episodes = ppo.rollout(
+        session, ppo._trainer(players, players.recipe, 1), ppo.encode_prompts(session, players, "train"), 5
+    ).episodes
+    _, stds = players.scores(episodes)
+    by_head = players.reward.ids_by_head([[*one.prompt_ids, *one.ids] for one in episodes])
+    levelled = by_head - torch.tensor(players.reward.stats.head_means)
+    assert stds == pytest.approx((levelled.std(-1, correction=0) / players.reward.stats.std).tolist(), rel=1e-4)
+
+
+def test_the_value_starts_as_the_mean_of_the_heads(runs, trained):
+    players = open_players(Session(ppo_run(runs, trained.path / "final").path))
+    expected = players.reward.head.weight.mean(0, keepdim=True) / players.reward.stats.std
+    torch.testing.assert_close(players.head.weight, expected)
+
+
+def test_a_penalty_without_an_ensemble_is_told(runs):
+    single = runs.create("reward", rows(), run_id="single", max_steps=1)
+    runs.run(single)
+    folder = ppo_run(runs, single.path / "final", uncertainty_penalty=1.0)
+    runs.run(folder)
+    assert [one.code for one in folder.events() if isinstance(one, Warned)] == ["one-head"]
+
+
+def test_heads_are_further_apart_on_what_they_never_saw():
+    """Sixteen heads on fixed states, fitted to half the pairs each: their spread is larger off the training pairs."""
+    source = torch.Generator().manual_seed(0)
+    truth = torch.randn(32, generator=source)
+    difference = torch.randn(400, 32, generator=source)
+    difference[:, 16:] *= 0.05  # what the training responses hardly differ in
+    difference = difference * torch.sign(difference @ truth)[:, None]
+    head = ScalarHead(32, seed=1, heads=16)
+    coins = bootstrap_weights([str(number) for number in range(400)], 16, 0)
+    optimiser = torch.optim.Adam(head.parameters(), 0.02)
+    for _ in range(200):
+        loss = (coins * -torch.nn.functional.logsigmoid(head.each(difference))).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    with torch.no_grad():
+        strange = torch.randn(400, 32, generator=source)
+        strange[:, :16] = 0
+        seen = head.each(difference)
+        near = (spread(seen) / seen.mean(-1).abs()).median()
+        far = head.each(strange)
+        assert (spread(far) / far.mean(-1).abs()).median() > 3 * near
+
+
+def test_a_reward_model_of_a_single_head_has_no_spread(model):
+    adapters, _ = model
+    one = RewardModel(adapters, "reward", ScalarHead(64, seed=1).double(), RewardStats())
+    assert not one.measure_ids(ROWS).stds.any()
