@@ -6,9 +6,12 @@ import pytest
 
 from workbench.ids import new_id
 from workbench.pairs import EMPTY, HELD_OUT_TWIN
-from workbench.recipes import KtoRecipe, thumb_weights
+from workbench.preflight import balance_problems
+from workbench.recipes import DpoRecipe, KtoRecipe, thumb_weights
 from workbench.records import ALL_BAD, BAD, GOOD, Message, Prompt, Ranking, Rater, Response, ResponseFlag
+from workbench.rows import ThumbRow
 from workbench.thumbs import REPEATED, current_thumbs, thumbs_of
+from workbench.training_data import Selected
 
 
 def card(**changes):
@@ -128,6 +131,13 @@ def test_outside_the_weight_of_the_fewer_is_to_be_raised(wanted, unwanted, field
 def test_the_weight_that_is_advised_is_in_balance():
     assert thumb_weights(KtoRecipe(desirable_weight=3.5), 10, 30) == []
     assert thumb_weights(KtoRecipe(undesirable_weight=5.0), 60, 10) == []
+
+
+def test_a_plan_counts_the_rows_that_train():
+    rows = [ThumbRow(str(n), "p", "k", "ann", (), "text", n < 10) for n in range(40)]
+    [problem] = balance_problems(KtoRecipe(), Selected(train=rows))
+    assert problem.field == "desirable_weight"  # 10 : 30
+    assert balance_problems(DpoRecipe(), Selected(train=rows)) == []
 
 
 def test_one_kind_alone_is_a_warning_and_none_at_all_is_not_this_ones_business():
