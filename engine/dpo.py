@@ -3,15 +3,13 @@
 ``D = (log pi(y_c|x) - log ref(y_c|x)) - (log pi(y_r|x) - log ref(y_r|x))``, each a sum over the completion's tokens,
 EOS included; ``L = -log sigmoid(beta D)`` and its relatives in :mod:`engine.losses`. SimPO and ORPO need no reference.
 
-The reference is the adapter that training starts from (the bare base where there is none). Its log-probabilities are
-computed once, in exactly the micro-batches, padding and kernels of the policy, so that low-precision errors cancel and
-the first loss is ln 2; they are kept on disk under a hash of everything that they depend on.
+The reference is the adapter that training starts from (the bare base where there is none): :mod:`engine.reference`.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -19,7 +17,6 @@ from torch import Tensor
 
 from engine.adapters import Adapters
 from engine.batching import Schedule, by_length
-from engine.checkpoints import load_tensors, save_tensors
 from engine.eval_samples import write_eval_samples, write_final_samples
 from engine.logps import token_stats
 from engine.losses import dpo_loss, orpo_loss, simpo_loss
@@ -28,15 +25,12 @@ from engine.memory import run_micro_batched
 from engine.meters import Meters, Throughput
 from engine.optim import Group, Optimiser
 from engine.pairs import EncodedPair, encode_pairs, micro_batches, unique_sides
+from engine.reference import Reference, reference_logps
 from engine.session import Session
 from engine.trainee import EVAL_ROWS, NOTHING_TO_TRAIN, Trainee, eval_due, open_start, window
 from workbench.recipes import DpoRecipe
 
-POLICY, REFERENCE = "policy", "reference"
-
-
-Reference = dict[str, tuple[float, float]]
-"""Summed reference log-probabilities (chosen, rejected) by pair id."""
+POLICY = "policy"
 
 
 def run(session: Session) -> None:
@@ -62,7 +56,10 @@ def run(session: Session) -> None:
     cut = micro_batches(session.device)
     reference: Reference = {}
     if recipe.needs_reference:
-        reference, micro_batch = reference_logps(session, adapters, [*batches, *eval_batches], micro_batch)
+        both = [*batches, *eval_batches]
+        reference, micro_batch = reference_logps(
+            session, adapters, both, micro_batch, partial(side_logps, adapters), cut, "pairs"
+        )
     optimiser = Optimiser([Group(adapters.parameters(POLICY), recipe.learning_rate)], recipe, total)
     trainee = Trainee(adapters, POLICY, optimiser, Throughput())
     meters = Meters()
@@ -132,6 +129,12 @@ def completion_logps(adapters: Adapters, name: str | None, pairs: Sequence[Encod
     return Completions(both[: len(pairs)], both[len(pairs) :], entropy, correct, layout.tokens)
 
 
+def side_logps(adapters: Adapters, name: str | None, pairs: Sequence[EncodedPair]) -> Tensor:
+    """Summed log-probabilities [P, 2] of the chosen and the rejected completion of P pairs under an adapter."""
+    found = completion_logps(adapters, name, pairs)
+    return torch.stack([found.chosen, found.rejected], 1)
+
+
 class Judged(NamedTuple):
     """What a loss says of P pairs. All [P]; the implicit rewards are what the loss compares, without its margin."""
 
@@ -197,64 +200,8 @@ def evaluate(
     return {key: value for key, value in values.items() if key == "eval_loss" or key.startswith("eval_rewards/")}
 
 
-@torch.no_grad()
-def reference_logps(
-    session: Session, adapters: Adapters, batches: Sequence[Sequence[EncodedPair]], micro_batch: int
-) -> tuple[Reference, int]:
-    """Log-probabilities under the frozen start of every pair of these batches; read from disk when they are there.
-
-    Also returns the micro-batch that fitted into memory.
-    """
-    unique = list({tuple(one.id for one in batch): batch for batch in batches}.values())
-    file = session.folder / "cache" / f"reference-{_content_hash(session, adapters, unique, micro_batch)}.safetensors"
-    ids = [one.id for batch in unique for one in batch]
-    if file.is_file():
-        kept = load_tensors(file).get("logps")
-        if kept is not None and kept.shape == (len(ids), 2):
-            return {name: (float(pair[0]), float(pair[1])) for name, pair in zip(ids, kept, strict=True)}, micro_batch
-    session.phase("reference", f"log-probabilities of {len(set(ids))} pairs under the start model")
-    start = None  # the bare base
-    if session.spec.model.adapter:
-        adapters.load(REFERENCE, session.spec.model.adapter, trainable=False)
-        start = REFERENCE
-
-    def measure(part: Sequence[EncodedPair]) -> Tensor:
-        session.control.check_cancelled()
-        found = completion_logps(adapters, start, part)
-        return torch.stack([found.chosen, found.rejected], 1).cpu()
-
-    rows, cut = [], micro_batches(session.device)
-    for batch in unique:
-        done, micro_batch = run_micro_batched(session, batch, micro_batch, measure, cut=cut)
-        rows += done
-    if start:
-        adapters.remove(REFERENCE)
-    found = torch.cat(rows)
-    file.parent.mkdir(exist_ok=True)
-    draft = file.with_suffix(".tmp")
-    save_tensors(draft, {"logps": found})
-    draft.replace(file)
-    return {name: (float(pair[0]), float(pair[1])) for name, pair in zip(ids, found, strict=True)}, micro_batch
-
-
 def unusable(chosen: Example, rejected: Example) -> str:
     """Why a pair has nothing to compare within the window, "" where it has."""
     if not chosen.trained_tokens or not rejected.trained_tokens:
         return NOTHING_TO_TRAIN
     return "both sides are the same" if chosen.input_ids == rejected.input_ids else ""
-
-
-def _content_hash(
-    session: Session, adapters: Adapters, batches: Sequence[Sequence[EncodedPair]], micro_batch: int
-) -> str:
-    model, base = session.spec.model, adapters.base
-    digest = hashlib.sha256()
-    for one in (model.base_sha256 or model.base, model.adapter_sha256 or model.adapter, base.quantisation, base.dtype):
-        digest.update(f"{one}\n".encode())
-    digest.update(f"{base.device.type} {torch.__version__} {micro_batch}\n".encode())
-    for batch in batches:
-        for pair in batch:
-            for side in (pair.chosen, pair.rejected):
-                digest.update(torch.tensor([side.prompt_length, *side.input_ids]).numpy().tobytes())
-        digest.update(b"/")
-    return digest.hexdigest()[:16]

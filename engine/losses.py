@@ -1,7 +1,7 @@
-"""The losses of reward modelling and DPO: pure functions on tensors, one value per pair.
+"""The losses of reward modelling, DPO and KTO: pure functions on tensors, one value per pair or judged response.
 
-Every function takes and returns [P] (P pairs) and leaves the mean to the caller, who divides by the pairs of the
-whole optimiser step. Checked against TRL's numbers and against float64 formulas.
+Every function takes and returns [P] (P pairs; [B] for KTO's responses) and leaves the mean to the caller, who divides
+by the pairs of the whole optimiser step. Checked against TRL's numbers and against float64 formulas.
 """
 
 from __future__ import annotations
@@ -96,6 +96,47 @@ def orpo_loss(chosen: Tensor, rejected: Tensor, *, weight: float) -> Tensor:
     Returns [P]. Source: Hong et al. 2024, eq. 6 and 7; weight is their lambda, and TRL's ``beta``.
     """
     return -chosen - weight * functional.logsigmoid(log_odds(chosen) - log_odds(rejected))
+
+
+def kto_loss(
+    logratio: Tensor,
+    desirable: Tensor,
+    kl: Tensor,
+    *,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Tensor:
+    """KTO's loss per judged response, against a zero z that the whole batch shares.
+
+    ``w_d (1 - sigmoid(beta (r - z)))`` for a desirable response and ``w_u (1 - sigmoid(beta (z - r)))`` for another,
+    where ``r = log pi(y|x) - log ref(y|x)``, summed over the completion's tokens. It saturates on both sides, as a
+    person's sense of gains and losses does.
+
+    Args:
+        logratio: r [B], nats.
+        desirable: [B] bool.
+        kl: z [], nats: the estimate of KL(pi || ref) of :func:`kto_zero`.
+        beta: how soon a gain or a loss saturates.
+        desirable_weight: w_d, the paper's lambda_D.
+        undesirable_weight: w_u, the paper's lambda_U.
+
+    Returns [B], between 0 and the weights. Source: Ethayarajh et al. 2024, eq. 7 and 8; TRL's ``kto_loss``.
+    """
+    gain = beta * (logratio - kl.detach())
+    weight = torch.where(desirable, desirable_weight, undesirable_weight).to(gain.dtype)
+    return weight * torch.sigmoid(torch.where(desirable, -gain, gain))
+
+
+def kto_zero(mismatched_logratio: Tensor) -> Tensor:
+    """KTO's zero z []: the mean log-ratio of prompts with responses to other prompts, never below 0, in nats.
+
+    mismatched_logratio: [M] of the whole optimiser step; 0 where there are none. A biased estimate of KL(pi || ref),
+    without a gradient. Source: Ethayarajh et al. 2024, section 4.1.
+    """
+    if not mismatched_logratio.numel():
+        return torch.zeros((), dtype=mismatched_logratio.dtype, device=mismatched_logratio.device)
+    return mismatched_logratio.detach().mean().clamp(min=0)
 
 
 def log_odds(logp: Tensor) -> Tensor:

@@ -36,6 +36,11 @@ class EncodedPair:
     tier_distance: int = 1  # 0: a tie, neither side is better
 
     @property
+    def sides(self) -> tuple[Example, Example]:
+        """Chosen, rejected."""
+        return self.chosen, self.rejected
+
+    @property
     def length(self) -> int:
         """Tokens of the longer side."""
         return max(len(self.chosen.input_ids), len(self.rejected.input_ids))

@@ -39,7 +39,7 @@ class Navigate(Protocol):
 
 
 class Explain(Protocol):
-    """Open the drawer at a stage (sft, sampling, ranking, reward-model, dpo, ppo, compare).
+    """Open the drawer at a stage (sft, sampling, ranking, reward-model, dpo, kto, ppo, compare).
 
     ``values`` are a run's newest metrics, by the names of :mod:`workbench.metrics`, shown beside the formulas.
     """

@@ -22,6 +22,7 @@ STAGES: dict[str, str] = {
     "ranking": "Ranking",
     "reward-model": "The reward model",
     "dpo": "DPO",
+    "kto": "KTO",
     "ppo": "PPO",
     "compare": "Comparing models",
 }

@@ -30,6 +30,7 @@ WHAT_WORDS: dict[What, str] = {
     "prompts": "Prompts",
     "demonstrations": "Demonstrations (final ones)",
     "preferences": "Preferences: pairs of chosen and rejected",
+    "thumbs": "Thumbs: single responses, wanted or not",
     "rankings": "Rankings with everything about them",
 }
 
@@ -138,6 +139,9 @@ class ExportDialog(Sheet):
 
     def _say_count(self) -> None:
         if self._counts is None:
+            return
+        if self.chosen_what() == "thumbs":  # nothing in the store keeps their number
+            self.summary.setText("")
             return
         count = {
             "prompts": self._counts.prompts,

@@ -1,4 +1,4 @@
-"""The menu of flags: digits mark one response, letters mark all of them."""
+"""The menu of flags: + and - are thumbs, digits mark one response, letters mark all of them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from collections.abc import Callable, Collection
 from PySide6.QtCore import QEvent, QPoint, Qt
 from PySide6.QtWidgets import QMenu
 
-from workbench.records import FLAGS
-
-ALL_BAD = "all bad"
+from workbench.records import ALL_BAD, BAD, FLAGS, GOOD
 
 
 class _Menu(QMenu):
@@ -51,6 +49,9 @@ def open_flag_menu(
         act.setChecked((whose, flag) in flags)
         act.triggered.connect(lambda on: on_flag(whose, flag, on))
 
+    add(f"&+   {letter} is good: thumbs up", response_id, GOOD)
+    add(f"&-   {letter} is bad: thumbs down", response_id, BAD)
+    menu.addSeparator()
     for index, flag in enumerate((flag for flag in FLAGS if flag != ALL_BAD), 1):
         add(f"&{index}   {letter} is {flag}", response_id, flag)
     menu.addSeparator()

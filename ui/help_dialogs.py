@@ -22,7 +22,7 @@ from ui.theme import M, S
 from ui.widgets import KeyHint, SectionTitle, Text, button, column
 from workbench.metrics import GLOSSARY, Metric
 
-METHOD_WORDS = {"sft": "SFT", "reward": "reward model", "dpo": "DPO", "ppo": "PPO"}
+METHOD_WORDS = {"sft": "SFT", "reward": "reward model", "dpo": "DPO", "kto": "KTO", "ppo": "PPO"}
 # Keys that panes have beside the menu's; told here so that one page has them all.
 PANE_KEYS: dict[str, tuple[tuple[str, str], ...]] = {
     "Rank": (
@@ -33,6 +33,7 @@ PANE_KEYS: dict[str, tuple[tuple[str, str], ...]] = {
         ("Enter", "Submit the ranking and go on"),
         ("S", "Skip for now"),
         ("X", "Cannot be ranked"),
+        ("+ −", "Thumbs up or down for the response in focus; again takes it away"),
         ("F", "Flag the response in focus"),
         ("N", "Write a note"),
         ("D", "Show the differences"),

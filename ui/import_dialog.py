@@ -251,10 +251,10 @@ class ImportDialog(Sheet):
         self.summary.setText(f"{_count(count, parsed.what)} can be imported{left_out}")
         self.start.setText(f"Import {_count(count, parsed.what)}" if count else "Import")
         self.start.setEnabled(bool(count) and not self._context.read_only)
-        judged = parsed.what in ("preferences", "demonstrations")
+        judged = parsed.what in ("preferences", "thumbs", "demonstrations")
         self.rater.setVisible(judged)
         self.rater_label.setVisible(judged)
-        self.rater_label.setText("Rater" if parsed.what == "preferences" else "Author")
+        self.rater_label.setText("Author" if parsed.what == "demonstrations" else "Rater")
         self.hold_out.setEnabled(parsed.what != "rankings")
         self._show_rows()
         if not count and parsed.rejected:

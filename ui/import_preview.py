@@ -15,8 +15,15 @@ from workbench.formats.preview import PreviewRow, RenderedAnswer
 
 TEXT_LIMIT = 4000
 _Index = QModelIndex | QPersistentModelIndex
-_ANSWER_WORDS = {"completion": "Demonstration", "chosen": "Chosen", "rejected": "Rejected", "prompt": "Prompt"}
-_ANSWER_TONES = {"completion": "accent", "chosen": "good", "rejected": "bad"}
+_ANSWER_WORDS = {
+    "completion": "Demonstration",
+    "wanted": "Wanted",
+    "unwanted": "Unwanted",
+    "chosen": "Chosen",
+    "rejected": "Rejected",
+    "prompt": "Prompt",
+}
+_ANSWER_TONES = {"completion": "accent", "wanted": "good", "unwanted": "bad", "chosen": "good", "rejected": "bad"}
 
 
 def write_rows(document: QTextDocument, rows: Sequence[PreviewRow], numbered_by: str = "line") -> None:

@@ -30,6 +30,9 @@ METHOD_INFOS: tuple[MethodInfo, ...] = (
     MethodInfo("reward", "Reward model", "score", "Learns from your rankings to score any response as you would."),
     MethodInfo("dpo", "DPO", "compare", "Moves the model towards what you chose and away from what you rejected."),
     MethodInfo(
+        "kto", "KTO", "check", "Learns from thumbs on single responses: more of the wanted, less of the unwanted."
+    ),
+    MethodInfo(
         "ppo", "PPO", "refresh", "Lets the model write, scores what it wrote, and reinforces the best, on a leash."
     ),
 )
@@ -42,6 +45,8 @@ def method_title(method: Method) -> str:
 
 def labels_of(method: Method, counts: Counts) -> str:
     """Say what the project has for a method."""
+    if method == "kto":
+        return "Thumbs are counted once it is chosen"  # nothing in the store keeps their number
     number, one, many = {
         "sft": (counts.demonstrations_final, "final demonstration", "final demonstrations"),
         "reward": (counts.pairs, "preference pair", "preference pairs"),

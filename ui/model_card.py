@@ -16,7 +16,7 @@ from workbench.records import METHODS, ModelRecord
 from workbench.run_folder import RunFolder
 from workbench.settings_fields import settings_of
 
-METHOD_TITLES = {"sft": "SFT", "reward": "a reward model", "dpo": "DPO", "ppo": "PPO"}
+METHOD_TITLES = {"sft": "SFT", "reward": "a reward model", "dpo": "DPO", "kto": "KTO", "ppo": "PPO"}
 _SHOWN = (
     "eval_loss",
     "eval_accuracy",

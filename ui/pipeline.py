@@ -25,7 +25,7 @@ STATE_WORDS: dict[StageState, str] = {
 class Stage:
     """One stage of the map."""
 
-    key: str  # demonstrate, sft, sample, rank, reward, ppo, dpo, compare
+    key: str  # demonstrate, sft, sample, rank, reward, ppo, dpo (KTO too), compare
     title: str
     icon: str
     number: str  # the count that matters, or ""
@@ -55,7 +55,7 @@ def stages(counts: Counts, models: Sequence[ModelRecord], runs: Sequence[RunReco
     methods = {one.id: one.method for one in runs}
     policies: dict[str, list[ModelRecord]] = {"ppo": [], "dpo": []}
     for one in made["policy"]:
-        policies.setdefault(methods.get(one.run_id, ""), []).append(one)
+        policies.setdefault(stage_of(methods.get(one.run_id, "")), []).append(one)
     drafts = f", {counts.demonstrations_draft} in draft" if counts.demonstrations_draft else ""
     has_pairs = counts.pairs > 0
     no_demonstrations = "" if counts.demonstrations_final else "no demonstrations"
@@ -96,7 +96,7 @@ def stages(counts: Counts, models: Sequence[ModelRecord], runs: Sequence[RunReco
         ),
         _trained("reward", "Reward model", made["reward"], runs, "" if has_pairs else "no pairs yet", made["base"]),
         _trained("ppo", "PPO", policies["ppo"], runs, "" if made["reward"] else "no reward yet", made["base"]),
-        _trained("dpo", "DPO", policies["dpo"], runs, "" if has_pairs else "no pairs yet", made["base"]),
+        _trained("dpo", "DPO, KTO", policies["dpo"], runs, "" if has_pairs else "no pairs yet", made["base"]),
         Stage(
             "compare",
             "Compare",
@@ -111,6 +111,11 @@ def stages(counts: Counts, models: Sequence[ModelRecord], runs: Sequence[RunReco
     return {one.key: one for one in found}
 
 
+def stage_of(method: str) -> str:
+    """Return the stage that a run's method belongs to: KTO and DPO both go straight from judgements to a policy."""
+    return "dpo" if method == "kto" else method
+
+
 def _trained(
     method: Method,
     title: str,
@@ -120,7 +125,7 @@ def _trained(
     bases: Sequence[ModelRecord],
 ) -> Stage:
     """Work out a stage that trains; ``lacks`` is what is missing for it, besides a base model."""
-    own = [one for one in runs if one.method == method]
+    own = [one for one in runs if stage_of(one.method) == method]
     live = [one for one in own if one.state in LIVE_STATES]
     newest = own[-1] if own else None
     state: StageState
@@ -169,7 +174,7 @@ def next_step(counts: Counts, models: Sequence[ModelRecord], runs: Sequence[RunR
             "Open the run",
             "runs",
             (("run_id", broken.id),),
-            broken.method,
+            stage_of(broken.method),
         )
     if demos < ENOUGH_DEMONSTRATIONS and not counts.rankings:
         return NextStep(
@@ -230,7 +235,7 @@ def next_step(counts: Counts, models: Sequence[ModelRecord], runs: Sequence[RunR
             (("method", "reward"),),
             "reward",
         )
-    if "policy" not in roles and not _live(live, "ppo", "dpo"):
+    if "policy" not in roles and not _live(live, "ppo", "dpo", "kto"):
         return NextStep(
             "Optimise the model: PPO or DPO",
             "The reward model is there. PPO samples and improves against it on a KL leash; DPO learns from the pairs "
@@ -271,7 +276,7 @@ def _newest_broken(runs: Sequence[RunRecord]) -> RunRecord | None:
 
 
 def _watch(run: RunRecord, why: str) -> NextStep:
-    return NextStep(f"Watch {run.name}", why, "Open the run", "runs", (("run_id", run.id),), run.method)
+    return NextStep(f"Watch {run.name}", why, "Open the run", "runs", (("run_id", run.id),), stage_of(run.method))
 
 
 def _live(runs: Sequence[RunRecord], *methods: Method) -> bool:

@@ -103,7 +103,9 @@ class RankFooter(QWidget):
         self.note.setMinimumWidth(160)
         self.note.setMaximumWidth(720)
         self.undo = _act("Undo", "Ctrl+Z", "undo", "Take the last placement back; on a fresh card, the last ranking")
-        self.flag = _act("Flag", "F", "flag", "Mark this response, or all of them: harmful, off-topic, …")
+        self.flag = _act(
+            "Flag", "F", "flag", "Mark this response, or all of them: thumbs up or down, harmful, off-topic, …"
+        )
         self.skip = _act("Skip", "S", "skip", "Come back to it later")
         self.cannot = _act("Can't rank", "X", "cannot-rank", "Nothing here can be judged; it will not come up again")
         self.submit = button("Submit", kind="primary", name="submit", tip="Save the ranking and go on (Enter)")
@@ -118,7 +120,14 @@ class RankFooter(QWidget):
         self.message.setObjectName("message")
         self._digits = KeyHint("1")
         hints = row(spacing=4)
-        for key, what in (("", "place"), ("=", "tie"), ("⌫", "clear"), ("← →", "move"), ("D", "differences")):
+        for key, what in (
+            ("", "place"),
+            ("=", "tie"),
+            ("⌫", "clear"),
+            ("+ −", "thumb"),
+            ("← →", "move"),
+            ("D", "differences"),
+        ):
             hints.addWidget(self._digits if not key else KeyHint(key))
             hints.addWidget(Text(what, "small", "muted"))
             if what != "differences":

@@ -24,7 +24,7 @@ from ui.sampler import Sampler, SamplingJob, SamplingPlan
 from ui.sampling_dialog import SamplingDialog
 from ui.unsaved import Unsaved, finish_writes
 from ui.widgets import column, plural
-from workbench.records import Change, Counts, ModelRecord, Outcome, Ranking, ResponseFlag
+from workbench.records import BAD, GOOD, Change, Counts, ModelRecord, Outcome, Ranking, ResponseFlag
 
 _WARNINGS = {
     "tied": ("All responses are tied", "No preference can be learned from this card. Enter again saves it so."),
@@ -92,7 +92,7 @@ class RankPane(QWidget):
 
     def _add_keys(self) -> None:
         header, footer, board = self.view.header, self.view.footer, self.view.board
-        for name in ("1", "2", "3", "4", "5", "6", "7", "8", "9", "=", "Backspace"):
+        for name in ("1", "2", "3", "4", "5", "6", "7", "8", "9", "=", "+", "-", "Backspace"):
             bind_key(self, name, partial(self._press, name))
         for name, act in (
             ("S", self.skip),
@@ -337,12 +337,17 @@ class RankPane(QWidget):
         if work is not None and not self._saving:
             focus = work.sheet.state.focus
             at = self.view.footer.flag.mapToGlobal(QPoint(0, 0))
-            self.flag_menu = open_flag_menu(at, LETTERS[focus], work.item.ids[focus], work.flags, self._set_flag)
+            flags = work.flags | {(work.item.ids[focus], work.sheet.state.thumb(focus))}
+            self.flag_menu = open_flag_menu(at, LETTERS[focus], work.item.ids[focus], flags, self._set_flag)
 
     def _set_flag(self, response_id: str, flag: str, on: bool) -> None:
-        if self._work is not None:
+        if self._work is None:
+            return
+        if flag in (GOOD, BAD):
+            self._work.sheet.set_thumb(self._work.item.ids.index(response_id), flag)
+        else:
             (self._work.flags.add if on else self._work.flags.discard)((response_id, flag))
-            self._refresh()
+        self._refresh()
 
     # ---- judging --------------------------------------------------------------------------------------------
 

@@ -6,11 +6,11 @@ import hashlib
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ui.rank_state import MOST_RESPONSES, RankSheet, RankState
 from workbench.ids import new_id, now
-from workbench.records import Outcome, Prompt, Ranking, Response, ResponseFlag
+from workbench.records import BAD, GOOD, Outcome, Prompt, Ranking, Response, ResponseFlag
 from workbench.store import Store
 
 
@@ -24,6 +24,7 @@ class RankItem:
     places: tuple[int, ...] = ()  # prefilled by the ranking that is being corrected
     corrects: Ranking | None = None
     left_out: int = 0  # older responses beyond the nine that fit
+    thumbs: tuple[str, ...] = ()  # prefilled likewise; () for none
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -32,7 +33,8 @@ class RankItem:
 
     def state(self) -> RankState:
         """Return the card's first state."""
-        return RankState.fresh(self.ids, [one.text for one in self.responses], self.places)
+        fresh = RankState.fresh(self.ids, [one.text for one in self.responses], self.places)
+        return replace(fresh, thumbs=self.thumbs)
 
 
 @dataclass(slots=True)
@@ -41,7 +43,7 @@ class Work:
 
     item: RankItem
     sheet: RankSheet
-    flags: set[tuple[str, str]]  # (response id or "" for all, flag)
+    flags: set[tuple[str, str]]  # (response id or "" for all, flag); thumbs are in the sheet
     note: str = ""
     seconds: float = 0.0
     warned: str = ""  # the doubt that Enter was answered with: pressed again, it is meant
@@ -50,7 +52,7 @@ class Work:
     def begin(cls, item: RankItem) -> Work:
         """Start a card; a correction starts from the flags and the note that there were."""
         corrects = item.corrects
-        flags = {(one.response_id, one.flag) for one in corrects.flags} if corrects else set()
+        flags = {(one.response_id, one.flag) for one in corrects.flags if not _is_thumb(one)} if corrects else set()
         return cls(item, RankSheet(item.state()), flags, corrects.note if corrects else "")
 
     def doubt(self) -> str:
@@ -107,7 +109,9 @@ def load_item(
         place_of = {one: 1 + index for index, tier in enumerate(earlier.tiers) for one in tier}
         places = tuple(place_of.get(one, 0) for one in order)
     responses = tuple(by_id[one] for one in order)
-    return RankItem(ranking_id, prompt, responses, places, corrects, len(every) - len(order))
+    given = {one.response_id: one.flag for one in earlier.flags if _is_thumb(one)} if earlier else {}
+    thumbs = tuple(given.get(one, "") for one in order) if given else ()
+    return RankItem(ranking_id, prompt, responses, places, corrects, len(every) - len(order), thumbs)
 
 
 def judged(
@@ -121,14 +125,15 @@ def judged(
     seconds: float = 0.0,
     blind: bool = True,
 ) -> Ranking:
-    """Make the record of one act of judging. The tiers of a card that was not ranked are empty."""
+    """Make the record of one act of judging. The tiers of a card that was not ranked are empty; its thumbs stay."""
+    thumbs = [ResponseFlag(id_, thumb) for id_, thumb in zip(state.ids, state.thumbs, strict=False) if thumb]
     return Ranking(
         id=item.ranking_id,
         prompt_id=item.prompt.id,
         rater_id=rater_id,
         tiers=state.tiers() if outcome == "ranked" else (),
         outcome=outcome,
-        flags=tuple(sorted(flags, key=lambda one: (one.response_id, one.flag))),
+        flags=tuple(sorted([*flags, *thumbs], key=lambda one: (one.response_id, one.flag))),
         note=note.strip(),
         seconds=round(seconds, 3),
         shown_order=item.ids,
@@ -136,6 +141,10 @@ def judged(
         touched=state.touched,
         created_at=now(),
     )
+
+
+def _is_thumb(one: ResponseFlag) -> bool:
+    return bool(one.response_id) and one.flag in (GOOD, BAD)
 
 
 class Stopwatch:

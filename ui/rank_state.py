@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from workbench.records import BAD, GOOD
+
 MOST_RESPONSES = 9
 """As many as there are digit keys for."""
 LETTERS = "ABCDEFGHI"
@@ -24,6 +26,7 @@ class RankState:
     focus: int = 0
     trail: tuple[int, ...] = ()  # positions in the order in which they were placed, newest last
     touched: bool = False  # a person placed, tied or cleared something
+    thumbs: tuple[str, ...] = ()  # what each is worth by itself: GOOD, BAD or ""; () while none has a thumb
     said: str = ""  # why the last key did nothing, for the hint line
 
     @classmethod
@@ -115,6 +118,17 @@ class RankState:
         trail = tuple(i for i in self.trail if i not in group)
         return replace(self, places=places, trail=trail, focus=position, touched=True, said="")
 
+    def thumb(self, position: int) -> str:
+        """What a response is worth by itself: GOOD, BAD, or "" where nothing was said."""
+        return self.thumbs[position] if self.thumbs else ""
+
+    def with_thumb(self, position: int, thumb: str) -> RankState:
+        """Give a response (and its twins) thumbs up or down; the thumb that it has already is taken away."""
+        given = "" if self.thumb(position) == thumb else thumb
+        group = self.group_of(position)
+        thumbs = tuple(given if i in group else self.thumb(i) for i in range(len(self.ids)))
+        return replace(self, thumbs=thumbs, focus=position, touched=True, said="")
+
     def focused(self, position: int) -> RankState:
         """Move the focus; it wraps around at both ends."""
         return replace(self, focus=position % len(self.ids), said="")
@@ -144,7 +158,7 @@ class RankSheet:
         return bool(self._future)
 
     def press(self, key: str, columns: int = MOST_RESPONSES) -> bool:
-        """Apply a key by its name: "1".."9", "=", "Backspace", "Left", "Right", "Up", "Down", "Tab", "Backtab".
+        """Apply a key by its name: "1".."9", "=", "+", "-", "Backspace", the arrows, "Tab", "Backtab".
 
         Args:
             key: the name of the key.
@@ -156,6 +170,8 @@ class RankSheet:
         state = self.state
         if key.isdigit() and key != "0":
             return self._act(state.place(state.focus, int(key)))
+        if key in ("+", "-"):
+            return self._act(state.with_thumb(state.focus, GOOD if key == "+" else BAD))
         if key == "=":
             return self._act(state.tie(state.focus))
         if key == "Backspace":
@@ -175,6 +191,10 @@ class RankSheet:
         state = self.state.focused(position)
         again = state.places[position] == place
         self._act(state.clear(position) if again else state.place(position, place))
+
+    def set_thumb(self, position: int, thumb: str) -> None:
+        """A thumb was chosen from the menu: the same as its key."""
+        self._act(self.state.with_thumb(position, thumb))
 
     def focus(self, position: int) -> None:
         """Move the focus to a card."""

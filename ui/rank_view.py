@@ -16,7 +16,7 @@ from ui.response_card import ResponseCard
 from ui.sampler import Sampler, SamplingJob
 from ui.theme import XS, L, M, S
 from ui.widgets import Card, EmptyState, ErrorBanner, Pill, Text, column, plural, row
-from workbench.records import Counts
+from workbench.records import GOOD, Counts
 
 _BLANK, _WORK, _EMPTY = range(3)
 
@@ -93,6 +93,8 @@ class RankView(QWidget):
                 pills.append((f"same as {', '.join(others)}", "accent"))
             if response.finish_reason == "length":
                 pills.append(("cut off", "warn"))
+            if thumb := state.thumb(position):
+                pills.append((f"thumbs {'up' if thumb == GOOD else 'down'}", "good" if thumb == GOOD else "bad"))
             pills += [(flag, "bad") for response_id, flag in flagged if response_id == response.id]
             card.set_pills(pills)
         self.board.show_state(state, take_focus=take_focus)

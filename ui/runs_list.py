@@ -28,6 +28,7 @@ HEADLINES: dict[Method, tuple[tuple[str, str], ...]] = {
     "sft": (("eval_loss", "held-out loss"), ("loss", "loss")),
     "reward": (("eval_accuracy", "held-out accuracy"), ("accuracy", "accuracy")),
     "dpo": (("eval_rewards/accuracies", "held-out accuracy"), ("rewards/accuracies", "accuracy"), ("loss", "loss")),
+    "kto": (("eval_rewards/margins", "held-out margin"), ("rewards/margins", "margin"), ("loss", "loss")),
     "ppo": (("objective/scores", "score"),),
 }
 """The one number of each method, the first that the run has logged."""

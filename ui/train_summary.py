@@ -62,7 +62,9 @@ class TrainSummary(QWidget):
         """Show a plan."""
         self._train.setText(count(len(plan.train)))
         self._held_out.setText(count(len(plan.heldout)))
-        what = {"sft": "demonstration", "reward": "pair", "dpo": "pair", "ppo": "prompt"}[plan.method]
+        what = {"sft": "demonstration", "reward": "pair", "dpo": "pair", "kto": "response", "ppo": "prompt"}[
+            plan.method
+        ]
         self._train_label.setText(f"{what if len(plan.train) == 1 else what + 's'} to train on")
         self._held_out_label.setText("held out" + (", by itself" if plan.auto_held_out else ""))
         self._words.setText(plan.summary)

@@ -27,6 +27,7 @@ _MAKE = {
     "prompts": "write some in the window, or import them",
     "demonstrations": "write some and mark them final, or import them",
     "preferences": "rank the responses to some prompts, or import preferences",
+    "thumbs": "give responses thumbs up or down in Rank, or import thumbs",
     "rankings": "rank the responses to some prompts, or import rankings",
 }
 

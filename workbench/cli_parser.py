@@ -65,7 +65,7 @@ def _project_parsers(commands: _Commands[argparse.ArgumentParser]) -> None:
 
 
 def _data_parsers(commands: _Commands[argparse.ArgumentParser]) -> None:
-    one = _command(commands, "import", "import prompts, demonstrations, preferences or rankings")
+    one = _command(commands, "import", "import prompts, demonstrations, preferences, thumbs or rankings")
     one.add_argument("file", type=Path)
     one.add_argument("--as", dest="what", default="auto", choices=("auto", *WHATS))
     one.add_argument("--format", default="auto")

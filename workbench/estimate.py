@@ -19,7 +19,7 @@ import psutil
 
 from workbench.memory_plan import Peak, Phase, plan_memory, trained_adapters
 from workbench.model_shape import Shape
-from workbench.recipes import DpoRecipe, PpoRecipe, Recipe
+from workbench.recipes import DpoRecipe, KtoRecipe, PpoRecipe, Recipe
 from workbench.records import Method
 from workbench.run_folder import Row
 from workbench.supervisor import has_gpu
@@ -156,9 +156,11 @@ def _run_tokens(recipe: Recipe, by_row: Sequence[Sequence[int]], heldout: int) -
 
 def foretold_pace(method: Method, recipe: Recipe, shape: Shape) -> float:
     """Foretell the real tokens a second: the machine's rate over the work that a token costs."""
-    passes = {"sft": 4.0, "reward": 4.0, "dpo": 4.0, "ppo": 0.0}[method]
+    passes = {"sft": 4.0, "reward": 4.0, "dpo": 4.0, "kto": 6.0, "ppo": 0.0}[method]
     if isinstance(recipe, DpoRecipe) and recipe.needs_reference:
         passes += 2.0 / max(1.0, recipe.epochs)
+    if isinstance(recipe, KtoRecipe):  # the reference reads each response and each mismatched one
+        passes += 4.0 / max(1.0, recipe.epochs)
     if recipe.gradient_checkpointing:
         passes += 2.0
     if isinstance(recipe, PpoRecipe):

@@ -289,7 +289,7 @@ class _Reckoner:
                 ("rollout", held + self.optimiser + self.cache + self.scoring, 0.0),
                 ("score", held + self.optimiser + self.scoring, 0.0),
             ]
-        elif self.method in ("dpo", "reward"):  # the reference's log-probabilities; the zero of the scores
+        elif self.method in ("dpo", "kto", "reward"):  # the reference's log-probabilities; the zero of the scores
             found.append(("score", held + self.scoring, 0.0))
         return [*found, ("update", held + self.optimiser + self.activations, 0.0)]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from workbench.records import Method
+from workbench.records import METHODS, Method
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,20 +20,20 @@ class Metric:
     formula: str
     unit: str = ""
     better: str = ""  # "up", "down" or "" where neither is
-    methods: tuple[Method, ...] = ("sft", "reward", "dpo", "ppo")
+    methods: tuple[Method, ...] = METHODS
 
 
-_ALL: tuple[Method, ...] = ("sft", "reward", "dpo", "ppo")
+_ALL: tuple[Method, ...] = METHODS
 _METRICS = (
     # SFT
     Metric(
         "loss",
         "loss, train",
         "Loss",
-        "mean over trained tokens (SFT) or pairs of the method's loss",
+        "mean over trained tokens (SFT), pairs or responses (KTO) of the method's loss",
         "nats",
         "down",
-        ("sft", "reward", "dpo"),
+        ("sft", "reward", "dpo", "kto"),
     ),
     Metric(
         "eval_loss",
@@ -42,7 +42,7 @@ _METRICS = (
         "the same on held-out rows",
         "nats",
         "down",
-        ("sft", "reward", "dpo"),
+        ("sft", "reward", "dpo", "kto"),
     ),
     Metric(
         "mean_token_accuracy",
@@ -51,7 +51,7 @@ _METRICS = (
         "share of trained tokens that are the argmax",
         "",
         "up",
-        ("sft", "dpo"),
+        ("sft", "dpo", "kto"),
     ),
     Metric(
         "eval_mean_token_accuracy",
@@ -69,7 +69,7 @@ _METRICS = (
         "mean entropy of the next-token distribution over trained tokens",
         "nats",
         "",
-        ("sft", "dpo"),
+        ("sft", "dpo", "kto"),
     ),
     # reward model
     Metric(
@@ -161,7 +161,15 @@ _METRICS = (
         "up",
         ("dpo",),
     ),
-    Metric("rewards/margins", "margin, train", "Margin", "rewards/chosen - rewards/rejected", "", "up", ("dpo",)),
+    Metric(
+        "rewards/margins",
+        "margin, train",
+        "Margin",
+        "rewards/chosen - rewards/rejected; KTO: rewards/desirable - rewards/undesirable",
+        "",
+        "up",
+        ("dpo", "kto"),
+    ),
     Metric(
         "logps/chosen",
         "log-probability, chosen",
@@ -211,11 +219,76 @@ _METRICS = (
         "eval_rewards/margins",
         "margin, held-out",
         "Margin",
-        "rewards/margins on held-out pairs",
+        "rewards/margins on held-out rows",
         "",
         "up",
-        ("dpo",),
+        ("dpo", "kto"),
     ),
+    # KTO
+    Metric(
+        "rewards/desirable",
+        "implicit reward, wanted",
+        "Implicit rewards",
+        "beta (log pi - log ref) of responses with thumbs up, summed over their tokens; TRL: rewards/chosen",
+        "",
+        "",
+        ("kto",),
+    ),
+    Metric(
+        "rewards/undesirable",
+        "implicit reward, unwanted",
+        "Implicit rewards",
+        "the same of responses with thumbs down; TRL: rewards/rejected",
+        "",
+        "",
+        ("kto",),
+    ),
+    Metric(
+        "kl",
+        "KL to reference",
+        "KL",
+        "z_ref: mean of log pi - log ref of each prompt with another prompt's response, never below 0; the zero of the rewards is beta x this",
+        "nats",
+        "",
+        ("kto",),
+    ),
+    Metric(
+        "logps/desirable",
+        "log-probability, wanted",
+        "Log-probabilities",
+        "log pi of responses with thumbs up",
+        "nats",
+        "",
+        ("kto",),
+    ),
+    Metric(
+        "logps/undesirable",
+        "log-probability, unwanted",
+        "Log-probabilities",
+        "log pi of responses with thumbs down",
+        "nats",
+        "",
+        ("kto",),
+    ),
+    Metric(
+        "eval_rewards/desirable",
+        "implicit reward, wanted, held-out",
+        "Implicit rewards",
+        "rewards/desirable on held-out responses",
+        "",
+        "",
+        ("kto",),
+    ),
+    Metric(
+        "eval_rewards/undesirable",
+        "implicit reward, unwanted, held-out",
+        "Implicit rewards",
+        "rewards/undesirable on held-out responses",
+        "",
+        "",
+        ("kto",),
+    ),
+    Metric("eval_kl", "KL to reference, held-out", "KL", "kl on held-out responses", "nats", "", ("kto",)),
     # PPO
     Metric(
         "objective/scores",

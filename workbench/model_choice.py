@@ -17,6 +17,7 @@ START_ROLES: dict[Method, tuple[ModelRole, ...]] = {
     "sft": ("base", "sft"),
     "reward": ("base", "sft", "policy"),
     "dpo": ("base", "sft", "policy"),
+    "kto": ("base", "sft", "policy"),
     "ppo": ("base", "sft", "policy"),
 }
 """The roles that a method may start from."""

@@ -33,7 +33,13 @@ DEMO_NAME = "smollm2-135m-instruct"
 OnProgress = Callable[[str, float], None]
 _ORIGIN = ".origin.json"
 _ADAPTER_SUFFIXES = (".safetensors", ".json", ".md")
-_ROLE_OF_METHOD: dict[str, ModelRole] = {"sft": "sft", "reward": "reward", "dpo": "policy", "ppo": "policy"}
+_ROLE_OF_METHOD: dict[str, ModelRole] = {
+    "sft": "sft",
+    "reward": "reward",
+    "dpo": "policy",
+    "kto": "policy",
+    "ppo": "policy",
+}
 
 
 class _Origin(msgspec.Struct, frozen=True, kw_only=True):

@@ -68,7 +68,7 @@ def current_pairs(store: Store, split: Split | None = None, which: Which = "all"
     dropped: Counter[str] = Counter()
     twins = store.held_out_twins() if split == "train" else frozenset[str]()
     found: list[PairRow] = []
-    for chunk in _chunks(store.rankings(split=split)):
+    for chunk in chunks(store.rankings(split=split)):
         prompts = store.prompts_by_id({ranking.prompt_id for ranking in chunk})
         responses = store.responses_by_id({id_ for ranking in chunk for tier in ranking.tiers for id_ in tier})
         for ranking in chunk:
@@ -93,6 +93,7 @@ def current_pairs(store: Store, split: Split | None = None, which: Which = "all"
     return PairSet(found, dict(dropped))
 
 
-def _chunks(rankings: list[Ranking]) -> Iterator[list[Ranking]]:
+def chunks(rankings: list[Ranking]) -> Iterator[list[Ranking]]:
+    """Some rankings at a time: their texts are read together."""
     for start in range(0, len(rankings), _CHUNK):
         yield rankings[start : start + _CHUNK]

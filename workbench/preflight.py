@@ -13,18 +13,20 @@ from workbench.model_folders import HEADS_FILE, check_base_folder
 from workbench.model_shape import Shape
 from workbench.project import Project
 from workbench.protocol import ModelRef
-from workbench.recipes import PpoRecipe, Recipe
+from workbench.recipes import KtoRecipe, PpoRecipe, Recipe, thumb_weights
 from workbench.records import Method, ModelRecord
+from workbench.rows import ThumbRow
 from workbench.settings_fields import Problem
 from workbench.terminal import in_bytes
 from workbench.training_data import Selected
 
-FEW: dict[Method, int] = {"sft": 10, "reward": 20, "dpo": 20, "ppo": 8}
+FEW: dict[Method, int] = {"sft": 10, "reward": 20, "dpo": 20, "kto": 40, "ppo": 8}
 """Below so many training rows a run works and teaches little."""
 ROWS_ARE: dict[Method, tuple[str, str]] = {
     "sft": ("final demonstration", "write a demonstration and mark it final, or import some"),
     "reward": ("preference pair", "rank the responses to some prompts, or import preferences"),
     "dpo": ("preference pair", "rank the responses to some prompts, or import preferences"),
+    "kto": ("response with a thumb", "press + or - on responses in Rank, import thumbs, or set rankings_as_thumbs"),
     "ppo": ("prompt", "add prompts, or import some"),
 }
 
@@ -130,6 +132,14 @@ def label_problems(method: Method, recipe: Recipe, chosen: Selected) -> list[Pro
             )
         )
     return found
+
+
+def balance_problems(recipe: Recipe, chosen: Selected) -> list[Problem]:
+    """Say where KTO's wanted and unwanted responses are out of balance."""
+    if not isinstance(recipe, KtoRecipe):
+        return []
+    wanted = [row.desirable for row in chosen.train if isinstance(row, ThumbRow)]
+    return thumb_weights(recipe, sum(wanted), len(wanted) - sum(wanted))
 
 
 def cost_problems(project: Project, recipe: Recipe, shape: Shape, cost: Estimate, chosen: Selected) -> list[Problem]:

@@ -1,9 +1,9 @@
-"""Recipes: every setting of the four training methods, with range, meaning and the source of its default.
+"""Recipes: every setting of the five training methods, with range, meaning and the source of its default.
 
 A recipe is frozen and complete: nothing is decided later. :func:`preset` makes one that suits the labels and the
 machine; :meth:`problems` names every fault, with its field, before any model is loaded.
 Sources: InstructGPT (Ouyang et al. 2022), N+ (Huang et al. 2024, "The N+ implementation details of RLHF with PPO"),
-QLoRA (Dettmers et al. 2023), DPO (Rafailov et al. 2023), TRL 1.16 (SFT, reward, DPO) and 1.12 (PPO).
+QLoRA (Dettmers et al. 2023), DPO (Rafailov et al. 2023), TRL 1.16 (SFT, reward, DPO, KTO) and 1.12 (PPO).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WITHOUT_REFERENCE = ("simpo", "orpo")
 
 @dataclass(frozen=True, slots=True)
 class CommonRecipe:
-    """What all four methods share: the adapter, the optimiser, the batch, the device."""
+    """What all methods share: the adapter, the optimiser, the batch, the device."""
 
     quantisation: str = setting(
         "nf4",
@@ -304,6 +304,97 @@ class DpoRecipe(CommonRecipe):
 
 
 @dataclass(frozen=True, slots=True)
+class KtoRecipe(CommonRecipe):
+    """Kahneman-Tversky optimisation (Ethayarajh et al. 2024) on responses that were judged one by one."""
+
+    learning_rate: float = setting(
+        2e-5,
+        "Step size of AdamW; for LoRA about 10x that of full training",
+        low=1e-8,
+        high=1e-1,
+        source="Tastemaker, as for DPO; TRL 1e-6, the paper 5e-7 to 5e-6, for full training",
+        group="Optimiser",
+    )
+    epochs: float = setting(1.0, "Passes over the judged responses", low=0.01, high=1000, source="KTO")
+    batch: int = setting(
+        8,
+        "Responses per optimiser step; they also measure the KL that rewards are compared with, so 2 at least",
+        low=2,
+        high=65_536,
+        source="KTO (8 to 128)",
+    )
+    beta: float = setting(
+        0.1,
+        "How strongly the policy is held to its reference, and how soon a gain or loss saturates",
+        low=0.0001,
+        high=100,
+        source="KTO, TRL",
+        group="Loss",
+    )
+    desirable_weight: float = setting(
+        1.0,
+        "Weight of each wanted response; raise it where these are few",
+        low=0,
+        high=1000,
+        source="KTO, TRL",
+        group="Loss",
+    )
+    undesirable_weight: float = setting(
+        1.0,
+        "Weight of each unwanted response; raise it where these are few",
+        low=0,
+        high=1000,
+        source="KTO, TRL",
+        group="Loss",
+    )
+    rankings_as_thumbs: str = setting(
+        "none",
+        "What a ranking without thumbs is taken to say: nothing, or that its best tier is wanted and its worst is not",
+        choices=("none", "best-and-worst"),
+        source="Tastemaker; the paper takes pairs apart as best-and-worst does",
+        group="Data",
+    )
+
+
+def thumb_weights(recipe: KtoRecipe, desirable: int, undesirable: int) -> list[Problem]:
+    """Say where the weighted wanted and unwanted responses are out of balance.
+
+    ``1 <= desirable_weight n_d / (undesirable_weight n_u) <= 4/3`` is what worked best over many ratios of data
+    (Ethayarajh et al. 2024, section 4.2, eq. 8). Only one kind of response is a warning of its own.
+    """
+    total = desirable + undesirable
+    if not desirable or not undesirable:
+        kind = "wanted" if desirable else "unwanted"
+        other = "down" if desirable else "up"
+        only = Problem(
+            "data",
+            f"All {total:,} judged responses are {kind}: KTO then has nothing to set them against",
+            f"give some responses thumbs {other}",
+            "warning",
+        )
+        return [only] if total else []
+    gain, loss = recipe.desirable_weight * desirable, recipe.undesirable_weight * undesirable
+    if loss <= gain <= loss * 4 / 3 * (1 + 1e-9):
+        return []
+    few = "desirable_weight" if gain < loss else "undesirable_weight"
+    low, high = (
+        (loss / desirable, loss / desirable * 4 / 3)
+        if gain < loss
+        else (gain / undesirable * 3 / 4, gain / undesirable)
+    )
+    wrong = "too little" if gain < loss else "too much"
+    return [
+        Problem(
+            few,
+            f"{desirable:,} wanted and {undesirable:,} unwanted responses, weighted {gain:.4g} : {loss:.4g}: the wanted"
+            f" count {wrong}, best is between 1:1 and 4:3",
+            f"set {few} between {low:.3g} and {high:.3g}",
+            "warning",
+        )
+    ]
+
+
+@dataclass(frozen=True, slots=True)
 class PpoRecipe(CommonRecipe):
     """PPO against a reward model (or a written rule), on a KL leash to the starting model; RLOO and GRPO likewise."""
 
@@ -546,11 +637,12 @@ class PpoRecipe(CommonRecipe):
         return found
 
 
-Recipe = SftRecipe | RewardRecipe | DpoRecipe | PpoRecipe
+Recipe = SftRecipe | RewardRecipe | DpoRecipe | KtoRecipe | PpoRecipe
 RECIPES: dict[Method, type[Recipe]] = {
     "sft": SftRecipe,
     "reward": RewardRecipe,
     "dpo": DpoRecipe,
+    "kto": KtoRecipe,
     "ppo": PpoRecipe,
 }
 PRESETS: tuple[str, ...] = ("Quick look", "Balanced", "Thorough")
@@ -602,13 +694,13 @@ def preset(method: Method, name: str, rows: int, base_parameters: int = 0, *, cu
             "save_every": (4, 8, 16)[level],
         }
     else:
-        batch = min(8, max(1, rows // 4))
-        epochs = {"sft": (1.0, 3.0, 5.0), "reward": (1.0, 1.0, 2.0), "dpo": (1.0, 2.0, 3.0)}[method][level]
+        batch = min(8, max(2 if method == "kto" else 1, rows // 4))
+        passes = {"sft": (1.0, 3.0, 5.0), "reward": (1.0, 1.0, 2.0), "dpo": (1.0, 2.0, 3.0), "kto": (1.0, 2.0, 3.0)}
         per_epoch = max(1, -(-rows // batch))
         changes |= {
             "batch": batch,
             "micro_batch": min(4, batch),
-            "epochs": epochs,
+            "epochs": passes[method][level],
             "max_steps": 20 if level == 0 and per_epoch > 20 else 0,
             "eval_every": max(1, min(10, per_epoch // 4)),
             "save_every": max(5, min(50, per_epoch)),

@@ -13,10 +13,13 @@ Role = Literal["system", "user", "assistant"]
 Split = Literal["train", "held-out"]
 Outcome = Literal["ranked", "skipped", "cannot-rank"]
 ModelRole = Literal["base", "sft", "reward", "policy"]
-Method = Literal["sft", "reward", "dpo", "ppo"]
+Method = Literal["sft", "reward", "dpo", "kto", "ppo"]
 RunState = Literal["queued", "running", "paused", "stopping", "done", "stopped", "failed", "interrupted"]
-METHODS: tuple[Method, ...] = ("sft", "reward", "dpo", "ppo")
+METHODS: tuple[Method, ...] = ("sft", "reward", "dpo", "kto", "ppo")
 FLAGS: tuple[str, ...] = ("harmful", "off-topic", "false", "repetitive", "truncated", "all bad")
+ALL_BAD = "all bad"
+GOOD, BAD = "good", "bad"
+"""Flags too, on one response: thumbs up and thumbs down. They say what it is worth by itself, not beside the others."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,19 @@ class PairRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ThumbRow:
+    """One response judged by itself: wanted (thumbs up) or not. ``id`` is ``RANKING:RESPONSE``."""
+
+    id: str
+    group: str
+    ranking_id: str
+    rater_id: str
+    prompt: tuple[Message, ...]
+    completion: str
+    desirable: bool
+
+
+@dataclass(frozen=True, slots=True)
 class PromptRow:
     """A prompt to roll out or to sample from."""
 
@@ -46,6 +59,7 @@ DATA_FILES: dict[str, type] = {
     "sft": SftRow,
     "reward": PairRow,
     "dpo": PairRow,
+    "kto": ThumbRow,
     "ppo": PromptRow,
 }
 """Row type by method; every run has ``data/train.jsonl`` and ``data/heldout.jsonl`` (which may be empty) of it.

@@ -19,13 +19,13 @@ from workbench.jsonl import decode, encode, read_jsonl, write_jsonl
 from workbench.manifests import MANIFEST, faults_of, fsync_folder, sha256_of
 from workbench.protocol import AnyEvent, Exit, RunSpec, Sample, SampleBatch, Started, decode_spec
 from workbench.recipes import RECIPES, Recipe
-from workbench.rows import DATA_FILES, PairRow, PromptRow, SftRow
+from workbench.rows import DATA_FILES, PairRow, PromptRow, SftRow, ThumbRow
 from workbench.run_events import CHUNK_BYTES, EventTail, join_segments, parse_event
 from workbench.run_status import STOPPING_PHASE, RunStatus, Seen
 
 __all__ = ["STOPPING_PHASE", "EventTail", "Row", "RunFolder", "RunStatus", "join_segments", "parse_event"]
 
-Row = SftRow | PairRow | PromptRow
+Row = SftRow | PairRow | ThumbRow | PromptRow
 _TAIL_BYTES = 256 * 1024
 
 

@@ -23,7 +23,7 @@ from workbench.protocol import Metrics, Started
 from workbench.records import Method, ModelRecord, ModelRole, RunRecord
 from workbench.run_folder import EventTail, RunFolder
 
-ROLES: dict[Method, ModelRole] = {"sft": "sft", "reward": "reward", "dpo": "policy", "ppo": "policy"}
+ROLES: dict[Method, ModelRole] = {"sft": "sft", "reward": "reward", "dpo": "policy", "kto": "policy", "ppo": "policy"}
 _PACES_FROM = 8  # newest finished runs
 
 

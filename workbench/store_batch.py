@@ -18,6 +18,7 @@ from workbench.records import Demonstration, ForeignModel, Prompt, Ranking, Rate
 from workbench.store_acts import check_ranking, insert_ranking, upsert_rater
 from workbench.store_rows import Cleaner
 from workbench.store_writer import Act
+from workbench.thumbs import thumbs_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,13 +258,27 @@ def _ranking_known(state: _State, r: Ranking) -> bool:
         "SELECT 1 FROM rankings WHERE prompt_id = ? AND rater_id = ? AND outcome = ? AND tiers = ? LIMIT 1",
         (r.prompt_id, r.rater_id, r.outcome, rows.to_json(r.tiers)),
     ).get
+    knows_thumbs = thumbs_of(r).items() <= _thumbs_said(state, r)
     if state.by_id:
-        return _tiers_of(db, r.id) is not None or (same is not None and r.prompt_id not in state.fresh)
+        known = same is not None and knows_thumbs and r.prompt_id not in state.fresh
+        return known or _tiers_of(db, r.id) is not None
+    if r.outcome != "ranked":
+        return same is not None and knows_thumbs
     said = _says(state, r.tiers)
     if same is not None or (said and said <= _judged(state, r)):
         return True
     tiers = _tiers_of(db, r.id) if said else None  # a judgement that was superseded since the file was written
     return tiers is not None and said <= _says(state, tiers)
+
+
+def _thumbs_said(state: _State, r: Ranking) -> set[tuple[str, bool]]:
+    """All thumbs that a rater's current rankings of a prompt gave before this batch."""
+    found = state.db.execute(
+        f"SELECT {rows.RANKING} FROM rankings AS k WHERE k.prompt_id = ? AND k.rater_id = ? "
+        "AND k.superseded_by IS NULL AND k.batch_id <> ?",
+        (r.prompt_id, r.rater_id, state.act.batch_id),
+    )
+    return {thumb for row in found for thumb in thumbs_of(rows.read_ranking(row)).items()}
 
 
 def _tiers_of(db: apsw.Connection, ranking_id: str) -> tuple[tuple[str, ...], ...] | None:

@@ -22,6 +22,7 @@ from workbench.model_shape import read_shape
 from workbench.preflight import (
     ROWS_ARE,
     as_problem,
+    balance_problems,
     cost_problems,
     label_problems,
     many,
@@ -135,7 +136,7 @@ def plan_run(
         what = f"Nothing that can train has the {'tag' if len(tags) == 1 else 'tags'} {' or '.join(tags)}"
         problems.append(Problem("tags", what, "choose other tags, or all prompts"))
     else:
-        problems += label_problems(method, recipe, chosen)
+        problems += label_problems(method, recipe, chosen) + balance_problems(recipe, chosen)
     cost = Estimate()
     if model is not None and not range_problems(recipe):  # with a batch of 0 there is nothing to reckon
         try:

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 
 from workbench.pairs import HELD_OUT_TWIN, Which, current_pairs
 from workbench.project import Project
-from workbench.recipes import DpoRecipe, PpoRecipe, Recipe, RewardRecipe
+from workbench.recipes import DpoRecipe, KtoRecipe, PpoRecipe, Recipe, RewardRecipe
 from workbench.records import Message, Method, Split
-from workbench.rows import PairRow, PromptRow, SftRow
+from workbench.rows import PairRow, PromptRow, SftRow, ThumbRow
 from workbench.run_folder import Row
 from workbench.store_rows import content_hash
+from workbench.thumbs import AsThumbs, current_thumbs
 
 AUTO_HELD_OUT_ONE_IN = 10
 MIN_GROUPS_TO_HOLD_OUT = 10
@@ -58,10 +59,20 @@ def select(project: Project, method: Method, recipe: Recipe, tags: Collection[st
         chosen.dropped.update(found.dropped)
         return list(found.rows)
 
+    as_thumbs: AsThumbs = "none"
+    if isinstance(recipe, KtoRecipe) and recipe.rankings_as_thumbs == "best-and-worst":
+        as_thumbs = "best-and-worst"
+
+    def thumbs(split: Split) -> list[Row]:
+        found = current_thumbs(project.store, split, as_thumbs)
+        chosen.dropped.update(found.dropped)
+        return list(found.rows)
+
     sources: dict[str, _Source] = {
         "sft": lambda split: demonstrations(project, split),
         "reward": pairs,
         "dpo": pairs,
+        "kto": thumbs,
         "ppo": lambda split: prompts(project, split, chosen.dropped),
     }
     source = sources[method]
@@ -189,7 +200,7 @@ def texts_of(row: Row) -> list[str]:
     """Return the whole texts that a row passes through the model, one for each sequence."""
     prompt = "\n".join(message.content for message in row.prompt)
     match row:
-        case SftRow():
+        case SftRow() | ThumbRow():
             return [prompt + row.completion]
         case PairRow():
             return [prompt + row.chosen, prompt + row.rejected]

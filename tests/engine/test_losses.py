@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.losses import bradley_terry, centering, dpo_loss, log_odds, orpo_loss, simpo_loss
+from engine.losses import bradley_terry, centering, dpo_loss, kto_loss, kto_zero, log_odds, orpo_loss, simpo_loss
 
 F64 = torch.float64
 LN2 = math.log(2)
@@ -172,3 +172,53 @@ def test_smoothing_by_a_half_forgets_the_label(chosen, rejected):
     there = dpo_loss(tensor([chosen]), tensor([rejected]), beta=0.3, label_smoothing=0.5)
     back = dpo_loss(tensor([rejected]), tensor([chosen]), beta=0.3, label_smoothing=0.5)
     torch.testing.assert_close(there, back)
+
+
+KTO_CASES = [
+    "mixed",
+    "mixed weighted",
+    "kl below zero is clamped",
+    "only desirable",
+    "only undesirable",
+    "saturated",
+    "policy is reference",
+]
+
+
+@pytest.mark.parametrize("name", KTO_CASES)
+def test_kto_gives_trls_numbers(golden, name):
+    g = golden("kto_loss")
+    case = next(one for one in g["cases"] if one["name"] == name)
+    policy, ref, kl_policy, kl_ref = (
+        torch.tensor(case[key], dtype=torch.float64) for key in ("policy", "ref", "kl_policy", "kl_ref")
+    )
+    zero = kto_zero(kl_policy - kl_ref)
+    assert float(zero) == pytest.approx(case["metrics"]["kl"], abs=1e-12)
+    loss = kto_loss(
+        policy - ref,
+        torch.tensor(case["label"]),
+        zero,
+        beta=case["beta"],
+        desirable_weight=case["desirable_weight"],
+        undesirable_weight=case["undesirable_weight"],
+    )
+    assert float(loss.mean()) == pytest.approx(case["loss"], abs=g["tolerance"])
+
+
+def test_kto_by_hand_at_its_zero_and_no_gradient_through_it():
+    # r = z: 1 - sigmoid(0) = 1/2 of each weight, whatever beta
+    ratio = torch.tensor([2.0, 2.0], requires_grad=True)
+    zero = torch.tensor(2.0, requires_grad=True)
+    loss = kto_loss(ratio, torch.tensor([True, False]), zero, beta=0.3, desirable_weight=1.5, undesirable_weight=4.0)
+    torch.testing.assert_close(loss, torch.tensor([0.75, 2.0]))
+    loss.sum().backward()
+    # d/dr w sigmoid(-+beta (r - z)) = -+w beta / 4
+    torch.testing.assert_close(ratio.grad, torch.tensor([-1.5 * 0.3 / 4, 4.0 * 0.3 / 4]))
+    assert zero.grad is None
+
+
+def test_ktos_zero_is_the_clamped_mean_and_has_no_gradient():
+    ratio = torch.tensor([3.0, -1.0], requires_grad=True)
+    assert float(kto_zero(ratio)) == 1.0
+    assert float(kto_zero(-ratio)) == 0.0
+    assert not kto_zero(ratio).requires_grad

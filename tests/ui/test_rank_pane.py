@@ -317,6 +317,41 @@ def test_flags_by_menu_for_one_and_for_all(qtbot: Any, pane: RankPane, filled: A
     assert {(one.response_id, one.flag) for one in saved.flags} == {(first.ids[1], "harmful"), ("", "all bad")}
 
 
+def test_thumbs_are_saved_with_the_ranking_and_come_back_with_its_undo(qtbot: Any, pane: RankPane, filled: Any) -> None:
+    first = pane.item
+    press(qtbot, pane, "+", K.Key_Right, "-")
+    shown = [[pill.text() for pill in card._pills if pill.isVisible()] for card in pane.view.board.cards[:2]]
+    assert shown == [["thumbs up"], ["thumbs down"]]
+    submit(qtbot, pane, K.Key_Left, "1234")
+    saved = filled.project.store.rankings(prompt_id=first.prompt.id)[-1]
+    assert {(one.response_id, one.flag) for one in saved.flags} == {(first.ids[0], "good"), (first.ids[1], "bad")}
+    pane.undo()
+    wait(qtbot, lambda: pane.item is not None and pane.item.prompt.id == first.prompt.id)
+    assert pane.sheet is not None
+    assert pane.sheet.state.thumbs == ("good", "bad", "", "")
+
+
+def test_a_card_that_cannot_be_ranked_keeps_its_thumbs(qtbot: Any, pane: RankPane, filled: Any) -> None:
+    first = pane.item
+    press(qtbot, pane, "-", "x")
+    wait(qtbot, lambda: pane.item.prompt.id != first.prompt.id)
+    [saved] = filled.project.store.rankings(prompt_id=first.prompt.id)
+    assert saved.outcome == "cannot-rank"
+    assert [(one.response_id, one.flag) for one in saved.flags] == [(first.ids[0], "bad")]
+
+
+def test_a_thumb_can_be_given_from_the_menu(qtbot: Any, pane: RankPane) -> None:
+    press(qtbot, pane, "f")
+    menu = pane.flag_menu
+    assert menu is not None
+    up, down = menu.actions()[:2]
+    assert (up.text(), down.text()) == ("&+   A is good: thumbs up", "&-   A is bad: thumbs down")
+    down.trigger()
+    menu.close()
+    assert pane.sheet is not None
+    assert pane.sheet.state.thumb(0) == "bad"
+
+
 def test_a_note_takes_digits_as_words_and_enter_gives_the_keys_back(qtbot: Any, pane: RankPane, filled: Any) -> None:
     first = pane.item
     press(qtbot, pane, "n", "1 is best = s x", K.Key_Return)

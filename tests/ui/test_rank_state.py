@@ -245,3 +245,27 @@ def test_whatever_is_pressed_every_response_is_in_exactly_one_tier_or_unplaced(
         assert 0 <= state.focus < len(state.ids)
         assert all(len({state.places[i] for i in group}) == 1 for group in state.twins)
         assert sorted(state.trail) == [i for i, place in enumerate(state.places) if place]
+
+
+def test_plus_and_minus_are_thumbs_and_the_same_again_takes_it_away() -> None:
+    card = sheet()
+    assert press(card, "+ Right -").thumbs == ("good", "bad", "", "")
+    assert press(card, "+").thumbs == ("good", "good", "", "")
+    assert press(card, "+").thumbs == ("good", "", "", "")
+    assert card.state.focus == 1  # a thumb stays: the place is to be given too
+    assert card.state.places == (0, 0, 0, 0)
+
+
+def test_undo_and_redo_go_through_thumbs_and_places_alike() -> None:
+    card = sheet()
+    press(card, "+ 2")
+    assert card.undo()
+    assert (card.state.places[0], card.state.thumb(0)) == (0, "good")
+    assert card.undo()
+    assert card.state.thumb(0) == ""
+    assert card.redo()
+    assert card.state.thumb(0) == "good"
+
+
+def test_twins_share_a_thumb() -> None:
+    assert press(sheet("pqp"), "-").thumbs == ("bad", "", "bad")

@@ -51,11 +51,11 @@ def rows_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 def test_the_plan_has_a_row_for_each_llama_and_method(rows_of) -> None:
     found = rows_of("--device", "cuda")
-    assert [(one["model"], one["method"]) for one in found[:4]] == [
-        ("Llama 1B", method) for method in ("sft", "reward", "dpo", "ppo")
+    assert [(one["model"], one["method"]) for one in found[:5]] == [
+        ("Llama 1B", method) for method in ("sft", "reward", "dpo", "kto", "ppo")
     ]
-    assert len(found) == 12
-    assert set(found[3]["bytes"]) == {"load", "rollout", "score", "update"}
+    assert len(found) == 15
+    assert set(found[4]["bytes"]) == {"load", "rollout", "score", "update"}
     assert all(one["peak_bytes"] == max(one["bytes"].values()) for one in found)
     assert all(one["fits"] for one in found)
 
@@ -84,7 +84,7 @@ def test_people_get_a_table_and_a_sentence_where_there_is_no_such_model(
     assert cli.main(["doctor", "--plan", "--model", "Llama 1B"], lambda _: 1) == 0
     shown = capsys.readouterr().out
     assert "a CPU with 20.0 GiB free" in shown
-    assert shown.count("Llama 1B") == 4
+    assert shown.count("Llama 1B") == 5
     assert cli.main(["doctor", "--plan", "--model", "Llama 1B", "--device", "cuda"], lambda _: 1) == 0
     assert "there is none here" in capsys.readouterr().out
     assert cli.main(["doctor", "--plan", "--model", "nowhere"], lambda _: 1) == 1

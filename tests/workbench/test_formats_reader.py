@@ -172,7 +172,6 @@ HISTORY_TURNS = tuple(Message(role, text) for q, a in HISTORY for role, text in 
         ("prompt-completion", {"prompt": "hi", "response": "hello"}, TURN),
         ("prompt-completion", {"prompt": [USER], "completion": [BOT]}, TURN),
         ("prompt-completion", {"prompt": "hi", "completion": [BOT]}, TURN),
-        ("prompt-completion", {"prompt": "hi", "completion": "hello", "label": True}, TURN),
     ],
 )
 def test_a_demonstration_in_each_spelling(tmp_path: Path, format: str, row: Any, prompt: tuple[Message, ...]) -> None:

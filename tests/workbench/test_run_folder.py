@@ -22,7 +22,7 @@ from workbench.protocol import (
 from workbench.reaper import LockNote, describe_end, take, write_exit, write_note
 from workbench.recipes import SftRecipe
 from workbench.records import Message
-from workbench.rows import PairRow, PromptRow, SftRow
+from workbench.rows import PairRow, PromptRow, SftRow, ThumbRow
 from workbench.run_folder import STOPPING_PHASE, RunFolder
 
 HI = (Message("user", "Hi"),)
@@ -30,6 +30,7 @@ ROWS = {
     "sft": SftRow("a", "g", HI, "Hello"),
     "reward": PairRow("r:1:2", "g", "r", "me", HI, "good", "bad", 2),
     "dpo": PairRow("r:1:2", "g", "r", "me", HI, "good", "bad", 2),
+    "kto": ThumbRow("r:1", "g", "r", "me", HI, "good", True),
     "ppo": PromptRow("p", HI),
 }
 
@@ -88,7 +89,7 @@ def scene(run):
 # ---- the folder ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["sft", "reward", "dpo", "ppo"])
+@pytest.mark.parametrize("method", list(ROWS))
 def test_what_is_frozen_is_read_back(tmp_path, method):
     run = make(tmp_path / "runs", method, [ROWS["sft"]])
     assert run.rows("train") == [ROWS[method]]

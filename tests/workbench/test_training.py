@@ -20,7 +20,7 @@ from workbench.project import Project
 from workbench.protocol import Checkpoint, Ended, Metrics, Started
 from workbench.reaper import LockNote, take, write_exit, write_note
 from workbench.recipes import RECIPES, DpoRecipe, PpoRecipe, RewardRecipe, SftRecipe
-from workbench.records import Demonstration, Message, ModelRecord, Prompt, Ranking, Rater, Response
+from workbench.records import METHODS, Demonstration, Message, ModelRecord, Prompt, Ranking, Rater, Response
 from workbench.run_folder import RunFolder
 from workbench.run_registry import delete_run, measured_peaks
 from workbench.training import plan_run, preset_for, refresh_runs, start_run
@@ -98,6 +98,10 @@ def demonstrate(project, prompts, status="final", text="An answer."):
     project.store.add_batch(demonstrations=made, label="demonstrate").result()
 
 
+NEEDED = {"ppo": {"rule": "shorter-than:40"}, "kto": {"rankings_as_thumbs": "best-and-worst"}}
+"""Settings without which a project of demonstrations and rankings has nothing for a method."""
+
+
 def rank(project, prompts, responses=2, tied=False):
     rater = Rater(id="me", name="me")
     drawn = {
@@ -132,7 +136,7 @@ def messages(plan, severity="error"):
 # ---- data ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["sft", "reward", "dpo", "ppo"])
+@pytest.mark.parametrize("method", METHODS)
 def test_held_out_prompts_never_get_into_the_training_rows(project, base, method):
     train, held = add_prompts(project, 30), add_prompts(project, 12, "held-out", "kept question")
     demonstrate(project, train + held)
@@ -141,7 +145,7 @@ def test_held_out_prompts_never_get_into_the_training_rows(project, base, method
     project.store.add_prompts(twin).result()
     demonstrate(project, twin)
     rank(project, twin)
-    recipe = RECIPES[method](**({"rule": "shorter-than:40"} if method == "ppo" else {}))
+    recipe = RECIPES[method](**NEEDED.get(method, {}))
     plan = plan_run(project, method, start_model_id=base.id, recipe=recipe)
     assert not plan.errors, messages(plan)
     forbidden = {content_hash(prompt.messages) for prompt in held}
@@ -152,25 +156,26 @@ def test_held_out_prompts_never_get_into_the_training_rows(project, base, method
     assert not plan.auto_held_out
 
 
-@pytest.mark.parametrize("method", ["sft", "reward", "dpo", "ppo"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_held_out_prompt_protects_its_text_also_when_it_is_archived(project, base, method):
     train, held = add_prompts(project, 30), add_prompts(project, 12, "held-out", "kept question")
     twins = add_prompts(project, 12, "train", "kept question")
     demonstrate(project, train + twins)
     rank(project, train + twins, 3)
     project.store.archive_prompts([prompt.id for prompt in held]).result()
-    recipe = RECIPES[method](**({"rule": "shorter-than:40"} if method == "ppo" else {}))
+    recipe = RECIPES[method](**NEEDED.get(method, {}))
     plan = plan_run(project, method, start_model_id=base.id, recipe=recipe)
     forbidden = {content_hash(prompt.messages) for prompt in held}
     assert not {content_hash(row.prompt) for row in [*plan.train, *plan.heldout, *plan.demonstrations]} & forbidden
 
 
-@pytest.mark.parametrize("method", ["sft", "reward", "dpo", "ppo"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_tenth_of_the_prompts_is_held_out_when_none_is_and_siblings_stay_together(project, base, method):
     train = add_prompts(project, 80)
     demonstrate(project, train)
     rank(project, train, 4)
-    recipe = RECIPES[method](**({"rule": "shorter-than:40", "ptx_coefficient": 1.0} if method == "ppo" else {}))
+    changes = NEEDED.get(method, {}) | ({"ptx_coefficient": 1.0} if method == "ppo" else {})
+    recipe = RECIPES[method](**changes)
     plan = plan_run(project, method, start_model_id=base.id, recipe=recipe)
     groups = [{content_hash(row.prompt) for row in rows} for rows in (plan.train, plan.heldout)]
     assert plan.auto_held_out
@@ -183,6 +188,8 @@ def test_a_tenth_of_the_prompts_is_held_out_when_none_is_and_siblings_stay_toget
         assert not {content_hash(row.prompt) for row in plan.demonstrations} & groups[1]
     if method in ("reward", "dpo"):
         assert len(plan.train) == 6 * len(groups[0])
+    if method == "kto":  # of four tiers the best and the worst
+        assert len(plan.train) == 2 * len(groups[0])
 
 
 def test_ppo_ptx_freezes_the_demonstrations_and_wants_some_and_plain_ppo_has_none(project, base, launched):
@@ -429,13 +436,13 @@ def finish(project, record, state="done", step=7, where="final"):
 
 
 @pytest.mark.parametrize(
-    ("method", "role"), [("sft", "sft"), ("reward", "reward"), ("dpo", "policy"), ("ppo", "policy")]
+    ("method", "role"), [("sft", "sft"), ("reward", "reward"), ("dpo", "policy"), ("kto", "policy"), ("ppo", "policy")]
 )
 def test_a_finished_run_becomes_a_model_once(project, base, launched, method, role):
     prompts = add_prompts(project, 12)
     demonstrate(project, prompts)
     rank(project, prompts)
-    recipe = RECIPES[method](**({"rule": "shorter-than:40"} if method == "ppo" else {}))
+    recipe = RECIPES[method](**NEEDED.get(method, {}))
     record = start_run(project, plan_run(project, method, start_model_id=base.id, recipe=recipe))
     assert [one.state for one in refresh_runs(project)] == ["interrupted"]  # never launched in this test
     finish(project, record)
@@ -726,7 +733,7 @@ def test_the_project_is_let_go_of_before_a_run_is_followed(tmp_path, launched, m
     assert free == ["sft 1"]
 
 
-@pytest.mark.parametrize("method", ["sft", "reward", "dpo", "ppo"])
+@pytest.mark.parametrize("method", METHODS)
 def test_tags_narrow_what_trains_and_nothing_of_what_measures(project, base, method):
     plain, held = add_prompts(project, 30), add_prompts(project, 12, "held-out", "kept question")
     project.store.set_tags([one.id for one in plain[:9]], ["good"]).result()
@@ -734,7 +741,7 @@ def test_tags_narrow_what_trains_and_nothing_of_what_measures(project, base, met
     project.store.set_tags([held[0].id], ["good"]).result()
     demonstrate(project, plain + held)
     rank(project, plain + held, 2)
-    recipe = RECIPES[method](**({"rule": "shorter-than:40"} if method == "ppo" else {}))
+    recipe = RECIPES[method](**NEEDED.get(method, {}))
     plan = plan_run(project, method, start_model_id=base.id, recipe=recipe, tags=("good", "fine"))
     assert not plan.errors, messages(plan)
     wanted = {content_hash(one.messages) for one in plain[:12]}

@@ -30,7 +30,7 @@ def row_key(row: ImportRow) -> bytes:
     """A key of all that a row says."""
     if row.ranking is not None:
         return digest(row.ranking.ranking.id)
-    return prompt_key(row.prompt) + digest(row.completion, row.chosen, row.rejected, row.rater)
+    return prompt_key(row.prompt) + digest(row.completion, row.chosen, row.rejected, row.rater, str(row.desirable))
 
 
 def numbered(word: str, numbers: list[int]) -> str:

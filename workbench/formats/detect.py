@@ -14,12 +14,14 @@ from workbench.formats.conversation import is_transcript, is_turns
 from workbench.formats.demonstrations import ANSWERS
 from workbench.formats.layout import LAYOUTS, Layout, Row, layout_of, rows
 from workbench.formats.parsed import WHATS, Rejected, What, format_info
+from workbench.formats.thumbs import label_of
 from workbench.formats.values import kind
 
 SAMPLE_ROWS = 100
 _SCANNED_ROWS = 2000
 _SURE = 0.8  # of the sampled rows have one shape
 Shape = tuple[What, str]
+_THUMBS = {"alpaca": "alpaca", "sharegpt": "sharegpt"}
 _ASSISTANTS = frozenset({"assistant", "gpt", "chatgpt", "model", "bot"})
 
 
@@ -111,7 +113,12 @@ def shapes(value: Any, layout: Layout, what: str = "auto") -> Iterator[tuple[Wha
     elif {"chosen", "rejected"} <= keys:
         yield "preferences", *_preference(value)
     elif not {"chosen", "rejected"} & keys:
-        yield from _demonstration(value, plain)
+        shown = list(_demonstration(value, plain))
+        label = label_of(value)
+        for what_, format_, why in shown if label else ():
+            if what_ == "demonstrations":
+                yield "thumbs", _THUMBS.get(format_, "trl"), f'{why} beside "{label}", which judges it'
+        yield from shown
     elif what == "auto":
         return
     name = next((name for name in (*prompts.COLUMNS, "messages", "conversations") if value.get(name)), None)

@@ -21,7 +21,8 @@ from workbench.jsonl import encode
 from workbench.pairs import Which, current_pairs
 from workbench.project import Project
 from workbench.records import ForeignModel, Message, ModelRecord, Rater, Response, Split
-from workbench.rows import PairRow
+from workbench.rows import PairRow, ThumbRow
+from workbench.thumbs import current_thumbs
 
 _T = TypeVar("_T")
 _CHUNK = 500
@@ -53,7 +54,7 @@ def export_file(
     Args:
         project: from where. Archived prompts stay out; of demonstrations the final ones are written.
         out_path: the file; ``.json`` makes one JSON array, anything else JSON lines, and ``.gz`` packs it.
-        what: prompts, demonstrations, preferences or rankings.
+        what: prompts, demonstrations, preferences, thumbs or rankings.
         format: "auto" for the first of :data:`FORMATS`, or its name.
         split: only that split; None for all.
         which: for preferences, every ordered pair across tiers, or the best tier against the rest.
@@ -226,6 +227,27 @@ def _preferences(
             }
 
 
+def _thumbs(
+    project: Project, name: str, split: Split | None, _: Which, skipped: Counter[str]
+) -> Iterator[dict[str, Any]]:
+    thumbs = current_thumbs(project.store, split)
+    skipped.update(thumbs.dropped)
+    raters = {rater.id: rater.name for rater in project.store.raters()}
+    for chunk in _chunks(thumbs.rows):
+        prompts = project.store.prompts_by_id(row.group for row in chunk)
+        for row in chunk:
+            prompt = prompts[row.group]
+            yield {
+                **THUMB_SHAPES[name](row),
+                "rater": raters.get(row.rater_id, row.rater_id),
+                "ranking_id": row.ranking_id,
+                "prompt_id": row.group,
+                "tags": prompt.tags,
+                "split": prompt.split,
+                "source": prompt.source,
+            }
+
+
 def _rankings(project: Project, _: str, split: Split | None, __: Which, ___: Counter[str]) -> Iterator[Any]:
     """Every ranking with its history: superseded ones come before those that took their place."""
     store = project.store
@@ -254,6 +276,7 @@ _ROWS: dict[What, Callable[[Project, str, Split | None, Which, Counter[str]], It
     "prompts": _prompts,
     "demonstrations": _demonstrations,
     "preferences": _preferences,
+    "thumbs": _thumbs,
     "rankings": _rankings,
 }
 
@@ -313,4 +336,13 @@ PREFERENCE_SHAPES: dict[str, Callable[[PairRow], dict[str, Any]]] = {
         "chosen": _turns((), _answer(pair.chosen))[0],
         "rejected": _turns((), _answer(pair.rejected))[0],
     },
+}
+THUMB_SHAPES: dict[str, Callable[[ThumbRow], dict[str, Any]]] = {
+    "trl": lambda row: {
+        "prompt": _messages(row.prompt),
+        "completion": _messages((), _answer(row.completion)),
+        "label": row.desirable,
+    },
+    "sharegpt": lambda row: {"conversations": _turns(row.prompt, _answer(row.completion)), "kto_tag": row.desirable},
+    "alpaca": lambda row: _alpaca(row.prompt, row.completion) | {"kto_tag": row.desirable},
 }

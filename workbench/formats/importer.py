@@ -14,7 +14,19 @@ from workbench.formats.reader import parse
 from workbench.formats.reassemble import tiers_of
 from workbench.ids import new_id, now
 from workbench.project import Project
-from workbench.records import Demonstration, ForeignModel, Message, Prompt, Ranking, Rater, Response, Split
+from workbench.records import (
+    BAD,
+    GOOD,
+    Demonstration,
+    ForeignModel,
+    Message,
+    Prompt,
+    Ranking,
+    Rater,
+    Response,
+    ResponseFlag,
+    Split,
+)
 from workbench.store import Store
 from workbench.store_rows import content_hash
 
@@ -153,6 +165,7 @@ class _Maker:
         self._judged: dict[
             tuple[str, str, str], list[_Judged]
         ] = {}  # by prompt, rater and the ranking's id in the file
+        self._thumbs: dict[tuple[str, str, str], dict[tuple[str, bool], int]] = {}  # likewise: how many rows say it
 
     def batch(self, parsed: Parsed) -> _Batch:
         out = self._out
@@ -161,12 +174,15 @@ class _Maker:
             self._add_demonstrations(parsed.rows, splits)
         for row in parsed.rows if parsed.what != "demonstrations" else ():
             key = content_hash(row.prompt)
-            if parsed.what == "prompts":
+            if parsed.what == "thumbs":
+                self._add_thumb(row, self._shared_prompt(row, key, splits[key]))
+            elif parsed.what == "prompts":
                 out.prompts.append(self._prompt(row, splits[key]))  # the store tells and counts what is there already
             else:
                 self._add_preference(row, self._shared_prompt(row, key, splits[key]))
             out.rows += 1
         self._add_rankings()
+        self._add_cards()
         return out
 
     def _splits(self, rows: Iterable[ImportRow], word: str) -> dict[str, Split]:
@@ -228,6 +244,38 @@ class _Maker:
         rater = self._rater(row.rater.strip() or self._rater_name)
         one = row.ranking_id or f":{row.line}"  # no id has a colon
         self._judged.setdefault((prompt.id, rater, one), []).append((row, chosen, rejected))
+
+    def _add_thumb(self, row: ImportRow, prompt: Prompt) -> None:
+        key = prompt.id, self._rater(row.rater.strip() or self._rater_name), row.ranking_id
+        said = self._thumbs.setdefault(key, {})
+        one = self._response(prompt, row.completion), bool(row.desirable)
+        said[one] = said.get(one, 0) + 1
+
+    def _add_cards(self) -> None:
+        """One card for the thumbs of a prompt and rater; its responses have no order. Both thumbs make two cards."""
+        for (prompt_id, rater_id, _), said in self._thumbs.items():
+            torn = {id_ for id_, desirable in said if (id_, not desirable) in said}
+            for part in (
+                {one: rows for one, rows in said.items() if one[1] or one[0] not in torn},
+                {one: rows for one, rows in said.items() if not one[1] and one[0] in torn},
+            ):
+                if not part:
+                    continue
+                id_ = new_id()
+                self._out.weights[id_] = sum(part.values())
+                self._out.rankings.append(
+                    Ranking(
+                        id=id_,
+                        prompt_id=prompt_id,
+                        rater_id=rater_id,
+                        tiers=(),
+                        outcome="cannot-rank",
+                        flags=tuple(ResponseFlag(one, GOOD if desirable else BAD) for one, desirable in part),
+                        shown_order=tuple(one for one, _ in part),
+                        blind=False,  # nobody knows how it was shown
+                        created_at=self._at,
+                    )
+                )
 
     def _add_rankings(self) -> None:
         """One ranking for the rows that were exported from one, where they are all there; else one for each row."""

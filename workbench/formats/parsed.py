@@ -7,8 +7,8 @@ from typing import Literal
 
 from workbench.records import ForeignModel, Message, Prompt, Ranking, Rater, Response, Split
 
-What = Literal["prompts", "demonstrations", "preferences", "rankings"]
-WHATS: tuple[What, ...] = ("prompts", "demonstrations", "preferences", "rankings")
+What = Literal["prompts", "demonstrations", "preferences", "thumbs", "rankings"]
+WHATS: tuple[What, ...] = ("prompts", "demonstrations", "preferences", "thumbs", "rankings")
 
 
 class RowError(ValueError):
@@ -45,6 +45,7 @@ class ImportRow:
     completion: str = ""
     chosen: str = ""
     rejected: str = ""
+    desirable: bool | None = None  # whether the completion is wanted; None for a demonstration
     ranking: NativeRanking | None = None
     tags: tuple[str, ...] = ()
     split: Split | None = None  # None: the file does not say
@@ -176,6 +177,26 @@ FORMATS: dict[What, tuple[FormatInfo, ...]] = {
             "{instruction, input, chosen, rejected} and, where present, system and history",
             (".json", ".jsonl", ".csv", ".jsonl.gz"),
             can_export=False,
+        ),
+    ),
+    "thumbs": (
+        FormatInfo(
+            "trl",
+            "Prompt, completion, label (TRL, unpaired)",
+            "{prompt, completion, label}: label true for a wanted completion; written as message lists",
+            (".jsonl", ".json", ".csv", ".jsonl.gz"),
+        ),
+        FormatInfo(
+            "sharegpt",
+            "ShareGPT with kto_tag (LLaMA-Factory)",
+            '{"conversations": […], "kto_tag"}: the last turn is judged; kto_tag true where it is wanted',
+            (".json", ".jsonl", ".jsonl.gz"),
+        ),
+        FormatInfo(
+            "alpaca",
+            "Alpaca with kto_tag (LLaMA-Factory)",
+            "{instruction, input, output, kto_tag} and, where present, system and history",
+            (".json", ".jsonl", ".csv", ".jsonl.gz"),
         ),
     ),
     "rankings": (

@@ -23,11 +23,13 @@ class PreviewRow:
     chosen: str = ""
     rejected: str = ""
     note: str = ""
+    desirable: bool | None = None  # of a completion that was judged
 
     @property
     def answers(self) -> tuple[tuple[str, str], ...]:
         """The texts that follow the prompt, each with its field's name; a prompt alone has one, empty."""
-        fields = (("completion", self.completion), ("chosen", self.chosen), ("rejected", self.rejected))
+        judged = "completion" if self.desirable is None else "wanted" if self.desirable else "unwanted"
+        fields = ((judged, self.completion), ("chosen", self.chosen), ("rejected", self.rejected))
         return tuple((name, text) for name, text in fields if text) or (("prompt", ""),)
 
 
@@ -35,7 +37,7 @@ class PreviewRow:
 class RenderedAnswer:
     """One conversation of a preview row through the chat template."""
 
-    name: str  # "prompt", "completion", "chosen" or "rejected"
+    name: str  # "prompt", "completion", "wanted", "unwanted", "chosen" or "rejected"
     spans: tuple[Span, ...]
     tokens: int
 
@@ -81,4 +83,4 @@ def _preview(row: ImportRow, repeats: int, word: str) -> PreviewRow:
             chosen, rejected = texts[tiers[0][0]], texts[tiers[-1][0]]
     if row.split:
         notes.append(row.split)
-    return PreviewRow(row.line, row.prompt, row.completion, chosen, rejected, "; ".join(notes))
+    return PreviewRow(row.line, row.prompt, row.completion, chosen, rejected, "; ".join(notes), row.desirable)

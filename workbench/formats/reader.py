@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import UserError
-from workbench.formats import demonstrations, preferences, prompts
+from workbench.formats import demonstrations, preferences, prompts, thumbs
 from workbench.formats.checks import Preferences, Repeats, numbered
 from workbench.formats.detect import detect, explain
 from workbench.formats.fields import Extras
@@ -41,6 +41,7 @@ PREFERENCE_READERS = {
     "sharegpt": preferences.read_sharegpt,
     "alpaca": preferences.read_alpaca,
 }
+THUMB_READERS = {"trl": thumbs.read_trl, "sharegpt": thumbs.read_sharegpt, "alpaca": thumbs.read_alpaca}
 _ALIASES = {"plain": "trl", "prompt-completion-plain": "prompt-completion"}
 _ROW_READ = Callable[[int, Any, Extras], ImportRow]
 _TIES_HEAVY = 0.5  # share of the rankings, from
@@ -161,6 +162,8 @@ def _reader(what: What, name: str) -> _ROW_READ:
         return _demonstration_reader(DEMONSTRATION_READERS[name], demonstrations.USED[name])
     if what == "preferences":
         return _preference_reader(PREFERENCE_READERS[name], preferences.USED[name])
+    if what == "thumbs":
+        return _thumb_reader(THUMB_READERS[name], thumbs.USED[name])
     return _read_ranking
 
 
@@ -212,6 +215,26 @@ def _preference_reader(read: Callable[[dict[str, Any]], preferences.Preference],
             ranking_id=extras.text(value, "ranking_id") or "",
             tier_distance=extras.tier_distance(value),
             note=note,
+        )
+
+    return read_row
+
+
+def _thumb_reader(read: Callable[[dict[str, Any]], thumbs.Judged], used: frozenset[str]) -> _ROW_READ:
+    def read_row(line: int, value: Any, extras: Extras) -> ImportRow:
+        value = _object(value)
+        messages, completion, desirable = read(value)
+        extras.rest(value, used)
+        return ImportRow(
+            line,
+            messages,
+            completion=completion,
+            desirable=desirable,
+            tags=extras.tags(value),
+            split=extras.split(value),
+            source=extras.text(value, "source"),
+            rater=extras.text(value, "rater") or "",
+            ranking_id=extras.text(value, "ranking_id") or "",
         )
 
     return read_row

@@ -1,0 +1,288 @@
+"""Kahneman-Tversky optimisation (Ethayarajh et al. 2024): single responses, each judged wanted or unwanted.
+
+``r = log pi(y|x) - log ref(y|x)``, summed over the completion's tokens, EOS included. A response is a gain or a loss
+against ``z``, an estimate of ``KL(pi || ref)``; its loss is ``w (1 - sigmoid(+-beta (r - z)))``
+(:func:`engine.losses.kto_loss`).
+
+z comes from the prompts of the **whole optimiser step**, each with another prompt's response, before any gradient:
+a step has two passes, and neither z nor the loss depends on the micro-batch. No gradient flows through z.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from engine.adapters import Adapters
+from engine.batching import Schedule, by_length, cut_within, most_tokens
+from engine.eval_samples import write_eval_samples, write_final_samples
+from engine.logps import token_stats
+from engine.losses import kto_loss, kto_zero
+from engine.masking import Example, fit, sft_example
+from engine.memory import run_micro_batched
+from engine.meters import Meters, Throughput
+from engine.optim import Group, Optimiser
+from engine.reference import Reference, reference_logps
+from engine.session import Session
+from engine.templates import end_of_turn
+from engine.trainee import (
+    EVAL_ROWS,
+    NOTHING_TO_TRAIN,
+    Trainee,
+    eval_due,
+    open_start,
+    refuse_empty,
+    report_fit,
+    window,
+)
+from workbench.recipes import KtoRecipe
+from workbench.rows import ThumbRow
+
+POLICY = "policy"
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedThumb:
+    """A judged response in token ids; of a mismatched one, ``desirable`` means nothing."""
+
+    id: str
+    example: Example
+    desirable: bool = False
+
+    @property
+    def sides(self) -> tuple[Example]:
+        """The one completion."""
+        return (self.example,)
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and completion."""
+        return len(self.example.input_ids)
+
+
+def run(session: Session) -> None:
+    """Train a policy on judged responses, from the session's start model to its ``final/`` folder."""
+    recipe = cast(KtoRecipe, session.recipe)
+    adapters = open_start(session, POLICY)
+    session.phase("preparing", "tokenising the judged responses")
+    limit = window(session, adapters)
+    train = encode(session, adapters, "train", limit)
+    heldout = encode(session, adapters, "heldout", limit)[:EVAL_ROWS]
+    schedule = Schedule(
+        [one.length for one in train],
+        batch=recipe.batch,
+        epochs=recipe.epochs,
+        max_steps=recipe.max_steps,
+        seed=recipe.seed,
+        fixed=True,
+    )
+    total, micro_batch = schedule.total_steps, recipe.micro_batch
+    bos = end_of_turn(adapters.base.tokenizer).bos
+    batches = [[train[index] for index in schedule.rows(step)] for step in range(total)]
+    others = [mismatched(batch, limit, bos) for batch in batches]
+    eval_batches = _in_batches(heldout, micro_batch)
+    eval_others = _in_batches(mismatched(heldout, limit, bos), micro_batch)
+    tokens_at_once = most_tokens(session.device)
+
+    def cut(rows: Sequence[EncodedThumb], most: int) -> Sequence[Sequence[EncodedThumb]]:
+        return cut_within(rows, lambda one: one.length, most, tokens_at_once)
+
+    every = [*batches, *others, *eval_batches, *eval_others]
+    sums = partial(completion_sums, adapters)
+    reference, micro_batch = reference_logps(session, adapters, every, micro_batch, sums, cut, "responses")
+    optimiser = Optimiser([Group(adapters.parameters(POLICY), recipe.learning_rate)], recipe, total)
+    trainee = Trainee(adapters, POLICY, optimiser, Throughput())
+    meters = Meters()
+    start = trainee.resume(session)
+    session.progress(start, total)
+
+    def measure(step: int) -> None:
+        if heldout and eval_due(session, step, total):
+            session.phase("evaluating")
+            session.metrics(step, evaluate(adapters, eval_batches, eval_others, reference, recipe))
+            session.phase("training")
+
+    def reset() -> None:
+        optimiser.zero()
+        meters.reset()
+
+    session.phase("training")
+    if start == 0:
+        measure(0)
+    for step in range(start + 1, total + 1):
+        trainee.throughput.restart()
+        batch = batches[step - 1]
+        ratios, micro_batch = run_micro_batched(
+            session, others[step - 1], micro_batch, lambda part: log_ratios(adapters, part, reference), cut=cut
+        )
+        zero = kto_zero(torch.cat(ratios)) if ratios else torch.zeros((), device=session.device)
+
+        def work(part: Sequence[EncodedThumb], zero: Tensor = zero, rows: int = len(batch)) -> int:
+            loss, tokens = thumb_loss(adapters, part, reference, zero, recipe, meters)
+            (loss.sum() / rows).backward()
+            return tokens
+
+        rate = optimiser.learning_rate
+        tokens, micro_batch = run_micro_batched(session, batch, micro_batch, work, reset=reset, cut=cut)
+        values = with_margin(meters.flush()) | {"kl": float(zero)}
+        names = [one.id for one in batch]
+        session.check_finite(step, "loss", values["loss"], names)
+        norm = optimiser.clip()
+        session.check_finite(step, "grad_norm", norm, names)
+        optimiser.step()
+        trainee.throughput.add(sum(tokens), len(batch))
+        values |= trainee.throughput.flush()
+        values |= {"grad_norm": float(norm), "learning_rate": rate, "epoch": schedule.epoch(step)}
+        session.metrics(step, values)
+        measure(step)
+        if session.sample_asked():
+            write_eval_samples(session, adapters, POLICY, step)
+        session.at_step_end(step, total, trainee.save)
+    session.finish(trainee.save_model)
+    write_final_samples(session, lambda: write_eval_samples(session, adapters, POLICY, total))
+
+
+def encode(session: Session, adapters: Adapters, name: str, limit: int) -> list[EncodedThumb]:
+    """Encode a data file ("train" or "heldout") within ``limit`` tokens; what is left out is said.
+
+    Raises UserError when nothing is left to train on.
+    """
+    rows = cast(list[ThumbRow], session.rows(name))
+    found = []
+    for row in rows:
+        one = sft_example(adapters.base.tokenizer, row.prompt, row.completion, limit)
+        if one.trained_tokens:
+            found.append(EncodedThumb(row.id, one, row.desirable))
+    what = "judged responses" if name == "train" else "held-out judged responses"
+    dropped = len(rows) - len(found)
+    examples = [one.example for one in found]
+    report_fit(session, what, len(rows), {NOTHING_TO_TRAIN: dropped} if dropped else {}, examples, limit)
+    if name == "train" and not found:
+        refuse_empty(what, len(rows), limit)
+    return found
+
+
+def mismatched(batch: Sequence[EncodedThumb], limit: int, bos: int | None = None) -> list[EncodedThumb]:
+    """Each prompt of a batch with the completion of another prompt, every completion once (section 4.1).
+
+    Rows are put prompt by prompt and the completions moved on by as many places as the commonest prompt has rows: then
+    none meets its own prompt while that prompt has at most half of the rows. Those that still do are left out, since
+    a response to its own prompt measures its reward and not the KL. Where all prompts differ this is TRL's rotation:
+    x_i with y_(i-1). Prompts are cut to ``limit`` tokens as everywhere; ``bos`` stays at their start.
+    """
+    prompts = [one.example.input_ids[: one.example.prompt_length] for one in batch]
+    counts = Counter(prompts)
+    first = {prompt: place for place, prompt in reversed(list(enumerate(prompts)))}
+    order = sorted(range(len(batch)), key=lambda place: first[prompts[place]])
+    shift = max(counts.values(), default=0)
+    found = []
+    for place, row in enumerate(order):
+        other = order[(place - shift) % len(order)]
+        if prompts[row] == prompts[other]:
+            continue
+        answer = batch[other].example
+        prompt, [completion], *_ = fit(prompts[row], [answer.input_ids[answer.prompt_length :]], limit, bos=bos)
+        mask = (False,) * len(prompt) + (True,) * len(completion)
+        example = Example((*prompt, *completion), mask, len(prompt))
+        found.append(EncodedThumb(f"{batch[row].id}~{batch[other].id}", example))
+    return found
+
+
+class Completions(NamedTuple):
+    """What a forward pass says of B completions of N tokens in all."""
+
+    logps: Tensor  # [B] summed log-probabilities, fp32
+    entropy: Tensor  # [N], nats
+    correct: Tensor  # [N] bool: the token is the argmax
+    tokens: int  # passed through the model
+
+
+def completion_logps(adapters: Adapters, name: str | None, rows: Sequence[EncodedThumb]) -> Completions:
+    """Log-probabilities of completions under an adapter, in one forward."""
+    layout = adapters.lay_out([one.example for one in rows])
+    with adapters.use(name):
+        hidden = adapters.flat(layout)
+    logps, entropy, correct = token_stats(hidden[layout.states], layout.targets, adapters.base.head_weight)
+    return Completions(layout.sums(logps), entropy, correct, layout.tokens)
+
+
+def completion_sums(adapters: Adapters, name: str | None, rows: Sequence[EncodedThumb]) -> Tensor:
+    """Summed log-probabilities [B, 1], as :func:`engine.reference.reference_logps` wants them."""
+    return completion_logps(adapters, name, rows).logps[:, None]
+
+
+@torch.no_grad()
+def log_ratios(adapters: Adapters, rows: Sequence[EncodedThumb], reference: Reference) -> Tensor:
+    """``log pi - log ref`` [B] of completions, in nats, without a gradient."""
+    found = completion_logps(adapters, POLICY, rows).logps
+    return found - _of_reference(rows, reference, found)
+
+
+def thumb_loss(
+    adapters: Adapters,
+    rows: Sequence[EncodedThumb],
+    reference: Reference,
+    zero: Tensor,
+    recipe: KtoRecipe,
+    meters: Meters,
+) -> tuple[Tensor, int]:
+    """The loss per judged response [B] against ``zero`` [], and the tokens passed; the meters get the rewards."""
+    found = completion_logps(adapters, POLICY, rows)
+    desirable = torch.tensor([one.desirable for one in rows], device=found.logps.device)
+    ratio = found.logps - _of_reference(rows, reference, found.logps)
+    loss = kto_loss(
+        ratio,
+        desirable,
+        zero,
+        beta=recipe.beta,
+        desirable_weight=recipe.desirable_weight,
+        undesirable_weight=recipe.undesirable_weight,
+    )
+    meters.add("loss", loss)
+    for name, chosen in (("desirable", desirable), ("undesirable", ~desirable)):
+        meters.add(f"rewards/{name}", recipe.beta * ratio[chosen])
+        meters.add(f"logps/{name}", found.logps[chosen])
+    meters.add("entropy", found.entropy)
+    meters.add("mean_token_accuracy", found.correct)
+    return loss, found.tokens
+
+
+def with_margin(values: dict[str, float], prefix: str = "") -> dict[str, float]:
+    """Add the difference of the mean rewards, where there were responses of both kinds."""
+    wanted, unwanted = (values.get(f"{prefix}rewards/{name}") for name in ("desirable", "undesirable"))
+    if wanted is None or unwanted is None:
+        return values
+    return values | {f"{prefix}rewards/margins": wanted - unwanted}
+
+
+@torch.no_grad()
+def evaluate(
+    adapters: Adapters,
+    batches: Sequence[Sequence[EncodedThumb]],
+    others: Sequence[Sequence[EncodedThumb]],
+    reference: Reference,
+    recipe: KtoRecipe,
+) -> dict[str, float]:
+    """Loss, rewards and KL on held-out responses; all of them share one zero."""
+    ratios = [log_ratios(adapters, part, reference) for part in others]
+    zero = kto_zero(torch.cat(ratios)) if ratios else torch.zeros((), device=adapters.base.device)
+    meters = Meters()
+    for part in batches:
+        thumb_loss(adapters, part, reference, zero, recipe, meters)
+    values = with_margin(meters.flush("eval_"), "eval_")
+    kept = {key: value for key, value in values.items() if key == "eval_loss" or key.startswith("eval_rewards/")}
+    return kept | {"eval_kl": float(zero)}
+
+
+def _in_batches(rows: Sequence[EncodedThumb], most: int) -> list[list[EncodedThumb]]:
+    return [[rows[index] for index in part] for part in by_length([one.length for one in rows], most)]
+
+
+def _of_reference(rows: Sequence[EncodedThumb], reference: Reference, like: Tensor) -> Tensor:
+    return torch.tensor([reference[one.id][0] for one in rows], dtype=like.dtype, device=like.device)

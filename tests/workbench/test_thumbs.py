@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from workbench.ids import new_id
+from workbench.pairs import EMPTY, HELD_OUT_TWIN
+from workbench.preflight import balance_problems
+from workbench.recipes import DpoRecipe, KtoRecipe, thumb_weights
+from workbench.records import ALL_BAD, BAD, GOOD, Message, Prompt, Ranking, Rater, Response, ResponseFlag
+from workbench.rows import ThumbRow
+from workbench.thumbs import REPEATED, current_thumbs, thumbs_of
+from workbench.training_data import Selected
+
+
+def card(**changes):
+    ranking = Ranking("k", "p", "ann", (("a",), ("b", "c"), ("d",)), shown_order=("c", "a", "d", "b"))
+    return replace(ranking, **changes)
+
+
+def flags(*pairs):
+    return tuple(ResponseFlag(*pair) for pair in pairs)
+
+
+def test_a_thumb_says_whether_its_response_is_wanted_and_nothing_of_the_others():
+    assert thumbs_of(card(flags=flags(("a", GOOD), ("d", BAD)))) == {"a": True, "d": False}
+
+
+def test_an_order_says_nothing_by_itself():
+    assert thumbs_of(card()) == {}
+
+
+def test_best_and_worst_takes_the_ends_of_an_order_and_leaves_the_middle_out():
+    assert thumbs_of(card(), "best-and-worst") == {"a": True, "d": False}
+    assert thumbs_of(card(tiers=(("a", "b", "c", "d"),)), "best-and-worst") == {}  # a tie has no ends
+
+
+def test_thumbs_go_before_what_an_order_is_taken_to_say():
+    assert thumbs_of(card(flags=flags(("b", BAD))), "best-and-worst") == {"b": False}
+
+
+def test_all_bad_is_thumbs_down_for_all_that_have_none_of_their_own():
+    judged = thumbs_of(card(flags=flags(("", ALL_BAD), ("a", GOOD))), "best-and-worst")
+    assert judged == {"a": True, "b": False, "c": False, "d": False}
+
+
+@pytest.mark.parametrize("flag", ["harmful", "false", "off-topic"])
+def test_other_flags_are_no_thumbs(flag):
+    assert thumbs_of(card(flags=flags(("a", flag), ("", flag)))) == {}
+
+
+def test_thumbs_count_without_an_order_but_not_while_a_card_is_skipped():
+    given = flags(("a", GOOD))
+    assert thumbs_of(card(outcome="cannot-rank", tiers=(), flags=given)) == {"a": True}
+    assert thumbs_of(card(outcome="skipped", tiers=(), flags=given)) == {}
+
+
+def store_card(project, question="Why?", texts=("yes", "no"), thumbs=(GOOD, BAD), split="train"):
+    prompt = Prompt(new_id(), (Message("user", question),), split=split)
+    responses = [Response(new_id(), prompt.id, text) for text in texts]
+    given = flags(*((one.id, thumb) for one, thumb in zip(responses, thumbs, strict=True) if thumb))
+    shown = tuple(one.id for one in responses)
+    ranking = Ranking(new_id(), prompt.id, "ann", (), "cannot-rank", given, shown_order=shown)
+    project.store.add_batch(
+        prompts=[prompt], responses=responses, rankings=[ranking], raters=[Rater("ann", "Ann")], label="judge"
+    ).result()
+    return ranking
+
+
+def test_rows_have_the_texts_and_whose_judgement_they_are(project):
+    ranking = store_card(project)
+    rows = current_thumbs(project.store).rows
+    assert [(row.completion, row.desirable) for row in rows] == [("yes", True), ("no", False)]
+    assert rows[0].id == f"{ranking.id}:{ranking.shown_order[0]}"
+    assert (rows[0].rater_id, rows[0].prompt) == ("ann", (Message("user", "Why?"),))
+
+
+def test_what_cannot_train_is_left_out_and_counted(project):
+    store_card(project, texts=("yes", "yes ", " "), thumbs=(GOOD, GOOD, BAD))
+    found = current_thumbs(project.store)
+    assert [row.completion for row in found.rows] == ["yes"]
+    assert found.dropped == {REPEATED: 1, EMPTY: 1}
+
+
+def test_a_prompt_that_is_held_out_elsewhere_trains_nothing(project):
+    store_card(project, "Kept?", split="held-out")
+    twin = Prompt(new_id(), (Message("user", " Kept?\n"),))
+    project.store.add_prompts([twin]).result()
+    response = Response(new_id(), twin.id, "text")
+    project.store.add_responses([response]).result()
+    ranking = Ranking(new_id(), twin.id, "ann", (), "cannot-rank", flags((response.id, GOOD)))
+    project.store.save_ranking(ranking).result()
+    found = current_thumbs(project.store, "train")
+    assert found.rows == []
+    assert found.dropped == {HELD_OUT_TWIN: 1}
+    assert len(current_thumbs(project.store, "held-out").rows) == 2
+
+
+def test_undo_takes_thumbs_back(project):
+    store_card(project)
+    project.store.undo().result()
+    assert current_thumbs(project.store).rows == []
+    project.store.redo().result()
+    assert len(current_thumbs(project.store).rows) == 2
+
+
+# ---- balance: 1 <= w_d n_d / (w_u n_u) <= 4/3 ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("wanted", "unwanted"), [(10, 10), (40, 30), (13, 10)])
+def test_from_1_to_1_to_4_to_3_the_weights_are_in_balance(wanted, unwanted):
+    assert thumb_weights(KtoRecipe(), wanted, unwanted) == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "unwanted", "field", "remedy"),
+    [
+        # 10 w = 30 to 40: w from 3 to 4
+        (10, 30, "desirable_weight", "set desirable_weight between 3 and 4"),
+        # 60 / (10 w) = 1 to 4/3: w from 4.5 to 6
+        (60, 10, "undesirable_weight", "set undesirable_weight between 4.5 and 6"),
+    ],
+)
+def test_outside_the_weight_of_the_fewer_is_to_be_raised(wanted, unwanted, field, remedy):
+    [problem] = thumb_weights(KtoRecipe(), wanted, unwanted)
+    assert (problem.field, problem.remedy, problem.severity) == (field, remedy, "warning")
+    assert f"{wanted} wanted and {unwanted} unwanted" in problem.message
+
+
+def test_the_weight_that_is_advised_is_in_balance():
+    assert thumb_weights(KtoRecipe(desirable_weight=3.5), 10, 30) == []
+    assert thumb_weights(KtoRecipe(undesirable_weight=5.0), 60, 10) == []
+
+
+def test_a_plan_counts_the_rows_that_train():
+    rows = [ThumbRow(str(n), "p", "k", "ann", (), "text", n < 10) for n in range(40)]
+    [problem] = balance_problems(KtoRecipe(), Selected(train=rows))
+    assert problem.field == "desirable_weight"  # 10 : 30
+    assert balance_problems(DpoRecipe(), Selected(train=rows)) == []
+
+
+def test_one_kind_alone_is_a_warning_and_none_at_all_is_not_this_ones_business():
+    [only] = thumb_weights(KtoRecipe(), 5, 0)
+    assert "All 5 judged responses are wanted" in only.message
+    assert only.remedy == "give some responses thumbs down"
+    [only] = thumb_weights(KtoRecipe(), 0, 5)
+    assert only.remedy == "give some responses thumbs up"
+    assert thumb_weights(KtoRecipe(), 0, 0) == []
