@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.logps import CHUNK_ROWS
 from engine.packing import ATTENTION, can_pack, register
 from engine.templates import ensure_template
 from workbench.errors import UserError
@@ -30,6 +31,7 @@ class LoadedBase:
     quantisation: str = "bf16"
     path: str = ""
     packs: bool = False  # sequences pass end to end without padding (:mod:`engine.packing`)
+    head_rows: int = CHUNK_ROWS  # positions whose logits are held at once in training
 
     @property
     def decoder(self) -> nn.Module:

@@ -157,8 +157,9 @@ def evaluate(
 ) -> dict[str, float]:
     """Loss, strict accuracy with Wilson's interval over rankings, margin and calibration error on held-out pairs."""
     margins, losses = [], []
-    for rows in by_length([one.length for one in pairs], recipe.micro_batch):
-        part = [pairs[index] for index in rows]
+    cut = micro_batches(adapters.base.device)
+    batches = by_length([one.length for one in pairs], recipe.micro_batch)
+    for part in (part for rows in batches for part in cut([pairs[index] for index in rows], recipe.micro_batch)):
         chosen, rejected, _ = pair_scores(adapters, head, part)
         margins.append(chosen - rejected)
         losses.append(pair_loss(chosen, rejected, part, recipe))
