@@ -120,7 +120,7 @@ def main() -> None:
         rows, lengths = rows_of(method, tokenizer, options.tokens)
         settings: dict[str, Any] = {
             "quantisation": "bf16",
-            "batch": 2 if method == "ppo" else 1,
+            "batch": 2,
             "micro_batch": 1,
             "max_length": 2048,
             "eval_every": 0,
@@ -130,7 +130,7 @@ def main() -> None:
             "gradient_checkpointing": options.checkpointing,
         }
         if method == "ppo":
-            settings |= {"response_length": RESPONSE, "episodes": 2, "ppo_epochs": 1, "rule": "longer-than:10"}
+            settings |= {"response_length": RESPONSE, "episodes": 4, "ppo_epochs": 1, "rule": "longer-than:10"}
         recipe = dataclasses.replace(RECIPES[method](), **settings)
         model = ModelRef(model_id="m", name="random", base=str(base))
         spec = RunSpec(run_id=method, method=method, name=method, recipe=dataclasses.asdict(recipe), model=model)
@@ -146,6 +146,7 @@ def main() -> None:
             if name in PHASE_OF:
                 measured[PHASE_OF[name]] = max(size, measured.get(PHASE_OF[name], 0))
         found = {"method": method, "measured": measured, "model": told.model_bytes, "foretold": plan.resident()}
+        found["foretold_model"] = plan.phases[0].bytes
         print(json.dumps(found | {"lines": plan.lines}), flush=True)
 
 

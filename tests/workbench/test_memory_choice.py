@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -110,3 +111,29 @@ def test_memory_on_a_gpu_grows_with_the_model_and_with_the_length(method):
     assert by_model == sorted(by_model)
     assert by_length == sorted(by_length)
     assert len({*by_model, *by_length}) == 5
+
+
+DOCUMENT = Path(__file__).parent.parent / "benchmarks" / "MEMORY.md"
+TITLES = {"sft": "SFT", "reward": "Reward", "dpo": "DPO", "ppo": "PPO"}
+
+
+def paper_table():
+    """The peak of each Llama, method and length in GiB, and the settings that the plan chooses."""
+    lines = []
+    for name, shape in LLAMAS.items():
+        for method in METHODS:
+            gib = 16 if method == "ppo" else 12
+            cells = []
+            for length in (512, 1024, 2048):
+                found = planned(method, shape, gib * GIB, gpu=True, length=length)
+                size = found.plan.peak.bytes / GIB
+                marks = "*" * found.recipe.gradient_checkpointing + "+" * (found.recipe.head_rows < HEAD_ROWS)
+                over = " (too much)" if size > MARGIN * gib else ""
+                cells.append(f"{size:.1f} with {found.recipe.micro_batch}{marks}{over}")
+            lines.append(f"| {name} | {TITLES[method]} | {gib} | {' | '.join(cells)} |")
+    return lines
+
+
+def test_the_document_shows_what_the_plan_says():
+    shown = [line for line in DOCUMENT.read_text(encoding="utf-8").splitlines() if line.startswith("| Llama")]
+    assert shown == paper_table()
