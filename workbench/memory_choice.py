@@ -49,7 +49,9 @@ def choose(
     gpu = on_gpu(recipe.device) if gpu is None else gpu
     smallest: tuple[Recipe, MemoryPlan] | None = None
     for tried in _from_fast_to_small(recipe, _most_rows(recipe, rows, gpu=gpu), gpu=gpu):
-        plan = plan_memory(method, tried, shape, rows, start_rank=start_rank, peaks=peaks, base=base, gpu=gpu)
+        plan = plan_memory(
+            method, tried, shape, rows, start_rank=start_rank, peaks=peaks, base=base, available=available, gpu=gpu
+        )
         if plan.peak.bytes <= MARGIN * available:
             return _told(recipe, tried, plan, available, fits=True)
         if smallest is None or plan.peak.bytes <= smallest[1].peak.bytes:

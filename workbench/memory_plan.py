@@ -136,6 +136,7 @@ def plan_memory(
     start_rank: int = 0,
     peaks: Sequence[Peak] = (),
     base: str = "",
+    available: int = 0,
     gpu: bool | None = None,
 ) -> MemoryPlan:
     """Foretell the memory of every phase.
@@ -149,10 +150,11 @@ def plan_memory(
         peaks: what earlier runs held, newest first: the median of measured / foretold of :func:`most_like` corrects
             each phase.
         base: the base model's folder.
+        available: free bytes, which bound how many episodes are sampled at once; 0: all of them are.
         gpu: whether a GPU computes; by default as the recipe and the machine say.
     """
     gpu = on_gpu(recipe.device) if gpu is None else gpu
-    one = _Reckoner(method, recipe, shape, rows, start_rank, gpu)
+    one = _Reckoner(method, recipe, shape, rows, start_rank, gpu, available)
     alike = most_like(peaks, method, base, recipe.quantisation, gpu=gpu)
     phases = []
     for name, size, mapped in one.phases():
@@ -203,8 +205,9 @@ class _Reckoner:
         rows: Sequence[Sequence[int]],
         start_rank: int,
         gpu: bool,
+        available: int = 0,
     ) -> None:
-        self.method, self.recipe, self.shape, self.gpu = method, recipe, shape, gpu
+        self.method, self.recipe, self.shape, self.gpu, self.available = method, recipe, shape, gpu, available
         self.rank = start_rank or recipe.lora_rank
         self.head_rows = recipe.head_rows or HEAD_ROWS
         self.width = 2 if gpu or cpu_has_bf16() else 4  # bytes of a number in the model's arithmetic
@@ -286,11 +289,25 @@ class _Reckoner:
         return self._allocated(self.tokens * self.passing + self.head) + self.unpacked
 
     @property
-    def cache(self) -> float:
-        """Keys and values of all episodes of a rollout."""
-        longest = max(max(row) for row in self.rows)
+    def episode(self) -> float:
+        """Keys and values of the longest episode."""
         columns = self.shape.layers * 2 * self.shape.kv_heads * self.shape.head_dim
-        return self.recipe.batch * longest * columns * self.width * CACHE_ROOM
+        return max(max(row) for row in self.rows) * columns * self.width
+
+    @property
+    def drawn_at_once(self) -> int:
+        """Episodes that are sampled together: as ``engine.generate.rows_that_fit`` has it from what is free."""
+        if not self.available:
+            return self.recipe.batch
+        free = max(0.0, self.available - self.libraries - self.weights - self.adapters - self.optimiser)
+        budget, most = (free / 2, 256) if self.gpu else (min(3.0 * 1024**3, free / 4), 64)
+        fitting = int(budget / (2 * self.episode + 24 * self.shape.vocabulary))
+        return max(1, min(self.recipe.batch, most, fitting))
+
+    @property
+    def cache(self) -> float:
+        """Keys and values of the episodes that are sampled at once."""
+        return self.drawn_at_once * self.episode * CACHE_ROOM
 
     def _allocated(self, size: float) -> float:
         return size * (GPU_ALLOCATOR if self.gpu else CPU_ALLOCATOR)
@@ -327,5 +344,5 @@ class _Reckoner:
             f"activations: {self.tokens:,} tokens at once, {kept}, {in_bytes(self.activations)}",
         ]
         if isinstance(recipe, PpoRecipe):
-            found.append(f"key-value cache of {recipe.batch} episodes: {in_bytes(self.cache)}")
+            found.append(f"key-value cache of {self.drawn_at_once} episodes at once: {in_bytes(self.cache)}")
         return [*found, f"{'GPU context' if self.gpu else 'libraries'}: {in_bytes(self.libraries)}"]

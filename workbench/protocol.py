@@ -59,7 +59,7 @@ class Exit(msgspec.Struct, frozen=True, kw_only=True):
 
     code: int | None  # exit status; None when a signal ended it
     signal: int | None = None
-    peak_rss_bytes: int = 0
+    peak_rss_bytes: int = 0  # of its last phase: the engine sets the mark back as a phase begins (see Memory)
     ended_at: str = ""
     reason: str = ""  # in plain words: "killed (signal 9): most likely out of memory"
 

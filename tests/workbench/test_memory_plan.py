@@ -102,10 +102,23 @@ def test_ppo_rolls_out_scores_and_updates_and_only_the_rollout_has_a_cache():
     assert list(found) == ["load", "rollout", "score", "update"]
     # keys and values of 32 episodes of 1024 tokens, 32 layers of 8 heads of 128 in bf16, with room for a quarter more
     assert found["rollout"] - found["score"] == int(32 * 1024 * 32 * 2 * 8 * 128 * 2 * 1.25)
-    assert any("key-value cache of 32 episodes" in line for line in plan.lines)
+    assert any("key-value cache of 32 episodes at once" in line for line in plan.lines)
     ruled = plan_memory("ppo", dataclasses.replace(recipe, rule="shorter-than:40"), EIGHT, [[1024]], gpu=True)
     rank = EIGHT.adapter_parameters(recipe.lora_rank)
     assert found["load"] - by_name(ruled)["load"] == 4 * rank  # no reward adapter
+
+
+def test_a_rollout_samples_no_more_episodes_at_once_than_half_of_what_is_free_holds_twice():
+    recipe, rows = PpoRecipe(quantisation="nf4", batch=32, micro_batch=1), [[2048]] * 32
+    whole = by_name(plan_memory("ppo", recipe, EIGHT, rows, gpu=True))
+    bound = by_name(plan_memory("ppo", recipe, EIGHT, rows, available=16 * GIB, gpu=True))
+    assert bound["update"] == whole["update"]
+    episode = 2048 * 32 * 2 * 8 * 128 * 2
+    fewer = (whole["rollout"] - bound["rollout"]) / (episode * 1.25)
+    assert fewer == pytest.approx(round(fewer), abs=0.01)
+    assert 1 < 32 - round(fewer) <= (16 * GIB / 2) / (2 * episode)
+    least = by_name(plan_memory("ppo", recipe, EIGHT, rows, available=1, gpu=True))
+    assert least["rollout"] - least["score"] == int(episode * 1.25)  # one at least
 
 
 def test_the_reference_of_dpo_costs_an_adapter_only_where_one_is_continued():
