@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.logps import CHUNK_ROWS
 from engine.packing import can_pack
 from engine.templates import ensure_template
 from workbench.errors import UserError
@@ -31,6 +32,7 @@ class LoadedBase:
     path: str = ""
     packs: bool = False  # sequences pass end to end without padding (:mod:`engine.packing`)
     active: str | None = None  # the adapter in use (:mod:`engine.adapters`); None for the bare base
+    head_rows: int = CHUNK_ROWS  # positions whose logits are held at once in training
 
     @property
     def decoder(self) -> nn.Module:

@@ -69,7 +69,8 @@ def run(session: Session) -> None:
     def measure(step: int) -> None:
         if heldout and eval_due(session, step, total):
             session.phase("evaluating")
-            session.metrics(step, evaluate(adapters, eval_batches, reference, recipe))
+            parts = [part for batch in eval_batches for part in cut(batch, micro_batch)]
+            session.metrics(step, evaluate(adapters, parts, reference, recipe))
             session.phase("training")
 
     def reset() -> None:
@@ -124,7 +125,9 @@ def completion_logps(adapters: Adapters, name: str | None, pairs: Sequence[Encod
     layout = adapters.lay_out(unique)
     with adapters.use(name):
         hidden = adapters.flat(layout)
-    logps, entropy, correct = token_stats(hidden[layout.states], layout.targets, adapters.base.head_weight)
+    logps, entropy, correct = token_stats(
+        hidden[layout.states], layout.targets, adapters.base.head_weight, chunk=adapters.base.head_rows
+    )
     both = layout.sums(logps)[torch.tensor(where, device=logps.device)]
     return Completions(both[: len(pairs)], both[len(pairs) :], entropy, correct, layout.tokens)
 

@@ -1,4 +1,4 @@
-"""What to do when memory runs out: take smaller bites, keep the batch, and say so."""
+"""What memory a run holds in each of its phases; and when it runs out: take smaller bites, keep the batch, say so."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import gc
 import resource
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+
+from workbench.memory_plan import PHASE_OF
 
 if TYPE_CHECKING:
     from engine.session import Session
@@ -36,7 +39,8 @@ def run_micro_batched(
     ``reset`` must set the gradients (and whatever the caller sums) back to where they were before the batch, and
     the random numbers are put back here.
 
-    Returns the results in the order of the rows, and the micro-batch that fitted: hand it in the next time.
+    Returns the results in the order of the rows, and the micro-batch that fitted: hand it in the next time. What is
+    halved is the largest part that was cut, so that every new try is smaller.
     Raises the out-of-memory error when not even one row fits.
     """
     before = torch.get_rng_state()
@@ -44,10 +48,12 @@ def run_micro_batched(
     while True:
         results: list[R] = []
         failed = False
+        parts = (cut or _neighbours)(rows, micro_batch)
+        tried = min(micro_batch, max((len(part) for part in parts), default=0))
         try:
-            results.extend(work(part) for part in (cut or _neighbours)(rows, micro_batch))
+            results.extend(work(part) for part in parts)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or micro_batch == 1:
+            if not is_out_of_memory(error) or tried <= 1:
                 raise
             failed = True  # leave the except block first: its traceback holds the tensors
         if not failed:
@@ -58,19 +64,18 @@ def run_micro_batched(
         torch.set_rng_state(before)
         if before_cuda is not None:
             torch.cuda.set_rng_state(before_cuda)
-        smaller = max(1, micro_batch // 2)
+        micro_batch = tried // 2
         session.warn(
             "oom",
-            f"Memory ran out with {micro_batch} rows at once{_in_phase(session)}; going on with {smaller}, "
-            f"the batch of {len(rows)} stays",
-            "set micro_batch lower next time, or turn gradient checkpointing on",
+            f"Memory ran out in the {phase_in_words(session.phase_name)} phase with {tried} rows at once; going on "
+            f"with {micro_batch}, the batch of {len(rows)} stays",
+            "leave micro_batch at 0 next time, so that the memory plan chooses it, or turn gradient checkpointing on",
         )
-        micro_batch = smaller
 
 
-def _in_phase(session: Session) -> str:
-    name = getattr(session, "phase_name", "")
-    return f" (phase: {name})" if name else ""
+def phase_in_words(name: str) -> str:
+    """The memory plan's name of one of the engine's phases (rollout, score, update); its own where it has none."""
+    return PHASE_OF.get(name, name) or "starting"
 
 
 def _neighbours(rows: Sequence[T], micro_batch: int) -> list[Sequence[T]]:
@@ -104,3 +109,48 @@ def memory_bytes(device: torch.device) -> tuple[int, int]:
     except OSError:
         now = peak
     return now, max(now, peak)
+
+
+class PhasePeaks:
+    """The most memory that was held in each phase: tensors on a GPU, the resident set of this process on a CPU.
+
+    Linux sets a process's high-water mark back on request. Elsewhere the mark only rises, and a phase that did not
+    raise it counts with what it held when it ended.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.peaks: dict[str, int] = {}
+        self._device = device
+        self._phase = ""
+        self._resets = True
+        self._mark = 0  # the high-water mark as this phase began
+
+    def enter(self, name: str) -> None:
+        """Another phase begins."""
+        self.read()
+        self._phase = name
+        self._resets = _reset_high_water(self._device)
+        self._mark = _high_water(self._device)
+
+    def read(self) -> dict[str, int]:
+        """The peaks so far, the present phase's among them."""
+        mark = _high_water(self._device)
+        held = mark if self._resets or mark > self._mark else memory_bytes(self._device)[0]
+        if self._phase:
+            self.peaks[self._phase] = max(held, self.peaks.get(self._phase, 0))
+        return dict(self.peaks)
+
+
+def _high_water(device: torch.device) -> int:
+    return memory_bytes(device)[1]
+
+
+def _reset_high_water(device: torch.device) -> bool:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True

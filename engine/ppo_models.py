@@ -93,7 +93,9 @@ class Players:
         """
         with self.adapters.use(name):
             hidden = self.adapters.flat(rows)
-        logps, entropy = token_logps(hidden[rows.states], rows.targets, self.base.head_weight, self.recipe.temperature)
+        logps, entropy = token_logps(
+            hidden[rows.states], rows.targets, self.base.head_weight, self.recipe.temperature, self.base.head_rows
+        )
         keep = response_mask(rows.lengths, width)
         return _spread(logps, keep), _spread(entropy, keep)
 

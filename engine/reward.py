@@ -176,8 +176,9 @@ def evaluate(
     All of the score, the mean over heads; of several heads also how far their margins are apart.
     """
     margins, losses, stds = [], [], []
-    for rows in by_length([one.length for one in pairs], recipe.micro_batch):
-        part = [pairs[index] for index in rows]
+    cut = micro_batches(adapters.base.device)
+    batches = by_length([one.length for one in pairs], recipe.micro_batch)
+    for part in (part for rows in batches for part in cut([pairs[index] for index in rows], recipe.micro_batch)):
         chosen, rejected, _ = pair_scores(adapters, head, part)
         stds.append(spread(chosen - rejected))
         chosen, rejected = chosen.mean(-1, keepdim=True), rejected.mean(-1, keepdim=True)

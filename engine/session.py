@@ -21,15 +21,19 @@ from torch import Tensor
 from engine import checkpoints
 from engine.control import Control, Stopped
 from engine.events import EventLog, SampleFile
-from engine.memory import memory_bytes
+from engine.memory import PhasePeaks, memory_bytes
 from workbench.errors import UserError
 from workbench.manifests import total_bytes
+from workbench.memory_choice import without_plan
+from workbench.memory_plan import PHASE_OF
 from workbench.protocol import (
     AnyEvent,
     Checkpoint,
     Command,
     Diverged,
+    Memory,
     Metrics,
+    Noted,
     Paused,
     Phase,
     Pong,
@@ -44,6 +48,7 @@ from workbench.protocol import (
 )
 from workbench.recipes import Recipe
 from workbench.run_folder import STOPPING_PHASE, Row, RunFolder
+from workbench.terminal import in_bytes
 
 _PROGRESS_EVERY_S = 0.5
 _VERSIONED = ("torch", "transformers", "peft", "bitsandbytes", "tastemaker")
@@ -80,7 +85,7 @@ class Session:
         self.folder = folder
         self.run_folder = RunFolder(folder)
         self.spec = self.run_folder.spec()
-        self.recipe: Recipe = self.run_folder.recipe(self.spec)
+        self.recipe: Recipe = without_plan(self.run_folder.recipe(self.spec))
         self.device = device or choose_device(self.recipe.device)
         self.control = control or Control()
         self.step = 0
@@ -89,6 +94,8 @@ class Session:
         self._events = events or EventLog(folder)
         self._samples = SampleFile(folder)
         self._phase = ""
+        self._memory = PhasePeaks(self.device)
+        self._model_bytes = 0
         self._stepped = False
         self._last_progress = 0.0
         self._pace: tuple[float, int] | None = None
@@ -109,6 +116,9 @@ class Session:
                 versions=versions(),
             )
         )
+        if found.path is None:
+            for note in self.spec.notes:
+                self._emit(Noted(code="plan", message=note))
         for path, faults in found.damaged:
             instead = f"step {found.path.name} is used instead" if found.path else "training starts again from step 0"
             self.warn("checkpoint-damaged", f"The checkpoint of step {path.name} is damaged ({faults}); {instead}")
@@ -154,7 +164,10 @@ class Session:
         """
         if self.control.stop_asked() and not self._stepped:
             raise Stopped(self.step if self._resume_from else -1)
+        if self._phase == "preparing":
+            self._model_bytes = memory_bytes(self.device)[0]
         self._phase = name
+        self._memory.enter(name)
         self._emit(Phase(name=name, detail=detail))
 
     def metrics(self, step: int, values: Mapping[str, float | Tensor]) -> None:
@@ -165,7 +178,8 @@ class Session:
             if name not in self._said:
                 self._said.add(name)
                 self.warn("not-finite", f"{name} was not a finite number at step {step}; such points are left out")
-        now, peak = memory_bytes(self.device)
+        now = memory_bytes(self.device)[0]
+        peak = max(now, *self._memory.read().values(), 0)
         numbers.setdefault("perf/memory_bytes", float(now))
         numbers.setdefault("perf/peak_memory_bytes", float(peak))
         self._emit(Metrics(step=step, values=numbers))
@@ -227,6 +241,7 @@ class Session:
         self._wait_while_paused(step, save)
         stop = self.control.stop_asked()
         if stop is not None:
+            self._say_memory()
             raise Stopped(self._save_at_last(step, save) if stop.save else -1)
 
     def pause_and_save(self, code: str, message: str, remedy: str = "") -> None:
@@ -247,6 +262,7 @@ class Session:
     def finish(self, write_final: Callable[[Path], None]) -> None:
         """Write ``final/`` as one act. ``write_final`` fills the folder with the plain peft adapter and its extras."""
         self.phase("saving", "the finished model")
+        self._say_memory()
 
         def attempt() -> None:
             checkpoints.write_folder(self.folder / "final", write_final, **self._manifest("final", self.step))
@@ -263,6 +279,14 @@ class Session:
         self._samples.close()
         if self._own_events:
             self._events.close()
+
+    def _say_memory(self) -> None:
+        """Keep what each phase held at most: it corrects the next plan."""
+        peaks = self._memory.read()
+        self._emit(Memory(peaks=peaks, model_bytes=self._model_bytes))
+        shown = {name: size for name, size in peaks.items() if name in PHASE_OF}
+        said = ", ".join(f"{name} {in_bytes(size)}" for name, size in shown.items())
+        self._emit(Noted(code="memory", message=f"Memory held at most, by phase: {said}"))
 
     # ---- inside ---------------------------------------------------------------------------------------------
 

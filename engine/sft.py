@@ -105,7 +105,9 @@ def loss_sum(
     layout = adapters.lay_out(examples)
     with adapters.use(POLICY), noisy_embeddings(adapters.base.decoder, layout, neftune_alpha):
         hidden = adapters.flat(layout)
-    logps, entropy, correct = token_stats(hidden[layout.states], layout.targets, adapters.base.head_weight)
+    logps, entropy, correct = token_stats(
+        hidden[layout.states], layout.targets, adapters.base.head_weight, chunk=adapters.base.head_rows
+    )
     meters.add("loss", -logps)
     meters.add("mean_token_accuracy", correct)
     meters.add("entropy", entropy)
@@ -116,8 +118,10 @@ def loss_sum(
 def evaluate(adapters: Adapters, heldout: Sequence[Example], micro_batch: int) -> dict[str, float]:
     """Loss and token accuracy over the trained tokens of held-out rows."""
     meters = Meters()
+    most = most_tokens(adapters.base.device)
     for rows in by_length([len(one.input_ids) for one in heldout], micro_batch):
-        loss_sum(adapters, [heldout[index] for index in rows], meters)
+        for part in cut_within(rows, lambda index: len(heldout[index].input_ids), micro_batch, most):
+            loss_sum(adapters, [heldout[index] for index in part], meters)
     values = meters.flush("eval_")
     values.pop("eval_entropy", None)
     return values

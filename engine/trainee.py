@@ -78,6 +78,7 @@ def open_start(session: Session, name: str) -> Adapters:
             "sampled answers begin behind it, trained ones in front of it",
             "write demonstrations that begin with it, or choose a model without thinking turns",
         )
+    base.head_rows = recipe.head_rows or base.head_rows
     adapters = Adapters(base)
     if model.adapter:
         adapters.load(name, model.adapter, trainable=True)

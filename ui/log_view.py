@@ -15,7 +15,7 @@ from ui.operations import run_task
 from ui.plain_text import text_for_view
 from ui.theme import XS, S, font
 from ui.widgets import IconLabel, Text, button, clear, column, row
-from workbench.protocol import Warned
+from workbench.protocol import Noted, Warned
 
 FIRST_BYTES = 64 * 1024
 EVERY_MS = 500
@@ -72,6 +72,9 @@ class LogView(QWidget):
         self._warnings.setSpacing(XS)
         self.warnings.hide()
         self._told: list[Warned] = []
+        self.notes = Text("", "small", "muted", wrap=True, selectable=True)
+        self.notes.setObjectName("run-notes")
+        self.notes.hide()
         self.follow = QCheckBox("Follow the end")
         self.follow.setChecked(True)
         self.search = QLineEdit()
@@ -93,7 +96,7 @@ class LogView(QWidget):
         copy = button("Copy all", self._on_copy, kind="quiet", name="copy-log")
         self._where = Text("", "small", "muted", selectable=True)
         bar = row(self.search, self.follow, None, self._where, copy)
-        self.setLayout(column(bar, self.warnings, self.view, margins=(0, S, 0, 0)))
+        self.setLayout(column(bar, self.notes, self.warnings, self.view, margins=(0, S, 0, 0)))
         self._timer = QTimer(self)
         self._timer.setInterval(EVERY_MS)
         self._timer.timeout.connect(self._read)
@@ -105,6 +108,7 @@ class LogView(QWidget):
         self._where.setToolTip(str(path or "").replace("<", ""))
         self.view.clear()
         self.set_warnings([])
+        self.set_notes([])
         if self.isVisible():
             self._read()
 
@@ -126,6 +130,11 @@ class LogView(QWidget):
             line.setAccessibleName(f"Warning: {text}")
             self._warnings.addWidget(line)
         self.warnings.setVisible(bool(self._told))
+
+    def set_notes(self, notes: Sequence[Noted]) -> None:
+        """Show what the run says of itself that is no warning: what the memory plan chose, what memory it held."""
+        self.notes.setText("\n".join(one.message + "." for one in notes[-WARNINGS_SHOWN:]))
+        self.notes.setVisible(bool(notes))
 
     def showEvent(self, event: object) -> None:
         """Begin to read."""

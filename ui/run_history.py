@@ -18,6 +18,7 @@ from workbench.protocol import (
     Checkpoint,
     Diverged,
     Metrics,
+    Noted,
     Progress,
     SampleBatch,
     Started,
@@ -47,6 +48,7 @@ class Batch:
     marks: list[Mark] = field(default_factory=list)
     samples: list[SampleBatch] = field(default_factory=list)
     warnings: list[Warned] = field(default_factory=list)
+    notes: list[Noted] = field(default_factory=list)
     step: int = 0
     total_steps: int = 0
     elapsed_s: float = 0.0
@@ -85,6 +87,8 @@ def digest(events: Iterable[AnyEvent]) -> Batch:
                 )
             case Warned():
                 batch.warnings.append(event)
+            case Noted():
+                batch.notes.append(event)
             case _:
                 pass
     for key, at in steps.items():
@@ -122,6 +126,7 @@ class RunHistory:
         self.marks: list[Mark] = []
         self.samples: list[SampleBatch] = []
         self.warnings: list[Warned] = []
+        self.notes: list[Noted] = []
         self.step = 0
         self.total_steps = 0
         self.elapsed_s = 0.0
@@ -146,6 +151,7 @@ class RunHistory:
         self.marks += batch.marks
         self.samples += batch.samples
         self.warnings += batch.warnings
+        self.notes += batch.notes
         self.step = max(self.step, batch.step)
         self.total_steps = batch.total_steps or self.total_steps
         self.elapsed_s = batch.elapsed_s or self.elapsed_s

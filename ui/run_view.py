@@ -214,6 +214,8 @@ class RunView(QWidget):
         self.plots.mark_dirty(None if batch.cut_after is not None or batch.marks else changed)
         if batch.samples or batch.cut_after is not None:
             self.samples.set_batches(self.history.samples)
+        if batch.notes:
+            self.log.set_notes(self.history.notes)
         if batch.warnings:
             self.log.set_warnings(self.history.warnings)
             self.tabs.setTabText(self.tabs.indexOf(self.log), f"Log ({plural(len(self.history.warnings), 'warning')})")

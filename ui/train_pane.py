@@ -171,7 +171,7 @@ class TrainPane(QWidget):
 
     def _on_spec(self, spec: RunSpec) -> None:
         """Take over the settings of a run; what its recipe did not know yet keeps the preset's value."""
-        known = {one.name for one in settings_of(RECIPES[spec.method])}
+        known = {one.name for one in settings_of(RECIPES[spec.method])} - set(spec.automatic)
         self._changes[spec.method] = {name: value for name, value in spec.recipe.items() if name in known}
         self._chosen_starts[spec.method] = spec.model.model_id
         self.methods.choose(spec.method)

@@ -34,6 +34,8 @@ class TrainSummary(QWidget):
         data.body.addWidget(self._words)
         self.memory = MemoryBar()
         self._memory = Text("", "body", wrap=True)
+        self._chosen = Text("", "small", "muted", wrap=True)
+        self._chosen.setObjectName("chosen-by-plan")
         self._time = Text("", "body", wrap=True)
         self._disk = Text("", "body", wrap=True)
         self._lines = Text("", "small", "muted", wrap=True, selectable=True)
@@ -41,6 +43,7 @@ class TrainSummary(QWidget):
         self._cost = Card("Cost")
         self._cost.body.addLayout(_line("Memory", self._memory))
         self._cost.body.addWidget(self.memory)
+        self._cost.body.addWidget(self._chosen)
         self._cost.body.addSpacing(S)
         self._cost.body.addLayout(_line("Time", self._time))
         self._cost.body.addLayout(_line("Disk", self._disk))
@@ -54,6 +57,7 @@ class TrainSummary(QWidget):
         for part in (self._train, self._held_out, self._memory, self._time, self._disk):
             part.setText("–")
         self._words.setText("Checking…")
+        self._chosen.hide()
         self._memory.set_tone("")
         self.memory.show_need(0, 0)
         self.command.set_text("")
@@ -72,6 +76,10 @@ class TrainSummary(QWidget):
         known = cost.memory_bytes > 0
         self._memory.setText(self.memory.show_need(cost.memory_bytes, cost.memory_available) if known else "–")
         self._memory.set_tone(self.memory.tone() if self.memory.tone() in ("warn", "bad") and known else "")
+        said = [f"Measured {size(cost.memory_last_bytes)} last time."] if cost.memory_last_bytes else []
+        said += [plan.chosen[:1].upper() + plan.chosen[1:] + "."] if plan.chosen else []
+        self._chosen.setText(" ".join(said))
+        self._chosen.setVisible(bool(said))
         steps = plural(cost.total_steps, "step" if plan.method != "ppo" else "rollout")
         basis = "from this project's runs" if cost.measured else "a rough guess"
         self._time.setText(f"about {duration(cost.seconds)} for {steps}, {basis}" if known else "–")
@@ -79,7 +87,9 @@ class TrainSummary(QWidget):
         self._lines.setText("\n".join(one[:1].upper() + one[1:] + "." for one in cost.lines))
         self.how.setEnabled(known)
         self.command.set_text(plan.command_line)
-        self.setAccessibleName(f"{plan.summary} Memory {self._memory.text()}. Time {self._time.text()}.")
+        self.setAccessibleName(
+            f"{plan.summary} Memory {self._memory.text()}. {self._chosen.text()} Time {self._time.text()}."
+        )
 
 
 def _line(label: str, value: Text) -> QHBoxLayout:

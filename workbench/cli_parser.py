@@ -44,6 +44,9 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--model", default="", metavar="M", help="with --plan: this model only, by name or folder")
     one.add_argument("--method", action="append", choices=METHODS, help="with --plan: this method, or several")
     one.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="with --plan: train on this")
+    one.add_argument(
+        "--length", type=at_least(16), default=1024, metavar="N", help="with --plan: tokens of every sequence"
+    )
     _json(one)
     return parser
 

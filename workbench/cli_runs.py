@@ -24,6 +24,7 @@ from workbench.protocol import (
     Command,
     Diverged,
     Metrics,
+    Noted,
     Pause,
     Phase,
     Progress,
@@ -101,16 +102,23 @@ def _say_plan(plan: RunPlan, terminal: Terminal) -> None:
                 "problems": [asdict(one) for one in plan.problems],
                 "memory_bytes": plan.estimate.memory_bytes,
                 "memory_by_phase": {one.name: one.bytes for one in plan.estimate.phases},
+                "memory_measured_last_time": plan.estimate.memory_last_bytes,
+                "chosen": {name: getattr(plan.settled, name) for name in plan.automatic},
+                "chosen_because": plan.chosen,
                 "seconds": plan.estimate.seconds,
             }
         )
         return
     terminal.say(plan.summary)
+    last = in_bytes(plan.estimate.memory_last_bytes) if plan.estimate.memory_last_bytes else ""
     if plan.estimate.memory_bytes:
         terminal.say(
             f"About {in_time(plan.estimate.seconds)} and {in_bytes(plan.estimate.memory_bytes)} of memory"
-            f" ({in_bytes(plan.estimate.memory_available)} available)."
+            f" ({in_bytes(plan.estimate.memory_available)} available"
+            + (f", {last} measured last time)." if last else ").")
         )
+        if plan.chosen:
+            terminal.say(f"Chosen: {plan.chosen}.")
     for one in plan.problems:
         terminal.say(f"  {one.severity}: {one.message}" + (f" ({one.remedy})" if one.remedy else ""))
 
@@ -152,6 +160,8 @@ def _say_event(event: AnyEvent, status: RunStatus, run: RunRecord, terminal: Ter
         shown = [f"{key} {event.values[key]:.4g}" for key in HEADLINES if key in event.values]
         if shown:
             terminal.say(f"  step {event.step:>5}  " + "  ".join(shown))
+    elif isinstance(event, Noted):
+        terminal.say(f"  {event.message}")
     elif isinstance(event, Warned):
         terminal.say(f"  note: {event.message}" + (f" ({event.remedy})" if event.remedy else ""))
     elif isinstance(event, Diverged):

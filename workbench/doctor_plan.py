@@ -9,7 +9,8 @@ from pathlib import Path
 
 from workbench.errors import UserError
 from workbench.estimate import memory_available
-from workbench.memory_plan import MemoryPlan, choose_micro_batch, on_gpu
+from workbench.memory_choice import Choice, choose
+from workbench.memory_plan import PHASES, MemoryPlan, on_gpu
 from workbench.model_shape import LLAMAS, Shape, read_shape
 from workbench.models import cached_bases
 from workbench.recipes import PpoRecipe, Recipe, preset
@@ -17,12 +18,11 @@ from workbench.records import METHODS, Method
 from workbench.terminal import Terminal, in_bytes
 
 LENGTH = 1024
-"""Tokens of every sequence: prompt and response."""
-PROMPT = 256
-"""Of these, the prompt's. The two sides of a pair are counted whole, as where their prompts differ."""
+"""Tokens of every sequence: prompt and response. The two sides of a pair are counted whole, as with two prompts."""
+PROMPT_SHARE = 4
+"""One token in so many is the prompt's."""
 ROWS = 1000
 """Rows of a project that a preset is chosen for."""
-_PHASES = ("load", "rollout", "score", "update")
 
 
 def plan(options: argparse.Namespace, terminal: Terminal) -> int:
@@ -35,12 +35,13 @@ def plan(options: argparse.Namespace, terminal: Terminal) -> int:
         where = f"a {'GPU' if gpu else 'CPU'} with {in_bytes(available)} free"
         if gpu and not on_gpu("auto"):
             where = f"a GPU (there is none here) that had as much free as this machine has, {in_bytes(available)}"
-        terminal.say(f"Memory to train on {where}: NF4 base, every sequence of {LENGTH} tokens.")
-        head = "".join(f"{phase:>11}" for phase in _PHASES)
+        terminal.say(f"Memory to train on {where}: NF4 base, every sequence of {options.length} tokens.")
+        head = "".join(f"{phase:>11}" for phase in PHASES)
         terminal.say(f"{'model':<24} {'method':<7}{head}  {'micro-batch':>11}  fits")
     for name, shape in shapes:
         for method in methods:
-            recipe, found = planned(method, shape, available, gpu=gpu)
+            choice = planned(method, shape, available, gpu=gpu, length=options.length)
+            recipe, found = choice.recipe, choice.plan
             fits = found.peak.bytes <= available
             terminal.result(_data(name, method, recipe, found, fits), _line(name, method, recipe, found, fits))
     if not terminal.json:
@@ -48,14 +49,14 @@ def plan(options: argparse.Namespace, terminal: Terminal) -> int:
     return 0
 
 
-def planned(method: Method, shape: Shape, available: int, *, gpu: bool) -> tuple[Recipe, MemoryPlan]:
+def planned(method: Method, shape: Shape, available: int, *, gpu: bool, length: int = LENGTH) -> Choice:
     """Plan a method with the preset's settings in NF4 at the full length, and with the micro-batch that fits."""
     chosen = preset(method, "Balanced", ROWS, shape.parameters, cuda=gpu)
-    recipe: Recipe = dataclasses.replace(chosen, quantisation="nf4", max_length=LENGTH)
+    recipe: Recipe = dataclasses.replace(chosen, quantisation="nf4", max_length=length)
     if isinstance(recipe, PpoRecipe):
-        recipe = dataclasses.replace(recipe, response_length=LENGTH - PROMPT)
-    rows = [[LENGTH] * (2 if method in ("reward", "dpo") else 1)] * recipe.batch
-    return choose_micro_batch(method, recipe, shape, rows, available, gpu=gpu)
+        recipe = dataclasses.replace(recipe, response_length=length - length // PROMPT_SHARE)
+    rows = [[length] * (2 if method in ("reward", "dpo") else 1)] * recipe.batch
+    return choose(method, recipe, shape, rows, available, gpu=gpu)
 
 
 def _shapes(model: str) -> Iterator[tuple[str, Shape]]:
@@ -84,6 +85,7 @@ def _data(name: str, method: Method, recipe: Recipe, found: MemoryPlan, fits: bo
         "quantisation": recipe.quantisation,
         "micro_batch": recipe.micro_batch,
         "gradient_checkpointing": recipe.gradient_checkpointing,
+        "head_rows": recipe.head_rows,
         "bytes": {phase.name: phase.bytes for phase in found.phases},
         "peak_bytes": found.peak.bytes,
         "peak_phase": found.peak.name,
@@ -94,6 +96,6 @@ def _data(name: str, method: Method, recipe: Recipe, found: MemoryPlan, fits: bo
 
 def _line(name: str, method: Method, recipe: Recipe, found: MemoryPlan, fits: bool) -> str:
     sizes = {phase.name: in_bytes(phase.bytes) for phase in found.phases}
-    cells = "".join(f"{sizes.get(phase, '–'):>11}" for phase in _PHASES)
+    cells = "".join(f"{sizes.get(phase, '–'):>11}" for phase in PHASES)
     bites = f"{recipe.micro_batch} of {recipe.batch}{'*' if recipe.gradient_checkpointing else ' '}"
     return f"{name[:24]:<24} {method:<7}{cells}  {bites:>11}  {'yes' if fits else 'no'}"

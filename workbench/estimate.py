@@ -17,7 +17,8 @@ from pathlib import Path
 
 import psutil
 
-from workbench.memory_plan import Peak, Phase, plan_memory, trained_adapters
+from workbench.memory_choice import Choice, choose
+from workbench.memory_plan import Peak, Phase, trained_adapters
 from workbench.model_shape import Shape
 from workbench.recipes import DpoRecipe, KtoRecipe, PpoRecipe, Recipe
 from workbench.records import Method
@@ -49,6 +50,8 @@ class Estimate:
     measured: bool = False  # whether the project's own runs corrected the time
     phases: tuple[Phase, ...] = ()  # memory by phase
     memory_measured: bool = False  # whether the project's own runs corrected the memory
+    memory_last_bytes: int = 0  # what the newest run most like this one held; 0 where there is none
+    choice: Choice | None = None  # the settings that the memory plan chose, and why
     long_rows: int = 0  # rows that seem longer than max_length
 
 
@@ -77,8 +80,9 @@ def estimate(
     start_rank: int = 0,
     paces: Sequence[Pace] = (),
     peaks: Sequence[Peak] = (),
+    base: str = "",
 ) -> Estimate:
-    """Estimate a run's memory, time, steps and checkpoint size.
+    """Estimate a run's memory, time, steps and checkpoint size, with the settings that the memory plan chooses.
 
     Args:
         method: which method.
@@ -89,14 +93,16 @@ def estimate(
         demonstrations: rows that are scored once, to set the zero of a reward model.
         start_rank: of the adapter that training continues; 0 for a new one.
         paces: what earlier runs of the project reached.
-        peaks: what earlier runs of the project held.
+        peaks: what earlier runs of the project held, newest first.
+        base: the base model's folder, to find the runs that are most like this one.
     """
     by_row = [row_tokens(row, recipe) for row in rows]
     lengths = [tokens for row in by_row for tokens in row] or [0]
     rank = start_rank or recipe.lora_rank
-    memory = plan_memory(method, recipe, shape, by_row, start_rank=start_rank, peaks=peaks)
-    lines = list(memory.lines)
     available = memory_available(recipe.device)
+    choice = choose(method, recipe, shape, by_row, available, start_rank=start_rank, peaks=peaks, base=base)
+    recipe, memory = choice.recipe, choice.plan
+    lines = [*([f"chosen: {choice.reason}"] if choice.reason else []), *memory.lines]
     steps, tokens = total_steps(recipe, len(rows)), _run_tokens(recipe, by_row, heldout)
     tokens += int(0.5 * demonstrations * sum(lengths) / len(lengths)) if method == "reward" else 0
     foretold = foretold_pace(method, recipe, shape)
@@ -122,6 +128,8 @@ def estimate(
         measured=bool(ratios),
         phases=memory.phases,
         memory_measured=memory.measured,
+        memory_last_bytes=int(memory.last.measured) if memory.last else 0,
+        choice=choice,
         long_rows=sum(1 for row in by_row if max(row) >= recipe.max_length),
     )
 

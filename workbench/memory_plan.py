@@ -1,20 +1,16 @@
 """What memory a run will need in each of its phases, from the model's shape, the recipe and the rows' lengths.
 
 Counted as the engine spends it. On a CPU a micro-batch is packed into at most 512 tokens and the weights are as wide as
-the arithmetic; on a GPU a micro-batch is padded and weights are bf16 or NF4. A layer keeps for its backward pass:
-
-    per token   b (2 D + 3 H + 2 G + 2 I + 7 r) + 8 D   bytes
-
-with b bytes a number, width D, query width H, key width G, inner width I (a gated MLP keeps two tensors of it) and rank
-r; the 8 D are the inputs of the two norms in fp32. The two fitted constants come from an SFT and a PPO run of a 44 M
-model in fp32 on a CPU. A project's own finished runs correct the whole (:class:`Peak`).
+the arithmetic; on a GPU a micro-batch is padded and weights are bf16 or NF4. What a layer keeps for its backward pass
+is :func:`kept_per_token`, which a test compares with what autograd really keeps. The project's own finished runs
+correct every phase (:class:`Peak`). Which settings fit is chosen in :mod:`workbench.memory_choice`.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -37,12 +33,35 @@ GPU_ALLOCATOR = 1.1
 NF4_BYTES = 0.53  # a weight, with double quantisation
 TRAINED_BYTES = 16  # a trained number: fp32 value, gradient and Adam's two moments
 CACHE_ROOM = 1.25  # key-value buffers grow by a quarter
-MARGIN = 0.9  # settings are chosen to fill so much of what is free: a plan is right within a tenth
+PHASES = ("load", "rollout", "score", "update")
+PHASE_OF = {
+    "loading": "load",
+    "preparing": "load",
+    "reference": "score",
+    "rollout": "rollout",
+    "score": "score",
+    "training": "update",
+    "update": "update",
+}
+"""The phase of the plan that one of the engine's belongs to; what has none (evaluating, saving) is not planned."""
 
 
 def trained_adapters(recipe: Recipe) -> int:
     """Return how many adapters a run trains: PPO's value model is a second one."""
     return 2 if isinstance(recipe, PpoRecipe) and recipe.has_value else 1
+
+
+def kept_per_token(shape: Shape, rank: int, width: int, *, gpu: bool) -> int:
+    """Bytes that a decoder layer keeps of a token between its forward and its backward pass.
+
+    ``b (2 D + attention + 2 I + 7 r) + 8 D`` with b bytes a number: the outputs of the two norms (D each), gate and up
+    (I each) and the inner products of seven LoRA layers; 8 D are the inputs of the two norms in fp32. Attention keeps
+    queries and output (H each), keys and values (G each), and on a CPU the output laid out anew, since it is made of
+    blocks. As :mod:`engine.lora_linear` and :mod:`engine.packing` have it: change it with them.
+    """
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    attention = (2 if gpu else 3) * queries + 2 * keys
+    return width * (2 * shape.hidden + attention + 2 * shape.intermediate + 7 * rank) + 8 * shape.hidden
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +83,7 @@ class MemoryPlan:
     phases: tuple[Phase, ...]
     lines: tuple[str, ...] = ()
     measured: bool = False  # whether the project's own runs corrected it
+    last: Peak | None = None  # the newest of those that are most like it
 
     @property
     def peak(self) -> Phase:
@@ -75,6 +95,10 @@ class MemoryPlan:
         """What will be measured at most: mapped pages count."""
         return max(one.bytes + one.mapped for one in self.phases)
 
+    def resident(self) -> dict[str, int]:
+        """What will be measured by phase."""
+        return {one.name: one.bytes + one.mapped for one in self.phases}
+
 
 @dataclass(frozen=True, slots=True)
 class Peak:
@@ -84,6 +108,23 @@ class Peak:
     measured: float
     foretold: float
     gpu: bool = False
+    base: str = ""  # the folder of its base model
+    quantisation: str = ""
+    measured_by_phase: Mapping[str, float] = field(default_factory=dict)  # by the plan's phases; as far as is known
+    foretold_by_phase: Mapping[str, float] = field(default_factory=dict)
+
+    def ratio(self, phase: str) -> float:
+        """Measured over foretold, of the phase where that is known, else of the whole run."""
+        measured, foretold = self.measured_by_phase.get(phase, 0.0), self.foretold_by_phase.get(phase, 0.0)
+        return measured / foretold if measured and foretold else self.measured / self.foretold
+
+
+def most_like(peaks: Sequence[Peak], method: Method, base: str, quantisation: str, *, gpu: bool) -> list[Peak]:
+    """The peaks that say most of a run: of the same method and model, else the same method, else the same device."""
+    usable = [one for one in peaks if one.gpu == gpu and one.foretold > 0]
+    same = [one for one in usable if one.method == method]
+    alike = [one for one in same if base and (one.base, one.quantisation) == (base, quantisation)]
+    return alike or same or usable
 
 
 def plan_memory(
@@ -94,62 +135,45 @@ def plan_memory(
     *,
     start_rank: int = 0,
     peaks: Sequence[Peak] = (),
+    base: str = "",
+    available: int = 0,
     gpu: bool | None = None,
 ) -> MemoryPlan:
     """Foretell the memory of every phase.
 
     Args:
         method: which method.
-        recipe: its settings.
+        recipe: its settings, none of them automatic (see :func:`workbench.memory_choice.choose`).
         shape: of the base model.
         rows: the tokens of each sequence of each row (see :func:`workbench.estimate.row_tokens`).
         start_rank: of the adapter that training continues; 0 for a new one.
-        peaks: what earlier runs held; the median of measured / foretold corrects, the same method's before all.
+        peaks: what earlier runs held, newest first: the median of measured / foretold of :func:`most_like` corrects
+            each phase.
+        base: the base model's folder.
+        available: free bytes, which bound how many episodes are sampled at once; 0: all of them are.
         gpu: whether a GPU computes; by default as the recipe and the machine say.
     """
     gpu = on_gpu(recipe.device) if gpu is None else gpu
-    one = _Reckoner(method, recipe, shape, rows, start_rank, gpu)
-    alike = [peak for peak in peaks if peak.gpu == gpu and peak.foretold > 0]
-    ratios = [peak.measured / peak.foretold for peak in alike if peak.method == method]
-    ratios = ratios or [peak.measured / peak.foretold for peak in alike]
-    ratio = statistics.median(ratios) if ratios else 1.0
-    phases = tuple(Phase(name, int(size * ratio), int(mapped)) for name, size, mapped in one.phases())
-    plan = MemoryPlan(phases, measured=bool(ratios))
+    one = _Reckoner(method, recipe, shape, rows, start_rank, gpu, available)
+    alike = most_like(peaks, method, base, recipe.quantisation, gpu=gpu)
+    phases = []
+    for name, size, mapped in one.phases():
+        ratio = statistics.median(peak.ratio(name) for peak in alike) if alike else 1.0
+        phases.append(Phase(name, int(size * ratio), int(mapped)))
+    last = alike[0] if alike and alike[0].method == method else None
+    plan = MemoryPlan(tuple(phases), measured=bool(alike), last=last)
     said = ", ".join(f"{phase.name} {in_bytes(phase.bytes)}" for phase in phases)
-    corrected = f", times {ratio:.2f} as measured in this project's runs" if ratios else ""
-    return replace(plan, lines=(*one.lines(), f"memory by phase{corrected}: {said}; most in {plan.peak.name}"))
+    corrected = " (corrected by what this project's runs measured)" if alike else ""
+    lines = [*one.lines(), f"memory by phase{corrected}: {said}; most in {plan.peak.name}"]
+    if last is not None:
+        lines.append(f"measured last time: {measured_words(last)}")
+    return replace(plan, lines=tuple(lines))
 
 
-def choose_micro_batch(
-    method: Method,
-    recipe: Recipe,
-    shape: Shape,
-    rows: Sequence[Sequence[int]],
-    available: int,
-    *,
-    gpu: bool | None = None,
-) -> tuple[Recipe, MemoryPlan]:
-    """Return the fastest settings that fit: large micro-batches first, gradient checkpointing last.
-
-    The effective batch stays. Where nothing fits, the smallest plan comes back.
-    """
-    smallest: tuple[Recipe, MemoryPlan] | None = None
-    for tried in _from_fast_to_small(recipe):
-        plan = plan_memory(method, tried, shape, rows, gpu=gpu)
-        if plan.peak.bytes <= MARGIN * available:
-            return tried, plan
-        if smallest is None or plan.peak.bytes <= smallest[1].peak.bytes:
-            smallest = tried, plan
-    assert smallest is not None
-    return smallest
-
-
-def _from_fast_to_small(recipe: Recipe) -> Iterator[Recipe]:
-    for checkpointing in (False, True):
-        size = recipe.batch
-        while size:
-            yield replace(recipe, micro_batch=size, gradient_checkpointing=checkpointing)
-            size //= 2
+def measured_words(peak: Peak) -> str:
+    """Say what a run held: at most, and by phase."""
+    by_phase = [f"{name} {in_bytes(peak.measured_by_phase[name])}" for name in PHASES if name in peak.measured_by_phase]
+    return in_bytes(peak.measured) + (f" ({', '.join(by_phase)})" if by_phase else "")
 
 
 def on_gpu(device: str) -> bool:
@@ -181,9 +205,11 @@ class _Reckoner:
         rows: Sequence[Sequence[int]],
         start_rank: int,
         gpu: bool,
+        available: int = 0,
     ) -> None:
-        self.method, self.recipe, self.shape, self.gpu = method, recipe, shape, gpu
+        self.method, self.recipe, self.shape, self.gpu, self.available = method, recipe, shape, gpu, available
         self.rank = start_rank or recipe.lora_rank
+        self.head_rows = recipe.head_rows or HEAD_ROWS
         self.width = 2 if gpu or cpu_has_bf16() else 4  # bytes of a number in the model's arithmetic
         self.rows = [list(row) for row in rows if row] or [[0]]
         self.trained = trained_adapters(recipe)
@@ -227,11 +253,7 @@ class _Reckoner:
     @property
     def layer(self) -> float:
         """What a layer keeps of a token for its backward pass."""
-        shape, queries, keys = self.shape, self.shape.heads * self.shape.head_dim, self.shape.kv_heads
-        keys *= shape.head_dim
-        attention = 4 * queries if self.gpu else 3 * queries + 2 * keys  # a GPU repeats keys for each query head
-        numbers = 2 * shape.hidden + attention + 2 * shape.intermediate + 7 * self.rank
-        return self.width * numbers + 8 * shape.hidden
+        return kept_per_token(self.shape, self.rank, self.width, gpu=self.gpu)
 
     @property
     def passing(self) -> float:
@@ -249,7 +271,7 @@ class _Reckoner:
         """Logits of a chunk (three of their size), and three tensors [N, D]; a reward model's head is a vector."""
         if self.method == "reward":
             return 0.0
-        rows = min(self.tokens, HEAD_ROWS)
+        rows = min(self.tokens, self.head_rows)
         block = self.shape.vocabulary if self.gpu else min(HEAD_BLOCK, self.shape.vocabulary)
         return rows * block * 4.0 * 3 + self.tokens * self.shape.hidden * 4.0 * 3
 
@@ -267,11 +289,25 @@ class _Reckoner:
         return self._allocated(self.tokens * self.passing + self.head) + self.unpacked
 
     @property
-    def cache(self) -> float:
-        """Keys and values of all episodes of a rollout."""
-        longest = max(max(row) for row in self.rows)
+    def episode(self) -> float:
+        """Keys and values of the longest episode."""
         columns = self.shape.layers * 2 * self.shape.kv_heads * self.shape.head_dim
-        return self.recipe.batch * longest * columns * self.width * CACHE_ROOM
+        return max(max(row) for row in self.rows) * columns * self.width
+
+    @property
+    def drawn_at_once(self) -> int:
+        """Episodes that are sampled together: as ``engine.generate.rows_that_fit`` has it from what is free."""
+        if not self.available:
+            return self.recipe.batch
+        free = max(0.0, self.available - self.libraries - self.weights - self.adapters - self.optimiser)
+        budget, most = (free / 2, 256) if self.gpu else (min(3.0 * 1024**3, free / 4), 64)
+        fitting = int(budget / (2 * self.episode + 24 * self.shape.vocabulary))
+        return max(1, min(self.recipe.batch, most, fitting))
+
+    @property
+    def cache(self) -> float:
+        """Keys and values of the episodes that are sampled at once."""
+        return self.drawn_at_once * self.episode * CACHE_ROOM
 
     def _allocated(self, size: float) -> float:
         return size * (GPU_ALLOCATOR if self.gpu else CPU_ALLOCATOR)
@@ -308,5 +344,5 @@ class _Reckoner:
             f"activations: {self.tokens:,} tokens at once, {kept}, {in_bytes(self.activations)}",
         ]
         if isinstance(recipe, PpoRecipe):
-            found.append(f"key-value cache of {recipe.batch} episodes: {in_bytes(self.cache)}")
+            found.append(f"key-value cache of {self.drawn_at_once} episodes at once: {in_bytes(self.cache)}")
         return [*found, f"{'GPU context' if self.gpu else 'libraries'}: {in_bytes(self.libraries)}"]

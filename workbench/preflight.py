@@ -146,9 +146,12 @@ def cost_problems(project: Project, recipe: Recipe, shape: Shape, cost: Estimate
     """Say what the machine lacks for the run: memory, disk, context."""
     found = []
     if cost.memory_bytes > cost.memory_available > 0:
-        remedy = "lower micro_batch or max_length, turn gradient checkpointing on" + (
-            ", or hold the base in nf4" if recipe.quantisation != "nf4" else ""
-        )
+        lower = "lower micro_batch or max_length, turn gradient checkpointing on"
+        if not recipe.micro_batch:
+            lower = "lower max_length"
+        elif cost.choice is not None and not recipe.gradient_checkpointing:
+            lower = "set micro_batch to 0, which lets the memory plan choose; lower max_length"
+        remedy = lower + (", or hold the base in nf4" if recipe.quantisation != "nf4" else "")
         hopeless = shape.parameters * (0.5 if recipe.quantisation == "nf4" else 2.0) > 1.2 * cost.memory_available
         found.append(
             Problem(

@@ -46,6 +46,8 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     model: ModelRef  # the start, and the frozen reference
     reward: ModelRef | None = None  # PPO's reward model; None when a rule scores
     tags: tuple[str, ...] = ()  # only prompts with one of these trained; all of them where it is empty
+    automatic: tuple[str, ...] = ()  # settings of the recipe that the memory plan chose
+    notes: tuple[str, ...] = ()  # sentences about it that the run says at its first start
     data_sha256: dict[str, str] = {}  # by file name under data/
     versions: dict[str, str] = {}
     created_at: str = ""
@@ -57,7 +59,7 @@ class Exit(msgspec.Struct, frozen=True, kw_only=True):
 
     code: int | None  # exit status; None when a signal ended it
     signal: int | None = None
-    peak_rss_bytes: int = 0
+    peak_rss_bytes: int = 0  # of its last phase: the engine sets the mark back as a phase begins (see Memory)
     ended_at: str = ""
     reason: str = ""  # in plain words: "killed (signal 9): most likely out of memory"
 
@@ -130,6 +132,20 @@ class Warned(Event, frozen=True, kw_only=True, tag="warning"):
     remedy: str = ""
 
 
+class Noted(Event, frozen=True, kw_only=True, tag="note"):
+    """Something to know that is no fault: what the memory plan chose, what memory was measured."""
+
+    code: str
+    message: str
+
+
+class Memory(Event, frozen=True, kw_only=True, tag="memory"):
+    """What the process held at most so far, by phase (the names of :class:`Phase`), with the GPU's context left out."""
+
+    peaks: dict[str, int]
+    model_bytes: int = 0  # held when the model was loaded and the rows encoded, before the first step
+
+
 class Diverged(Event, frozen=True, kw_only=True, tag="diverged"):
     """A loss or gradient was NaN or infinite; the run ends at its last good checkpoint."""
 
@@ -162,7 +178,19 @@ class Ended(Event, frozen=True, kw_only=True, tag="ended"):
 
 
 AnyEvent = (
-    Started | Phase | Progress | Metrics | Checkpoint | SampleBatch | Warned | Diverged | Paused | Unpaused | Ended
+    Started
+    | Phase
+    | Progress
+    | Metrics
+    | Checkpoint
+    | SampleBatch
+    | Warned
+    | Noted
+    | Memory
+    | Diverged
+    | Paused
+    | Unpaused
+    | Ended
 )
 
 

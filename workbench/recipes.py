@@ -1,7 +1,8 @@
 """Recipes: every setting of the five training methods, with range, meaning and the source of its default.
 
-A recipe is frozen and complete: nothing is decided later. :func:`preset` makes one that suits the labels and the
-machine; :meth:`problems` names every fault, with its field, before any model is loaded.
+A recipe is frozen, and complete but for what it leaves to the memory plan (:mod:`workbench.memory_choice`).
+:func:`preset` makes one that suits the labels and the machine; :meth:`problems` names every fault, with its field,
+before any model is loaded.
 Sources: InstructGPT (Ouyang et al. 2022), N+ (Huang et al. 2024, "The N+ implementation details of RLHF with PPO"),
 QLoRA (Dettmers et al. 2023), DPO (Rafailov et al. 2023), TRL 1.16 (SFT, reward, DPO, KTO) and 1.12 (PPO).
 """
@@ -87,7 +88,20 @@ class CommonRecipe:
         source="TRL",
     )
     micro_batch: int = setting(
-        4, "Rows held in memory at once; the batch is accumulated from them exactly", low=1, high=4096
+        0,
+        "Rows held in memory at once; the batch is accumulated from them exactly. 0: what the memory plan finds room "
+        "for, with gradient checkpointing only where nothing fits without it",
+        low=0,
+        high=4096,
+        group="Memory",
+    )
+    head_rows: int = setting(
+        0,
+        "Positions whose logits are held at once; less costs no accuracy and a little time. 0: as the memory plan "
+        "finds room, at most 512",
+        low=0,
+        high=65_536,
+        group="Memory",
     )
     max_length: int = setting(1024, "Longest prompt plus completion", unit="tokens", low=16, high=131_072, source="TRL")
     gradient_checkpointing: bool = setting(
@@ -677,14 +691,11 @@ def preset(method: Method, name: str, rows: int, base_parameters: int = 0, *, cu
     small = 0 < base_parameters < SMALL_BASE_PARAMETERS
     changes: dict[str, Any] = {"quantisation": "bf16" if small else "nf4"}
     if not cuda:
-        changes |= {"max_length": (384, 512, 1024)[level], "gradient_checkpointing": False}
-    elif not small:
-        changes |= {"gradient_checkpointing": level > 0}
+        changes |= {"max_length": (384, 512, 1024)[level]}
     if method == "ppo":
         changes |= {
             "episodes": (128, 512, 4096)[level],
             "batch": (16, 32, 64)[level],
-            "micro_batch": 8,
             "ppo_epochs": (2, 4, 4)[level],
             "mini_batches": (2, 1, 1)[level],
             "learning_rate": (3e-4, 1e-4, 5e-5)[level],  # few rollouts want longer steps (measured at 135 M)
@@ -699,7 +710,6 @@ def preset(method: Method, name: str, rows: int, base_parameters: int = 0, *, cu
         per_epoch = max(1, -(-rows // batch))
         changes |= {
             "batch": batch,
-            "micro_batch": min(4, batch),
             "epochs": passes[method][level],
             "max_steps": 20 if level == 0 and per_epoch > 20 else 0,
             "eval_every": max(1, min(10, per_epoch // 4)),

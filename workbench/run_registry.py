@@ -14,12 +14,13 @@ from workbench.errors import UserError
 from workbench.estimate import Pace, foretold_pace, row_tokens
 from workbench.ids import now
 from workbench.manifests import MANIFEST, RESUME_ONLY_PREFIX, fsync_folder, read_manifest, remove_folder, reseal
-from workbench.memory_plan import CUDA_CONTEXT_BYTES, Peak, plan_memory
+from workbench.memory_choice import without_plan
+from workbench.memory_plan import CUDA_CONTEXT_BYTES, PHASE_OF, Peak, plan_memory
 from workbench.model_folders import fingerprint
 from workbench.model_shape import read_shape
 from workbench.preflight import rank_of
 from workbench.project import Project
-from workbench.protocol import Metrics, Started
+from workbench.protocol import Memory, Metrics, Started
 from workbench.records import Method, ModelRecord, ModelRole, RunRecord
 from workbench.run_folder import EventTail, RunFolder
 
@@ -80,8 +81,8 @@ def measured_paces(project: Project) -> list[Pace]:
 def measured_peaks(project: Project) -> list[Peak]:
     """Return what the project's newest finished runs held at most, beside what would be foretold for them now.
 
-    The engine's events say what was held (on a GPU its tensors alone, so that the context is added), and on a CPU
-    ``exit.json`` says it of the whole process.
+    The engine's events say what was held in each phase (on a GPU its tensors alone, so that the context is added), and
+    on a CPU ``exit.json`` says it of the process that ended.
     """
     peaks = []
     finished = [one for one in project.store.runs() if one.state == "done"]  # a stopped one may not have come to it
@@ -101,23 +102,38 @@ def _peak(run_dir: Path, _size: int) -> Peak | None:
     """What a run held and would be foretold; None where nothing was measured. Cached by the size of its events."""
     folder = RunFolder(run_dir)
     measured, gpu = 0.0, False
+    by_phase: dict[str, float] = {}
     for event in folder.events():
         if isinstance(event, Started):
             gpu = event.device.startswith("cuda")
         elif isinstance(event, Metrics):
             measured = max(measured, event.values.get("perf/peak_memory_bytes", 0.0))
+        elif isinstance(event, Memory):
+            for name, size in event.peaks.items():
+                if name in PHASE_OF:
+                    by_phase[PHASE_OF[name]] = max(by_phase.get(PHASE_OF[name], 0.0), size)
     if not measured:
         return None
     ended = folder.exit()
     if gpu:
         measured += CUDA_CONTEXT_BYTES
+        by_phase = {name: size + CUDA_CONTEXT_BYTES for name, size in by_phase.items()}
     elif ended is not None:
         measured = max(measured, ended.peak_rss_bytes)
     spec = folder.spec()
-    recipe, rank = folder.recipe(spec), rank_of(spec.model)
+    recipe, rank = without_plan(folder.recipe(spec)), rank_of(spec.model)
     rows = [row_tokens(row, recipe) for row in folder.rows("train", spec)]
     plan = plan_memory(spec.method, recipe, read_shape(Path(spec.model.base)), rows, start_rank=rank, gpu=gpu)
-    return Peak(spec.method, measured, plan.resident_bytes, gpu)
+    return Peak(
+        spec.method,
+        measured,
+        plan.resident_bytes,
+        gpu,
+        base=spec.model.base,
+        quantisation=recipe.quantisation,
+        measured_by_phase=by_phase,
+        foretold_by_phase=plan.resident(),
+    )
 
 
 @lru_cache(maxsize=256)

@@ -16,6 +16,7 @@ from workbench import supervisor
 from workbench.errors import UserError
 from workbench.estimate import Estimate, estimate
 from workbench.ids import new_id, now
+from workbench.memory_choice import without_plan
 from workbench.model_choice import START_ROLES
 from workbench.model_folders import count_parameters, refuse_changed_model
 from workbench.model_shape import read_shape
@@ -54,7 +55,7 @@ class RunPlan:
 
     method: Method
     name: str  # "" leaves it to start_run
-    recipe: Recipe
+    recipe: Recipe  # as asked: what it leaves automatic is settled in ``settled``
     start: ModelRecord | None
     reward: ModelRecord | None  # None when a rule scores
     train: tuple[Row, ...] = ()
@@ -68,6 +69,21 @@ class RunPlan:
     tags: tuple[str, ...] = ()  # only prompts with one of these train
     model: ModelRef | None = None
     reward_ref: ModelRef | None = None
+
+    @property
+    def settled(self) -> Recipe:
+        """The recipe with everything chosen that was automatic: what the run gets."""
+        return self.estimate.choice.recipe if self.estimate.choice else without_plan(self.recipe)
+
+    @property
+    def automatic(self) -> tuple[str, ...]:
+        """The settings that the memory plan chose."""
+        return self.estimate.choice.chosen if self.estimate.choice else ()
+
+    @property
+    def chosen(self) -> str:
+        """What the memory plan chose and why; "" where nothing was left to it."""
+        return self.estimate.choice.reason if self.estimate.choice else ""
 
     @property
     def errors(self) -> tuple[Problem, ...]:
@@ -151,6 +167,7 @@ def plan_run(
                 start_rank=rank_of(model),
                 paces=measured_paces(project),
                 peaks=measured_peaks(project),
+                base=model.base,
             )
             problems += cost_problems(project, recipe, shape, cost, chosen)
         except UserError as error:
@@ -205,7 +222,9 @@ def start_run(project: Project, plan: RunPlan) -> RunRecord:
         run_id=run_id,
         method=plan.method,
         name=record.name,
-        recipe=dataclasses.asdict(plan.recipe),
+        recipe=dataclasses.asdict(plan.settled),
+        automatic=plan.automatic,
+        notes=(f"Chosen by the memory plan: {plan.chosen}",) if plan.chosen else (),
         model=plan.model,
         reward=plan.reward_ref,
         tags=plan.tags,

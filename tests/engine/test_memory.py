@@ -1,11 +1,12 @@
 import pytest
 import torch
 
-from engine.memory import is_out_of_memory, memory_bytes, run_micro_batched
+from engine.memory import PhasePeaks, is_out_of_memory, memory_bytes, phase_in_words, run_micro_batched
 
 
 class FakeSession:
     device = torch.device("cpu")
+    phase_name = "training"
 
     def __init__(self):
         self.warnings = []
@@ -73,6 +74,27 @@ def test_gradients_of_the_failed_attempt_are_gone_and_random_numbers_are_the_sam
     assert torch.equal(broken.weight.grad, smooth.weight.grad)
 
 
+def test_what_is_halved_is_what_was_really_held():
+    """Where tokens cut a micro-batch of 64 rows to 4, the next try has 2 and not 32, which would be 4 again."""
+    model, session = Model(2), FakeSession()
+    cut = lambda rows, most: [rows[at : at + min(most, 4)] for at in range(0, len(rows), min(most, 4))]  # noqa: E731
+    _, fitted = run_micro_batched(session, ROWS, 64, model.work, reset=model.reset, cut=cut)
+    assert model.sizes == [4, 2, 2, 2, 2]
+    assert fitted == 2
+    assert "with 4 rows at once; going on with 2" in session.warnings[0][1]
+
+
+def test_the_notice_names_the_phase_as_the_plan_does():
+    assert [phase_in_words(name) for name in ("training", "reference", "rollout", "score", "update")] == [
+        "update",
+        "score",
+        "rollout",
+        "score",
+        "update",
+    ]
+    assert (phase_in_words("evaluating"), phase_in_words("")) == ("evaluating", "starting")
+
+
 def test_one_row_that_does_not_fit_raises():
     with pytest.raises(torch.cuda.OutOfMemoryError):
         train(0, 2, ROWS)
@@ -104,6 +126,32 @@ def test_which_errors_mean_that_memory_ran_out(error, expected):
 def test_memory_in_use_is_measured():
     now, peak = memory_bytes(torch.device("cpu"))
     assert 10_000_000 < now <= peak
+
+
+def test_the_peak_of_each_phase_is_its_own():
+    peaks, mib = PhasePeaks(torch.device("cpu")), 2**20
+    peaks.enter("rollout")
+    before = memory_bytes(torch.device("cpu"))[0]
+    held = torch.ones(64 * mib)  # 256 MiB
+    del held
+    peaks.enter("update")
+    peaks.enter("rollout")  # a phase that comes again keeps its highest
+    found = peaks.read()
+    assert found["rollout"] - before > 200 * mib
+    assert found["rollout"] - found["update"] > 200 * mib
+
+
+def test_where_the_mark_cannot_be_set_back_a_phase_that_does_not_raise_it_counts_with_what_it_ended_with(monkeypatch):
+    mark = [100]
+    monkeypatch.setattr("engine.memory._reset_high_water", lambda _: False)
+    monkeypatch.setattr("engine.memory.memory_bytes", lambda _: (80, mark[0]))
+    peaks = PhasePeaks(torch.device("cpu"))
+    peaks.enter("load")
+    mark[0] = 300  # load raises the mark, rollout does not, score does
+    peaks.enter("rollout")
+    peaks.enter("score")
+    mark[0] = 500
+    assert peaks.read() == {"load": 300, "rollout": 80, "score": 500}
 
 
 @pytest.mark.gpu

@@ -93,6 +93,9 @@ def test_an_sft_plan_says_what_it_will_use_and_start_is_ready(pane, filled):
     assert pane.summary._train.text() == "4"
     assert "4 final demonstrations" in pane.summary._words.text()
     assert "free: fits" in pane.summary._memory.text()
+    assert planned.plan.recipe.micro_batch == 0  # the form shows what was asked, the summary what was chosen
+    assert pane.summary._chosen.text().startswith(f"Micro-batches of {planned.plan.settled.micro_batch} of the ")
+    assert "without gradient checkpointing" in pane.summary._chosen.text()
     assert pane.summary._time.text().startswith("about ")
     assert pane.summary.how.isEnabled()
     assert pane.start.isEnabled()
@@ -352,7 +355,8 @@ def test_the_settings_of_an_earlier_run_are_taken_over(pane, filled, qtbot, sett
 
     recipe = replace(DpoRecipe(), beta=0.37, batch=2, micro_batch=2)
     model = ModelRef(model_id=filled.base.id, name="tiny base", base="/nowhere")
-    spec = RunSpec(run_id=new_id(), method="dpo", name="dpo 1", recipe=asdict(recipe), model=model)
+    settled = asdict(replace(recipe, head_rows=512))
+    spec = RunSpec(run_id=new_id(), method="dpo", name="dpo 1", recipe=settled, automatic=("head_rows",), model=model)
     folder = RunFolder.create(filled.project.runs_dir, spec, [], [])
     pane.show_item(run_id=folder.path.name)
     qtbot.waitUntil(lambda: pane.method == "dpo" and pane.planner.current is not None, timeout=20_000)

@@ -17,7 +17,7 @@ from workbench.manifests import faults_of, seal
 from workbench.memory_plan import CUDA_CONTEXT_BYTES
 from workbench.model_folders import HEADS_FILE, fingerprint
 from workbench.project import Project
-from workbench.protocol import Checkpoint, Ended, Metrics, Started
+from workbench.protocol import Checkpoint, Ended, Memory, Metrics, Started
 from workbench.reaper import LockNote, take, write_exit, write_note
 from workbench.recipes import RECIPES, DpoRecipe, PpoRecipe, RewardRecipe, SftRecipe
 from workbench.records import METHODS, Demonstration, Message, ModelRecord, Prompt, Ranking, Rater, Response
@@ -537,7 +537,52 @@ def test_the_measured_peak_of_finished_runs_corrects_the_memory(project, base, l
     again = plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe())
     assert again.estimate.memory_measured
     assert again.estimate.memory_bytes == pytest.approx(first.estimate.memory_bytes * 7e8 / peak.foretold)
-    assert any("as measured in this project" in line for line in again.estimate.lines)
+    assert any("corrected by what this project's runs measured" in line for line in again.estimate.lines)
+    assert again.estimate.memory_last_bytes == 7e8
+
+
+def test_the_peak_of_each_phase_is_read_from_the_runs_events(project, base, launched):
+    demonstrate(project, add_prompts(project, 12))
+    record = start_run(project, plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe()))
+    events = EventLog(project.run_dir(record.id))
+    events.emit(Metrics(step=1, values={"perf/peak_memory_bytes": 7e8}))
+    events.emit(Memory(peaks={"loading": 3 * 10**8, "preparing": 4 * 10**8, "training": 7 * 10**8, "evaluating": 9}))
+    events.close()
+    finish(project, record)
+    refresh_runs(project)
+    [peak] = measured_peaks(project)
+    assert peak.measured_by_phase == {"load": 4e8, "update": 7e8}  # loading and preparing are one, evaluating is none
+    assert set(peak.foretold_by_phase) == {"load", "update"}
+    again = plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe())
+    by_phase = {one.name: one.bytes for one in again.estimate.phases}
+    assert by_phase["update"] == pytest.approx(7e8, rel=0.01)  # the same run again: just what was measured
+    assert "measured last time: 667.6 MiB (load 381.5 MiB, update 667.6 MiB)" in again.estimate.lines
+
+
+def test_start_settles_what_was_left_to_the_memory_plan_and_says_what_and_why(project, base, launched):
+    demonstrate(project, add_prompts(project, 12))
+    plan = plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe())
+    assert plan.recipe.micro_batch == 0
+    assert "micro_batch" not in plan.command_line
+    record = start_run(project, plan)
+    spec = RunFolder(project.run_dir(record.id)).spec()
+    assert spec.recipe["micro_batch"] == plan.settled.micro_batch > 0
+    assert spec.automatic == plan.automatic == ("micro_batch", "head_rows")
+    [note] = spec.notes
+    assert note == f"Chosen by the memory plan: {plan.chosen}"
+    assert "without gradient checkpointing" in note
+    own = plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe(micro_batch=2))
+    assert (own.settled.micro_batch, own.chosen) == (2, "")
+
+
+def test_settings_that_will_not_fit_are_warned_of_and_those_left_to_the_plan_shrink(project, base, monkeypatch):
+    demonstrate(project, add_prompts(project, 12))
+    whole = plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe(micro_batch=8)).estimate.memory_bytes
+    monkeypatch.setattr("workbench.estimate.memory_available", lambda _: whole - 1)
+    bound = plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe(micro_batch=8))
+    assert bound.settled.micro_batch == 8
+    assert "of memory are needed" in messages(bound, "warning")
+    assert any("set micro_batch to 0" in one.remedy for one in bound.warnings)
 
 
 def test_the_resident_peak_of_the_whole_process_counts_on_a_cpu_and_the_context_on_a_gpu(project, base, launched):

@@ -11,7 +11,7 @@ from ui.samples_model import SamplesModel, length_of
 from ui.samples_view import SamplesView
 from ui.token_text import FIRST_TOKENS, MEASURES, TokenText, measures_of, scale_of, strength
 from ui.widgets import sentence
-from workbench.protocol import Sample, SampleBatch, Warned
+from workbench.protocol import Noted, Sample, SampleBatch, Warned
 from workbench.records import RunRecord
 from workbench.run_folder import RunFolder
 
@@ -402,3 +402,17 @@ def test_a_long_response_without_token_numbers_says_how_much_is_left(text):
     text.show_all()
     assert len(text.toPlainText()) == 50_000
     assert text.hidden() == ""
+
+
+def test_what_a_run_says_of_its_memory_stands_above_the_log_and_is_no_warning(qtbot, theme):
+    view = LogView()
+    qtbot.addWidget(view)
+    view.show()
+    view.set_notes(
+        [Noted(code="plan", message="Chosen by the memory plan: micro-batches of 4 of the 8 rows of a batch")]
+    )
+    assert view.notes.isVisible()
+    assert view.notes.text() == "Chosen by the memory plan: micro-batches of 4 of the 8 rows of a batch."
+    assert not view.warnings.isVisible()
+    view.set_log(None)
+    assert not view.notes.isVisible()

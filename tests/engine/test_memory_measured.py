@@ -1,0 +1,40 @@
+"""The four methods run for real, each in a process of its own, and hold what the memory plan foretells."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from workbench.recipes import RECIPES
+
+WHOLE = 0.2
+"""Of the process's highest resident set, libraries and model among it."""
+ABOVE = 0.4
+"""Of what lies above the loaded model: heaps keep gaps that depend on the order in which blocks came and went."""
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[str, int]]]:
+    """What was measured and foretold, by method."""
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("needs Linux: a process's high-water mark by phase")
+    script, folder = Path(__file__).with_name("measure_memory.py"), tmp_path_factory.mktemp("measured")
+    done = subprocess.run([sys.executable, str(script), str(folder)], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return {one["method"]: one for one in map(json.loads, done.stdout.splitlines())}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("method", RECIPES)
+def test_the_peak_of_an_update_is_what_was_foretold(measured, method):
+    found = measured[method]
+    held, foretold = found["measured"]["update"], found["foretold"]["update"]
+    assert held - found["model"] > 150 * 2**20  # activations dominate: 10 M parameters are 40 MiB
+    assert foretold == pytest.approx(held, rel=WHOLE)
+    before = found["foretold_model"]
+    assert foretold - before == pytest.approx(held - found["model"], rel=ABOVE)
+    assert found["foretold"]["load"] == pytest.approx(found["measured"]["load"], rel=WHOLE)

@@ -1,0 +1,103 @@
+"""Memory that runs out in any phase of any method: smaller bites, the same batch, and a notice that names the phase."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from engine import dpo, reward, sft
+from engine.ppo_models import Players
+from workbench.protocol import Metrics, Warned
+from workbench.records import Message
+from workbench.rows import PairRow, PromptRow, SftRow
+
+ASK = [(Message("user", f"say {number}"),) for number in range(4)]
+GOOD, BAD = ("the hat", "then tea", "an ant", "that inn"), ("xx", "zz qq", "qx zx", "jj")
+ROWS = {
+    "sft": [SftRow(f"d{n}", f"p{n}", ASK[n], GOOD[n]) for n in range(4)],
+    "reward": [PairRow(f"d{n}", f"p{n}", f"r{n}", "me", ASK[n], GOOD[n], BAD[n]) for n in range(4)],
+    "ppo": [PromptRow(f"p{n}", ASK[n]) for n in range(4)],
+}
+ROWS["dpo"] = ROWS["reward"]
+PPO = {"rule": "contains:a", "episodes": 8, "ppo_epochs": 1, "response_length": 8, "temperature": 1.0}
+
+
+def break_call(monkeypatch, owner, name, number, *, training):
+    """Let memory run out in the ``number``-th call of a function with (or without) gradients, once."""
+    real, calls = getattr(owner, name), []
+
+    def short(*arguments, **more):
+        if torch.is_grad_enabled() == training:
+            calls.append(1)
+            if len(calls) == number:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(owner, name, short)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("method", "owner", "name", "number", "training", "phase"),
+    [
+        ("sft", sft, "loss_sum", 3, True, "update"),
+        ("reward", reward, "pair_scores", 3, True, "update"),
+        ("dpo", dpo, "completion_logps", 1, False, "score"),  # the reference's log-probabilities
+        ("dpo", dpo, "completion_logps", 3, True, "update"),
+        ("ppo", Players, "policy_logps", 3, False, "rollout"),
+        ("ppo", Players, "scores", 1, True, "score"),
+        ("ppo", Players, "values", 2, True, "update"),
+    ],
+)
+def test_the_phase_is_named_the_batch_stays_and_the_losses_are_the_same(
+    runs, monkeypatch, method, owner, name, number, training, phase
+):
+    settings = {"batch": 4, "micro_batch": 2, "epochs": 2.0} | (PPO if method == "ppo" else {})
+    plain, tight = (runs.create(method, ROWS[method], run_id=which, **settings) for which in ("plain", "tight"))
+    runs.run(plain)
+    calls = break_call(monkeypatch, owner, name, number, training=training)
+    runs.run(tight)
+    assert len(calls) > number
+    [said] = [one for one in tight.events() if isinstance(one, Warned)]
+    assert said.code == "oom"
+    assert f"ran out in the {phase} phase with 2 rows at once; going on with 1, the batch of 4 stays" in said.message
+    key = "objective/scores" if method == "ppo" else "loss"
+    before, after = ([one.values[key] for one in run.events() if isinstance(one, Metrics)] for run in (plain, tight))
+    assert len(before) == 2
+    assert after == pytest.approx(before, rel=1e-4)  # one step of 4 rows is one step of 4 rows
+
+
+REAL = """
+import json, resource, torch
+from engine.memory import run_micro_batched
+
+class Session:
+    device, phase_name, said = torch.device("cpu"), "training", []
+    def warn(self, code, message, remedy=""):
+        self.said.append(message)
+
+MIB, weight = 2**20, torch.ones(1, requires_grad=True)
+def work(rows):
+    (weight * torch.ones(len(rows) * 16 * MIB)).square().sum().backward()  # two tensors of 64 MiB a row, and more
+def reset():
+    weight.grad = None
+work([0]), reset()
+held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + 640 * MIB,) * 2)
+_, fitted = run_micro_batched(Session(), range(8), 8, work, reset=reset)
+print(json.dumps([fitted, weight.grad.item(), Session.said]))
+"""
+
+
+def test_memory_that_the_system_refuses_is_survived_too():
+    """A process whose address space is limited for real, as ``ulimit -v`` does."""
+    done = subprocess.run([sys.executable, "-c", REAL], capture_output=True, text=True, timeout=500, check=True)
+    fitted, gradient, said = json.loads(done.stdout)
+    assert fitted in (1, 2)
+    # d/dw of sum (w x)^2 over 8 rows of 16 Mi ones is 2 w x^2 each; fp32 sums round
+    assert gradient == pytest.approx(2 * 8 * 16 * 2**20, rel=1e-3)
+    assert said[0].startswith("Memory ran out in the update phase with 8 rows at once; going on with 4")
