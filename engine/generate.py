@@ -107,6 +107,7 @@ def generate(
     on_done: OnDone | None = None,
     cancelled: Callable[[], bool] | None = None,
     max_rows: int = 0,
+    on_less_room: Callable[[int, int], None] | None = None,
 ) -> list[list[Completion]]:
     """Draw ``count`` responses to each prompt under the active adapter.
 
@@ -121,6 +122,7 @@ def generate(
         on_done: told every response as it ends.
         cancelled: asked at each step.
         max_rows: rows decoded at once; 0 for what memory holds.
+        on_less_room: told, when memory ran out, how many rows were decoded at once and how many will be.
 
     Returns:
         Per prompt its responses, in order.
@@ -149,6 +151,8 @@ def generate(
                     raise
             if tried:  # outside the except block: its traceback holds the tensors
                 room = tried // 2
+                if on_less_room is not None:
+                    on_less_room(tried, room)
                 waiting += decoder.give_up(prompts)
     return [[row.completion for row in rows[index * count : (index + 1) * count]] for index in range(len(prompts))]
 

@@ -73,6 +73,16 @@ def run_micro_batched(
         )
 
 
+def warn_of_less_room(session: Session, tried: int, room: int) -> None:
+    """Say that sampling ran out of memory and goes on with fewer rows at once; nothing that was drawn is lost."""
+    session.warn(
+        "oom",
+        f"Memory ran out in the {phase_in_words(session.phase_name)} phase with {tried} responses sampled at once; "
+        f"going on with {room} at once, all are drawn",
+        "shorten responses or prompts, or hold the base in nf4",
+    )
+
+
 def phase_in_words(name: str) -> str:
     """The memory plan's name of one of the engine's phases (rollout, score, update); its own where it has none."""
     return PHASE_OF.get(name, name) or "starting"

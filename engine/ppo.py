@@ -16,6 +16,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -34,7 +35,7 @@ from engine.checkpoints import load_state, save_state
 from engine.demonstrations import encode_demonstrations
 from engine.generate import SEED_LIMIT, generate, row_seeds
 from engine.masking import Example
-from engine.memory import run_micro_batched
+from engine.memory import run_micro_batched, warn_of_less_room
 from engine.meters import Throughput
 from engine.optim import Group, Optimiser
 from engine.ppo_losses import kl_loss, policy_loss, value_loss
@@ -203,7 +204,14 @@ def rollout(
     sampling = Sampling(recipe.temperature, 1.0, 0, recipe.response_length, seed)
     with players.adapters.use(POLICY):
         seeds = row_seeds(seed, len(prompts) * count)
-        drawn = generate(players.base, [one.ids for one in prompts], sampling, count=count, seeds=seeds)
+        drawn = generate(
+            players.base,
+            [one.ids for one in prompts],
+            sampling,
+            count=count,
+            seeds=seeds,
+            on_less_room=partial(warn_of_less_room, session),
+        )
     groups = []
     for number, (prompt, responses) in enumerate(zip(prompts, drawn, strict=True)):
         group = []

@@ -24,11 +24,11 @@ MIB = 1024**2
 CPU_MICRO_TOKENS = 512  # as engine.batching
 HEAD_ROWS = 512  # rows of logits at once, as engine.logps
 HEAD_BLOCK = 2048  # of the vocabulary at once on a CPU
-LIBRARIES_BYTES = 400 * MIB  # torch, transformers and peft as they are imported; measured
+LIBRARIES_BYTES = 380 * MIB  # torch, transformers and peft as they are imported; measured
 KERNELS_BYTES = 40 * MIB  # what they load at the first pass; measured
 TOKENIZER_BYTES = 1024  # an entry of the vocabulary
 CUDA_CONTEXT_BYTES = 512 * MIB  # what a process takes on a GPU before its first tensor
-CPU_ALLOCATOR = 1.5  # blocks of changing size leave gaps in the heap; fitted
+CPU_ALLOCATOR = 1.1  # blocks of changing size leave gaps in the heap; fitted
 GPU_ALLOCATOR = 1.1
 NF4_BYTES = 0.53  # a weight, with double quantisation
 TRAINED_BYTES = 16  # a trained number: fp32 value, gradient and Adam's two moments
@@ -54,14 +54,15 @@ def trained_adapters(recipe: Recipe) -> int:
 def kept_per_token(shape: Shape, rank: int, width: int, *, gpu: bool) -> int:
     """Bytes that a decoder layer keeps of a token between its forward and its backward pass.
 
-    ``b (2 D + attention + 2 I + 7 r) + 8 D`` with b bytes a number: the outputs of the two norms (D each), gate and up
-    (I each) and the inner products of seven LoRA layers; 8 D are the inputs of the two norms in fp32. Attention keeps
-    queries and output (H each), keys and values (G each), and on a CPU the output laid out anew, since it is made of
-    blocks. As :mod:`engine.lora_linear` and :mod:`engine.packing` have it: change it with them.
+    ``b (2 D + 2 H + 2 G + 2 I + 7 r)`` with b bytes a number: the layer's input and the stream after attention (D
+    each), queries and attention's output (H each), keys and values (G each), gate and up (I each) and the inner
+    products of seven LoRA layers. On a CPU (:mod:`engine.decoder_layer`) the scales of two norms and a logsumexp a head
+    come to that, in fp32; on a GPU (transformers' modules with :mod:`engine.lora_linear`) the inputs of the two norms
+    in fp32. Change it with them.
     """
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    attention = (2 if gpu else 3) * queries + 2 * keys
-    return width * (2 * shape.hidden + attention + 2 * shape.intermediate + 7 * rank) + 8 * shape.hidden
+    kept = width * (2 * shape.hidden + 2 * queries + 2 * keys + 2 * shape.intermediate + 7 * rank)
+    return kept + (8 * shape.hidden if gpu else 4 * (2 + shape.heads))
 
 
 @dataclass(frozen=True, slots=True)

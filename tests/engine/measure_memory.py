@@ -1,4 +1,4 @@
-"""Measure what the four methods hold, each in its own process, beside what the plan foretells: a line of JSON each.
+"""Measure what the methods hold, each in its own process, beside what the plan foretells: a line of JSON each.
 
 ``python measure_memory.py FOLDER [METHOD ...] [--layers N] [--hidden N] [--tokens N] [--checkpointing]`` on a random
 Llama whose activations outweigh it. The libraries are imported once; every run is a fork that has only those.
@@ -21,6 +21,7 @@ from engine.__main__ import prepare_environment
 prepare_environment()
 
 import engine.dpo  # noqa: E402
+import engine.kto  # noqa: E402
 import engine.ppo  # noqa: E402
 import engine.reward  # noqa: E402
 import engine.sft  # noqa: E402, F401
@@ -32,7 +33,7 @@ from workbench.model_shape import read_shape  # noqa: E402
 from workbench.protocol import Ended, Memory, ModelRef, RunSpec  # noqa: E402
 from workbench.recipes import RECIPES  # noqa: E402
 from workbench.records import METHODS, Message  # noqa: E402
-from workbench.rows import PairRow, PromptRow, SftRow  # noqa: E402
+from workbench.rows import PairRow, PromptRow, SftRow, ThumbRow  # noqa: E402
 from workbench.run_folder import RunFolder  # noqa: E402
 
 RESPONSE = 48  # tokens of a response that PPO draws
@@ -96,6 +97,11 @@ def rows_of(method: str, tokenizer: Any, tokens: int) -> tuple[list[Any], list[l
         found = [SftRow(str(number), str(number), ask, one * (tokens - 100)) for number, one in enumerate(pick[:2])]
         made = [sft_example(tokenizer, ask, one.completion, 4096, "completion") for one in found]
         return list(found), [[len(one.input_ids)] for one in made]
+    if method == "kto":
+        half = tokens - 100
+        thumbs = [ThumbRow(str(n), str(n), str(n), "me", ask, one * half, n == 0) for n, one in enumerate(pick[:2])]
+        lone = [sft_example(tokenizer, ask, one.completion, 4096, "completion") for one in thumbs]
+        return list(thumbs), [[len(one.input_ids)] for one in lone]
     half = tokens // 2 - 100
     pairs = [PairRow(str(n), str(n), str(n), "me", ask, pick[2 * n] * half, pick[2 * n + 1] * half) for n in range(2)]
     sides = [pair_examples(tokenizer, ask, one.chosen, one.rejected, 4096) for one in pairs]

@@ -174,8 +174,11 @@ def test_memory_that_runs_out_in_mid_batch_costs_no_token(make_base: MakeBase, m
         return run(*given)
 
     monkeypatch.setattr(Decoder, "_run", short_of_memory)
-    assert generate(base, PROMPTS, sampling, count=2) == whole
+    told: list[tuple[int, int]] = []
+    drawn = generate(base, PROMPTS, sampling, count=2, on_less_room=lambda tried, room: told.append((tried, room)))
+    assert drawn == whole
     assert calls > 20
+    assert told == [(10, 5), (5, 2)]
 
 
 def test_memory_that_runs_out_in_the_first_prefill_halves_the_rows_and_no_more(

@@ -1,4 +1,4 @@
-"""The four methods run for real, each in a process of its own, and hold what the memory plan foretells."""
+"""The methods run for real, each in a process of its own, and hold what the memory plan foretells."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 
 from workbench.recipes import RECIPES
 
-WHOLE = 0.2
+WHOLE = 0.12
 """Of the process's highest resident set, libraries and model among it."""
-ABOVE = 0.4
+ABOVE = 0.35
 """Of what lies above the loaded model: heaps keep gaps that depend on the order in which blocks came and went."""
 
 
