@@ -2,6 +2,7 @@
 
     make bench                                  every method, three alternations
     make bench ONLY=sft,generate REPEATS=1      some of it
+    make bench BENCH=--curves                   how both scale: length, batch, responses, width
     python tests/benchmarks/bench.py --help
 
 TRL 1.16 lies in the development environment; PPO's peer, TRL 1.12.0, in one of its own (``make bench`` builds it).
@@ -24,6 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from curves import curves_table, measure_curves
 from flops import needed_flops, shape_of
 from measure import matrix_rate, prepare
 from work import METHODS, Work, make_work
@@ -83,6 +85,7 @@ def main() -> None:
     parser.add_argument("--quants", default="bf16,nf4")
     parser.add_argument("--settings", default="best,default")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--curves", action="store_true", help="how both scale, instead of the methods' table")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--ppo-python", default=str(HERE.parents[1] / ".venv-ppo" / "bin" / "python"))
     parser.add_argument("--out", type=Path, default=HERE, help="where RESULTS.md and results.json are written")
@@ -92,8 +95,19 @@ def main() -> None:
         raise SystemExit(f"there is no {options.data}: name the folder of the real data with --data")
     with tempfile.TemporaryDirectory() as folder:
         model = options.model or demo_model()
+        if options.curves:
+            write_curves(options.out, draw_curves(options, model, Path(folder)))
+            return
         rows = compare_all(options, model, Path(folder))
     write_results(options.out, rows, options)
+
+
+def draw_curves(options: argparse.Namespace, model: Path, folder: Path) -> list[dict[str, Any]]:
+    """Length, batch, responses and width, once each."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    return measure_curves(measured, HERE, options.data, tokenizer, model, folder, options.threads)
 
 
 def demo_model() -> Path:
@@ -167,7 +181,18 @@ def device_name() -> str:
     return f"{names[0] if names else platform.processor()} ({len(os.sched_getaffinity(0))} cores)"
 
 
-COLUMNS = ("method", "base", "peer's setting", "ours /s", "peer /s", "ratio (spread)", "memory MiB", "ratio", "of rate")
+COLUMNS = (
+    "method",
+    "base",
+    "peer's setting",
+    "runs",
+    "ours /s",
+    "peer /s",
+    "ratio (spread)",
+    "memory MiB",
+    "ratio",
+    "of rate",
+)
 
 
 def table(rows: list[dict[str, Any]], *, header: bool = True) -> str:
@@ -181,6 +206,7 @@ def table(rows: list[dict[str, Any]], *, header: bool = True) -> str:
             row["method"],
             row["quant"],
             row["setting"],
+            str(row["repeats"]),
             f"{row['samples_per_s']:.3f}",
             f"{row['peer_samples_per_s']:.3f}",
             f"{row['samples_per_s_ratio']:.2f} ({low:.2f} to {high:.2f})",
@@ -206,13 +232,28 @@ def write_results(folder: Path, rows: list[dict[str, Any]], options: argparse.Na
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "bitsandbytes", "trl"))
     device = rows[-1]["device"]
     stamp = f"{datetime.now(UTC):%Y-%m-%d}, {device}, {options.threads} threads, {packages}"
-    shown = f"{stamp}; median of {options.repeats} alternations.\n\n{table([r for r in rows if r['device'] == device])}"
-    page = folder / "RESULTS.md"
-    text = page.read_text(encoding="utf-8") if page.is_file() else "# Results\n\n<!-- table -->\n<!-- end -->\n"
-    before, _, rest = text.partition("<!-- table -->")
-    _, _, after = rest.partition("<!-- end -->")
-    page.write_text(f"{before}<!-- table -->\n{shown}\n<!-- end -->{after}", encoding="utf-8")
+    shown = f"{stamp}.\n\n{table([r for r in rows if r['device'] == device])}"
+    page = write_between(folder, "table", shown)
     print(f"\n{shown}\n\nwritten: {page} and {kept_file}")
+
+
+def write_curves(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Write ``curves.json``, and the points into ``RESULTS.md`` between their marks."""
+    (folder / "curves.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    shown = f"{datetime.now(UTC):%Y-%m-%d}, {device_name()}, bf16, once each.\n\n{curves_table(rows)}"
+    print(f"\nwritten: {write_between(folder, 'curves', shown)}")
+
+
+def write_between(folder: Path, name: str, shown: str) -> Path:
+    """Put something into ``RESULTS.md`` between ``<!-- name -->`` and ``<!-- end -->``; without marks at its end."""
+    page, mark = folder / "RESULTS.md", f"<!-- {name} -->"
+    text = page.read_text(encoding="utf-8") if page.is_file() else "# Results\n"
+    if mark not in text:
+        text += f"\n{mark}\n<!-- end -->\n"
+    before, _, rest = text.partition(mark)
+    _, _, after = rest.partition("<!-- end -->")
+    page.write_text(f"{before}{mark}\n{shown}\n<!-- end -->{after}", encoding="utf-8")
+    return page
 
 
 if __name__ == "__main__":

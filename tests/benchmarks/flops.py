@@ -41,12 +41,12 @@ def shape_of(model: Path) -> Shape:
 
 
 def needed_flops(work: Work, shape: Shape, tokens: int, tokenizer: Any) -> float:
-    """Operations of one sample (demonstration, pair, episode), on average over the work.
+    """Operations of one sample (demonstration, pair, episode, response), on average over the work.
 
     Args:
         work: the rows, with the tokens of each.
         shape: of the model.
-        tokens: all real tokens of the work, responses that were drawn included.
+        tokens: all real tokens of the work, responses that were drawn included (generate: these alone).
         tokenizer: to count the trained tokens.
     """
     rows = len(work.rows)
@@ -54,6 +54,12 @@ def needed_flops(work: Work, shape: Shape, tokens: int, tokenizer: Any) -> float
     sides = 2 if work.method in ("reward", "dpo") else 1
     length = mean / sides
     attention = 4 * shape.layers * shape.width * length / 2  # forward, a token, causal
+    if work.method == "generate":  # a response: its share of the prompt's pass, and its own tokens
+        drawn = mean / work.responses
+        passed = drawn + sum(row["tokens"] for row in work.rows) / rows / work.responses
+        return passed * (2 * shape.linear + attention) + drawn * 2 * shape.head
+    if sides == 2:  # both sides begin with the prompt, which needs to pass but once
+        mean -= sum(_prompt(row, tokenizer) for row in work.rows) / rows
     forward = mean * (2 * shape.linear + attention)
     backward = mean * (2 * shape.linear + 2 * attention)
     if work.method == "reward":
@@ -61,14 +67,17 @@ def needed_flops(work: Work, shape: Shape, tokens: int, tokenizer: Any) -> float
     if work.method in ("sft", "dpo"):
         trained = sum(_trained(row, tokenizer) for row in work.rows) / rows
         return forward + backward + trained * 4 * shape.head  # logits, and their product with the head again
-    if work.method == "generate":
-        return forward + work.response_length * 2 * shape.head
     drawn = mean - sum(row["tokens"] for row in work.rows) / rows
     once = drawn * 2 * shape.head
     rollout = forward + once
     measured = 4 * forward + 2 * once  # policy, reference, value, reward; two of them with the head
     update = work.ppo_epochs * (2 * (forward + backward) + 2 * once)
     return rollout + measured + update
+
+
+def _prompt(row: dict[str, Any], tokenizer: Any) -> int:
+    made = tokenizer.apply_chat_template(row["prompt"], tokenize=True, add_generation_prompt=True, return_dict=True)
+    return len(made["input_ids"])
 
 
 def _trained(row: dict[str, Any], tokenizer: Any) -> int:

@@ -53,9 +53,9 @@ def make_work(method: str, data: Path, tokenizer: Any, *, steps: int = 0, batch:
         length: longest sequence (PPO: prompt); 0 for the method's own.
     """
     base = {
-        "sft": Work("sft", steps=8, batch=4, max_length=384, learning_rate=2e-4),
-        "reward": Work("reward", steps=6, batch=4, max_length=256, learning_rate=2e-4),
-        "dpo": Work("dpo", steps=6, batch=2, max_length=512, learning_rate=5e-5),
+        "sft": Work("sft", steps=6, batch=4, max_length=384, learning_rate=2e-4),
+        "reward": Work("reward", steps=5, batch=4, max_length=256, learning_rate=2e-4),
+        "dpo": Work("dpo", steps=5, batch=2, max_length=512, learning_rate=5e-5),
         "ppo": Work("ppo", steps=3, batch=8, max_length=96, learning_rate=1e-4),
         "generate": Work("generate", 1, 8, 128, 0.0, response_length=128, responses=4),
     }[method]
@@ -70,6 +70,23 @@ def make_work(method: str, data: Path, tokenizer: Any, *, steps: int = 0, batch:
         if len(work.rows) == work.steps * work.batch:
             return work
     raise SystemExit(f"only {len(work.rows)} rows of {work.max_length} tokens for {work.steps * work.batch}")
+
+
+def even_work(data: Path, tokenizer: Any, *, length: int, batch: int, steps: int = 3) -> Work:
+    """Demonstrations that are all of about one length (real text, joined and cut), for a curve over lengths or batches.
+
+    Half of each is the prompt.
+    """
+    text = " ".join(row["completion"][0]["content"] for row in _demonstrations(data))
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    work = Work("sft", steps=steps, batch=batch, max_length=length + 64, learning_rate=2e-4)
+    half = (length - 32) // 2  # the template takes some 30 tokens
+    for number in range(steps * batch):
+        begin = (number * 2 * half) % (len(ids) - 2 * half)
+        prompt, answer = (tokenizer.decode(ids[at : at + half]) for at in (begin, begin + half))
+        row = {"prompt": [_said("user", prompt)], "completion": [_said("assistant", answer)]}
+        work.rows.append(row | {"tokens": sum(_sizes(tokenizer, row))})
+    return work
 
 
 def _demonstrations(data: Path) -> list[dict[str, Any]]:
