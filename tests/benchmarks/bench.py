@@ -2,6 +2,7 @@
 
     make bench                                  every method, three alternations
     make bench ONLY=sft,generate REPEATS=1      some of it
+    make bench BENCH="--llamas 1B,3B,8B --quants nf4"   on a GPU: of rate is then the model FLOPs utilisation
     make bench BENCH=--curves                   how both scale: length, batch, responses, width
     python tests/benchmarks/bench.py --help
 
@@ -16,6 +17,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -28,7 +30,10 @@ from typing import Any
 from curves import curves_table, measure_curves
 from flops import needed_flops, shape_of
 from measure import matrix_rate, prepare
+from random_llama import write_random_llama
 from work import METHODS, Work, make_work
+
+from workbench.model_shape import LLAMAS
 
 HERE = Path(__file__).resolve().parent
 
@@ -85,6 +90,7 @@ def main() -> None:
     parser.add_argument("--quants", default="bf16,nf4")
     parser.add_argument("--settings", default="best,default")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--llamas", default="", help="random weights instead of the demo model: 1B,3B,8B (for a GPU)")
     parser.add_argument("--curves", action="store_true", help="how both scale, instead of the methods' table")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--ppo-python", default=str(HERE.parents[1] / ".venv-ppo" / "bin" / "python"))
@@ -98,8 +104,23 @@ def main() -> None:
         if options.curves:
             write_curves(options.out, draw_curves(options, model, Path(folder)))
             return
-        rows = compare_all(options, model, Path(folder))
+        rows = []
+        for name in options.llamas.split(",") if options.llamas else [""]:
+            if name:
+                model = random_llama(options, name, Path(folder))
+            rows += compare_all(options, model, Path(folder), name or model.name)
+            if name:
+                shutil.rmtree(model)
     write_results(options.out, rows, options)
+
+
+def random_llama(options: argparse.Namespace, name: str, folder: Path) -> Path:
+    """Write a Llama of a known size with random weights."""
+    from transformers import AutoTokenizer
+
+    made = folder / name
+    write_random_llama(made, AutoTokenizer.from_pretrained(options.model or demo_model()), LLAMAS[f"Llama {name}"])
+    return made
 
 
 def draw_curves(options: argparse.Namespace, model: Path, folder: Path) -> list[dict[str, Any]]:
@@ -121,7 +142,7 @@ def demo_model() -> Path:
     return folder
 
 
-def compare_all(options: argparse.Namespace, model: Path, folder: Path) -> list[dict[str, Any]]:
+def compare_all(options: argparse.Namespace, model: Path, folder: Path, name: str) -> list[dict[str, Any]]:
     """Run every comparison; print each row as it is known."""
     from transformers import AutoTokenizer
 
@@ -139,7 +160,7 @@ def compare_all(options: argparse.Namespace, model: Path, folder: Path) -> list[
             found = compare(options, work, path, model, quant, settings)
             flops = needed_flops(work, shape_of(model), found[0].ours[-1]["tokens"], tokenizer)
             for one in found:
-                rows.append(one.row(rate, flops, device))
+                rows.append({"model": name} | one.row(rate, flops, device))
                 print(table(rows[-1:], header=len(rows) == 1), flush=True)
     return rows
 
@@ -203,6 +224,7 @@ def table(rows: list[dict[str, Any]], *, header: bool = True) -> str:
         memory = row["peak_memory_ratio"]
         share = row["rate_share"]
         cells = (
+            row["model"],
             row["method"],
             row["quant"],
             row["setting"],
@@ -225,12 +247,14 @@ def write_results(folder: Path, rows: list[dict[str, Any]], options: argparse.Na
     folder.mkdir(parents=True, exist_ok=True)
     kept_file = folder / "results.json"
     kept = json.loads(kept_file.read_text(encoding="utf-8")) if kept_file.is_file() else []
-    keys = ("method", "quant", "setting", "device")
+    keys = ("model", "method", "quant", "setting", "device")
     fresh = {tuple(row[key] for key in keys) for row in rows}
-    rows = [row for row in kept if tuple(row[key] for key in keys) not in fresh] + rows
+    rows = [row for row in kept if tuple(row.get(key) for key in keys) not in fresh] + rows
+    order = [*METHODS, "generate"]
+    rows.sort(key=lambda row: (row["device"], row["model"], row["quant"], row["setting"], order.index(row["method"])))
     kept_file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "bitsandbytes", "trl"))
-    device = rows[-1]["device"]
+    device = device_name()
     stamp = f"{datetime.now(UTC):%Y-%m-%d}, {device}, {options.threads} threads, {packages}"
     shown = f"{stamp}.\n\n{table([r for r in rows if r['device'] == device])}"
     page = write_between(folder, "table", shown)

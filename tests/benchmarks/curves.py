@@ -1,6 +1,6 @@
 """How both sides scale: sequence length, batch, responses a prompt, width of the model. Once each, best setting.
 
-Widths are random Llama configurations with the demo model's tokenizer; the other curves run on the demo model.
+Widths are random Llamas of six layers with the demo model's tokenizer; the other curves run on the demo model.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from random_llama import write_random_llama
 from work import Work, even_work, make_work
+
+from workbench.model_shape import Shape
 
 LENGTHS = (128, 256, 512, 1024, 2048)
 BATCHES = (1, 2, 4, 8, 16)
@@ -32,31 +35,11 @@ def points(data: Path, tokenizer: Any, model: Path, folder: Path) -> Iterator[tu
         yield "responses", count, replace(work, rows=work.rows[:4], responses=count, response_length=64), model
     for width in WIDTHS:
         made = folder / f"width-{width}"
-        write_random_llama(made, tokenizer, width)
+        heads = max(2, width // 64)
+        keys = heads // 3 if heads % 3 == 0 else heads
+        shape = Shape(0, width, 6, width * 8 // 3 // 64 * 64, heads, keys, 64, len(tokenizer), 4096)
+        write_random_llama(made, tokenizer, shape)
         yield "width", width, even_work(data, tokenizer, length=256, batch=4), made
-
-
-def write_random_llama(folder: Path, tokenizer: Any, width: int) -> None:
-    """Save a random Llama of six layers with the tokenizer's vocabulary."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=width * 8 // 3 // 64 * 64,
-        num_hidden_layers=6,
-        num_attention_heads=max(2, width // 64),
-        num_key_value_heads=max(1, width // 64 // 3) if width % 192 == 0 else max(2, width // 64),
-        head_dim=64,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def measure_curves(
