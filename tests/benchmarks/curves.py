@@ -16,20 +16,20 @@ from work import Work, even_work, make_work
 
 from workbench.model_shape import Shape
 
-LENGTHS = (128, 256, 512, 1024, 2048)
-BATCHES = (1, 2, 4, 8, 16)
-RESPONSES = (1, 2, 4, 8)
-WIDTHS = (256, 576, 1024, 1536)
+LENGTHS = (128, 512, 2048)
+BATCHES = (1, 4, 16)
+RESPONSES = (1, 4, 8)
+WIDTHS = (256, 1024)
 
 Measure = Callable[[list[str]], dict[str, Any]]
 
 
 def points(data: Path, tokenizer: Any, model: Path, folder: Path) -> Iterator[tuple[str, int, Work, Path]]:
     """Every point: (curve, where on it, the work, the model)."""
-    for length in LENGTHS:  # 2048 tokens a step, at least one row
+    for length in LENGTHS:  # 1024 tokens a step, at least one row
         yield "length", length, even_work(data, tokenizer, length=length, batch=max(1, 1024 // length)), model
     for batch in BATCHES:
-        yield "batch", batch, even_work(data, tokenizer, length=256, batch=batch, steps=2 if batch > 4 else 3), model
+        yield "batch", batch, even_work(data, tokenizer, length=256, batch=batch), model
     for count in RESPONSES:
         work = make_work("generate", data, tokenizer)
         yield "responses", count, replace(work, rows=work.rows[:4], responses=count, response_length=64), model

@@ -72,7 +72,7 @@ def make_work(method: str, data: Path, tokenizer: Any, *, steps: int = 0, batch:
     raise SystemExit(f"only {len(work.rows)} rows of {work.max_length} tokens for {work.steps * work.batch}")
 
 
-def even_work(data: Path, tokenizer: Any, *, length: int, batch: int, steps: int = 3) -> Work:
+def even_work(data: Path, tokenizer: Any, *, length: int, batch: int, steps: int = 2) -> Work:
     """Demonstrations that are all of about one length (real text, joined and cut), for a curve over lengths or batches.
 
     Half of each is the prompt.
