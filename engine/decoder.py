@@ -68,7 +68,7 @@ class Decoder:
         cosine, sine = (one[0][:, None] for one in decoder.rotary_emb(embedded, positions))
         hidden = embedded[0]
         for parts, attention in zip(self._layers, attentions, strict=True):
-            hidden, _ = layer_forward(hidden, parts, cosine, sine, attention)
+            hidden = layer_forward(hidden, parts, cosine, sine, attention)[0]  # nothing else outlives its layer
         normed: Tensor = decoder.norm(hidden)
         return normed
 

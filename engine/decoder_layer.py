@@ -2,9 +2,9 @@
 
 ``y = x + attention(norm(x))`` and ``out = y + mlp(norm(y))``, with LoRA on every linear layer. Module by module,
 autograd passes over an activation a dozen times between two matrix products and keeps most of what it makes; here the
-backward pass is written out. It keeps x, y, the rotated queries and keys, values, attention's output, gate and up, and
-makes the rest (norms, silu, the product) again, as each costs one pass over memory. Under gradient checkpointing it
-keeps x alone and runs the forward pass again.
+backward pass is written out. It keeps x, y, queries and keys (rotated; before their norm where they have one), values,
+attention's output, gate and up, and makes the rest (norms, silu, the product) again, as each costs one pass over
+memory. Under gradient checkpointing it keeps x alone and runs the forward pass again.
 
 Attention is the CPU's flash kernel, a causal call per block (:mod:`engine.packing`); the kernel itself reads grouped
 keys for several query heads.
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from engine.layer_parts import LayerParts, rotate, wide
+from engine.layer_parts import LayerParts, Norm, rotate, wide
 from engine.lora_linear import MlpKept, masters_of, mlp_backward, mlp_forward, project, project_grads, trains
 from engine.packing import Block
 
@@ -47,12 +47,10 @@ class Kept(NamedTuple):
 
     x: Tensor  # [T, D]
     x_scale: Tensor
-    raw_query: Tensor | None  # before a norm over heads
-    query_scale: Tensor | None
-    raw_key: Tensor | None
+    query: Tensor  # [T, H, W], rotated; with a norm over heads as it was before it
+    query_scale: Tensor | None  # of that norm
+    key: Tensor  # [T, G, W]
     key_scale: Tensor | None
-    query: Tensor  # [T, H, W], rotated
-    key: Tensor  # [T, G, W], rotated
     value: Tensor  # [T, G, W]
     inner: Tensor | None
     attended: Tensor  # [T, H, W]
@@ -106,21 +104,22 @@ def layer_forward(
     outs, inner = project((parts.query, parts.key, parts.value), normed)
     del normed
     query, key, value = (one.view(len(x), -1, parts.width) for one in outs)
-    raw_query = query_scale = raw_key = key_scale = None
+    query_scale = key_scale = None
+    raw = query, key
     if parts.query_norm is not None and parts.key_norm is not None:
-        raw_query, raw_key = query, key
         query, query_scale = parts.query_norm(query)
         key, key_scale = parts.key_norm(key)
     if parts.rotary:
         query, key = rotate(query, cosine, sine), rotate(key, cosine, sine)
+    kept_query, kept_key = (query, key) if query_scale is None else raw
     attended, log_sum = attention(query, key, value)
     [out], output_inner = project((parts.output,), attended.flatten(1))
     y = out.add_(x)
     normed, y_scale = parts.mlp_norm(y)
     out, mlp = mlp_forward(parts.mlp, normed)
     kept = Kept(
-        x, x_scale, raw_query, query_scale, raw_key, key_scale, query, key, value, inner, attended, log_sum,
-        output_inner, y, y_scale, *mlp,
+        x, x_scale, kept_query, query_scale, kept_key, key_scale, value, inner, attended, log_sum, output_inner, y,
+        y_scale, *mlp,
     )  # fmt: skip
     return out.add_(y), kept
 
@@ -137,16 +136,18 @@ def _backward(
     )
     assert attended_grad is not None
     assert kept.log_sum is not None
+    query = _rotated_again(kept.query, kept.query_scale, parts.query_norm, parts, frame)
+    key = _rotated_again(kept.key, kept.key_scale, parts.key_norm, parts, frame)
     query_grad, key_grad, value_grad = attend_backward(
-        attended_grad.view_as(kept.attended), kept.query, kept.key, kept.value, kept.attended, kept.log_sum,
+        attended_grad.view_as(kept.attended), query, key, kept.value, kept.attended, kept.log_sum,
         frame.blocks, parts.scaling,
     )  # fmt: skip
     if parts.rotary:  # a rotation's transpose is the rotation back
         query_grad, key_grad = (rotate(one, frame.cosine, -frame.sine) for one in (query_grad, key_grad))
-    if parts.query_norm is not None and kept.raw_query is not None and kept.query_scale is not None:
-        query_grad = parts.query_norm.grad(kept.raw_query, kept.query_scale, query_grad)
-    if parts.key_norm is not None and kept.raw_key is not None and kept.key_scale is not None:
-        key_grad = parts.key_norm.grad(kept.raw_key, kept.key_scale, key_grad)
+    if parts.query_norm is not None and kept.query_scale is not None:
+        query_grad = parts.query_norm.grad(kept.query, kept.query_scale, query_grad)
+    if parts.key_norm is not None and kept.key_scale is not None:
+        key_grad = parts.key_norm.grad(kept.key, kept.key_scale, key_grad)
     normed_grad, input_masters = project_grads(
         (parts.query, parts.key, parts.value),
         parts.attention_norm.again(kept.x, kept.x_scale),
@@ -219,6 +220,14 @@ def attend_backward(
                 total[span] += summed[begin : begin + size]
                 begin += size
     return query_grad, key_grad, value_grad
+
+
+def _rotated_again(states: Tensor, scale: Tensor | None, norm: Norm | None, parts: LayerParts, frame: Frame) -> Tensor:
+    """Queries or keys as attention had them, from what a layer kept of them."""
+    if norm is None or scale is None:
+        return states
+    normed = norm.again(states, scale)
+    return rotate(normed, frame.cosine, frame.sine) if parts.rotary else normed
 
 
 def _attention(parts: LayerParts, frame: Frame) -> Attention:

@@ -102,10 +102,13 @@ def run(session: Session) -> None:
     start = trainee.resume(session)
     session.progress(start, total)
 
+    def parts(measured: Sequence[Sequence[EncodedThumb]]) -> list[Sequence[EncodedThumb]]:
+        return [part for rows in measured for part in cut(rows, micro_batch)]
+
     def measure(step: int) -> None:
         if heldout and eval_due(session, step, total):
             session.phase("evaluating")
-            session.metrics(step, evaluate(adapters, eval_batches, eval_others, reference, recipe))
+            session.metrics(step, evaluate(adapters, parts(eval_batches), parts(eval_others), reference, recipe))
             session.phase("training")
 
     def reset() -> None:
@@ -208,7 +211,9 @@ def completion_logps(adapters: Adapters, name: str | None, rows: Sequence[Encode
     layout = adapters.lay_out([one.example for one in rows])
     with adapters.use(name):
         hidden = adapters.flat(layout)
-    logps, entropy, correct = token_stats(hidden[layout.states], layout.targets, adapters.base.head_weight)
+    logps, entropy, correct = token_stats(
+        hidden[layout.states], layout.targets, adapters.base.head_weight, chunk=adapters.base.head_rows
+    )
     return Completions(layout.sums(logps), entropy, correct, layout.tokens)
 
 

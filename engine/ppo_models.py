@@ -132,7 +132,7 @@ class Players:
         rows = self.adapters.lay_out(examples)
         with self.adapters.use(POLICY):
             hidden = self.adapters.flat(rows)
-        logps, _ = token_logps(hidden[rows.states], rows.targets, self.base.head_weight)
+        logps, _ = token_logps(hidden[rows.states], rows.targets, self.base.head_weight, chunk=self.base.head_rows)
         return -logps.sum()
 
     def save_policy(self, folder: Path) -> None:

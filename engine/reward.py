@@ -51,6 +51,7 @@ def run(session: Session) -> None:
     session.phase("preparing", "tokenising the preferences")
     limit = window(session, adapters)
     train = encode_pairs(session, adapters, "train", limit, unusable)
+    _warn_of_idle_heads(session, head, train)
     every_heldout = encode_pairs(session, adapters, "heldout", limit, unusable)
     heldout = every_heldout[:EVAL_ROWS]
     schedule = Schedule(
@@ -281,6 +282,19 @@ def _starting_head(session: Session, adapters: Adapters) -> ScalarHead:
             "start from an SFT model or the base for another number of heads",
         )
     return head
+
+
+def _warn_of_idle_heads(session: Session, head: ScalarHead, train: Sequence[EncodedPair]) -> None:
+    """With few rankings a head's coins may all have fallen on nothing: it stays as it began, and the mean holds it."""
+    weights = bootstrap_weights(sorted({one.unit for one in train}), head.count, session.recipe.seed)
+    idle = int((weights.sum(0) == 0).sum())
+    if idle:
+        session.warn(
+            "heads",
+            f"{idle} of {head.count} heads have no ranking to learn from and stay as they began: their coins left out "
+            f"all {len(weights)}",
+            "rank more, choose another seed, or set heads to 1",
+        )
 
 
 def _record(meters: Meters, chosen: Tensor, rejected: Tensor, loss: Tensor, ordered: Sequence[bool]) -> None:

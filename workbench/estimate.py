@@ -22,6 +22,7 @@ from workbench.memory_plan import Peak, Phase, trained_adapters
 from workbench.model_shape import Shape
 from workbench.recipes import DpoRecipe, KtoRecipe, PpoRecipe, Recipe
 from workbench.records import Method
+from workbench.rows import PromptRow, SftRow
 from workbench.run_folder import Row
 from workbench.supervisor import has_gpu
 from workbench.terminal import in_time
@@ -77,6 +78,7 @@ def estimate(
     *,
     heldout: int = 0,
     demonstrations: int = 0,
+    mixed_in: Sequence[SftRow] = (),
     start_rank: int = 0,
     paces: Sequence[Pace] = (),
     peaks: Sequence[Peak] = (),
@@ -91,6 +93,7 @@ def estimate(
         rows: what trains.
         heldout: rows that are measured on.
         demonstrations: rows that are scored once, to set the zero of a reward model.
+        mixed_in: the demonstrations that PPO-ptx passes in its updates.
         start_rank: of the adapter that training continues; 0 for a new one.
         paces: what earlier runs of the project reached.
         peaks: what earlier runs of the project held, newest first.
@@ -100,7 +103,17 @@ def estimate(
     lengths = [tokens for row in by_row for tokens in row] or [0]
     rank = start_rank or recipe.lora_rank
     available = memory_available(recipe.device)
-    choice = choose(method, recipe, shape, by_row, available, start_rank=start_rank, peaks=peaks, base=base)
+    choice = choose(
+        method,
+        recipe,
+        shape,
+        by_row,
+        available,
+        mixed_in=[row_tokens(row, recipe) for row in mixed_in],
+        start_rank=start_rank,
+        peaks=peaks,
+        base=base,
+    )
     recipe, memory = choice.recipe, choice.plan
     lines = [*([f"chosen: {choice.reason}"] if choice.reason else []), *memory.lines]
     steps, tokens = total_steps(recipe, len(rows)), _run_tokens(recipe, by_row, heldout)
@@ -135,8 +148,8 @@ def estimate(
 
 
 def row_tokens(row: Row, recipe: Recipe) -> list[int]:
-    """Guess the tokens of each sequence of a row, cut as the recipe cuts them."""
-    extra = recipe.response_length if isinstance(recipe, PpoRecipe) else 0
+    """Guess the tokens of each sequence of a row, cut as the recipe cuts them; a prompt gets PPO's longest response."""
+    extra = recipe.response_length if isinstance(recipe, PpoRecipe) and isinstance(row, PromptRow) else 0
     return [min(recipe.max_length, tokens_of(text) + extra) for text in texts_of(row)]
 
 

@@ -36,6 +36,7 @@ def choose(
     rows: Sequence[Sequence[int]],
     available: int,
     *,
+    mixed_in: Sequence[Sequence[int]] = (),
     start_rank: int = 0,
     peaks: Sequence[Peak] = (),
     base: str = "",
@@ -50,7 +51,16 @@ def choose(
     smallest: tuple[Recipe, MemoryPlan] | None = None
     for tried in _from_fast_to_small(recipe, _most_rows(recipe, rows, gpu=gpu), gpu=gpu):
         plan = plan_memory(
-            method, tried, shape, rows, start_rank=start_rank, peaks=peaks, base=base, available=available, gpu=gpu
+            method,
+            tried,
+            shape,
+            rows,
+            mixed_in=mixed_in,
+            start_rank=start_rank,
+            peaks=peaks,
+            base=base,
+            available=available,
+            gpu=gpu,
         )
         if plan.peak.bytes <= MARGIN * available:
             return _told(recipe, tried, plan, available, fits=True)

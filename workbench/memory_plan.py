@@ -134,6 +134,7 @@ def plan_memory(
     shape: Shape,
     rows: Sequence[Sequence[int]],
     *,
+    mixed_in: Sequence[Sequence[int]] = (),
     start_rank: int = 0,
     peaks: Sequence[Peak] = (),
     base: str = "",
@@ -147,6 +148,7 @@ def plan_memory(
         recipe: its settings, none of them automatic (see :func:`workbench.memory_choice.choose`).
         shape: of the base model.
         rows: the tokens of each sequence of each row (see :func:`workbench.estimate.row_tokens`).
+        mixed_in: the same of the demonstrations that PPO-ptx passes in its updates.
         start_rank: of the adapter that training continues; 0 for a new one.
         peaks: what earlier runs held, newest first: the median of measured / foretold of :func:`most_like` corrects
             each phase.
@@ -155,7 +157,7 @@ def plan_memory(
         gpu: whether a GPU computes; by default as the recipe and the machine say.
     """
     gpu = on_gpu(recipe.device) if gpu is None else gpu
-    one = _Reckoner(method, recipe, shape, rows, start_rank, gpu, available)
+    one = _Reckoner(method, recipe, shape, rows, mixed_in, start_rank, gpu, available)
     alike = most_like(peaks, method, base, recipe.quantisation, gpu=gpu)
     phases = []
     for name, size, mapped in one.phases():
@@ -204,6 +206,7 @@ class _Reckoner:
         recipe: Recipe,
         shape: Shape,
         rows: Sequence[Sequence[int]],
+        mixed_in: Sequence[Sequence[int]],
         start_rank: int,
         gpu: bool,
         available: int = 0,
@@ -213,8 +216,9 @@ class _Reckoner:
         self.head_rows = recipe.head_rows or HEAD_ROWS
         self.width = 2 if gpu or cpu_has_bf16() else 4  # bytes of a number in the model's arithmetic
         self.rows = [list(row) for row in rows if row] or [[0]]
+        self.mixed_in = [list(row) for row in mixed_in if row]
         self.trained = trained_adapters(recipe)
-        referred = method == "ppo" or (isinstance(recipe, DpoRecipe) and recipe.needs_reference)
+        referred = method in ("kto", "ppo") or (isinstance(recipe, DpoRecipe) and recipe.needs_reference)
         self.frozen = (referred and start_rank > 0) + (isinstance(recipe, PpoRecipe) and not recipe.rule)
 
     # ---- parts ----
@@ -242,13 +246,21 @@ class _Reckoner:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the largest forward pass of an update."""
-        sides = max(len(row) for row in self.rows)
-        longest = max(max(row) for row in self.rows)
+        """Tokens of the largest forward pass over the rows."""
+        return self._at_once(self.rows)
+
+    @property
+    def updated_tokens(self) -> int:
+        """Tokens of the largest forward pass of an update, demonstrations among them."""
+        return max(self.tokens, self._at_once(self.mixed_in)) if self.mixed_in else self.tokens
+
+    def _at_once(self, rows: Sequence[Sequence[int]]) -> int:
+        sides = max(len(row) for row in rows)
+        longest = max(max(row) for row in rows)
         sequences = self.recipe.micro_batch * sides
         if self.gpu:
             return sequences * longest
-        every = sum(sorted((max(row) * sides for row in self.rows), reverse=True)[: self.recipe.micro_batch])
+        every = sum(sorted((max(row) * sides for row in rows), reverse=True)[: self.recipe.micro_batch])
         return max(min(every, CPU_MICRO_TOKENS), longest * sides)  # a row that is longer stands alone
 
     @property
@@ -267,14 +279,13 @@ class _Reckoner:
         dense = self.shape.hidden * self.shape.intermediate * self.width
         return dense if self.recipe.quantisation == "nf4" else 0.0
 
-    @property
-    def head(self) -> float:
+    def _head(self, tokens: int) -> float:
         """Logits of a chunk (three of their size), and three tensors [N, D]; a reward model's head is a vector."""
         if self.method == "reward":
             return 0.0
-        rows = min(self.tokens, self.head_rows)
+        rows = min(tokens, self.head_rows)
         block = self.shape.vocabulary if self.gpu else min(HEAD_BLOCK, self.shape.vocabulary)
-        return rows * block * 4.0 * 3 + self.tokens * self.shape.hidden * 4.0 * 3
+        return rows * block * 4.0 * 3 + tokens * self.shape.hidden * 4.0 * 3
 
     @property
     def activations(self) -> float:
@@ -282,12 +293,13 @@ class _Reckoner:
         kept = self.layer * self.shape.layers
         if self.recipe.gradient_checkpointing:
             kept = self.width * self.shape.hidden * self.shape.layers + self.layer
-        return self._allocated(self.tokens * (kept + self.passing) + self.head) + self.unpacked
+        tokens = self.updated_tokens
+        return self._allocated(tokens * (kept + self.passing) + self._head(tokens)) + self.unpacked
 
     @property
     def scoring(self) -> float:
         """A forward pass without gradients: one layer at a time, and nothing is kept."""
-        return self._allocated(self.tokens * self.passing + self.head) + self.unpacked
+        return self._allocated(self.tokens * self.passing + self._head(self.tokens)) + self.unpacked
 
     @property
     def episode(self) -> float:
@@ -342,7 +354,7 @@ class _Reckoner:
             f"base: {shape.parameters / 1e6:,.0f} M parameters in {in_what}, {in_bytes(self.weights)}",
             f"adapters: {one / 1e6:,.1f} M parameters of rank {self.rank}, {self.trained} trained and {self.frozen} "
             f"frozen, {in_bytes(self.adapters + self.optimiser)} with optimiser",
-            f"activations: {self.tokens:,} tokens at once, {kept}, {in_bytes(self.activations)}",
+            f"activations: {self.updated_tokens:,} tokens at once, {kept}, {in_bytes(self.activations)}",
         ]
         if isinstance(recipe, PpoRecipe):
             found.append(f"key-value cache of {self.drawn_at_once} episodes at once: {in_bytes(self.cache)}")

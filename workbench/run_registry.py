@@ -123,7 +123,16 @@ def _peak(run_dir: Path, _size: int) -> Peak | None:
     spec = folder.spec()
     recipe, rank = without_plan(folder.recipe(spec)), rank_of(spec.model)
     rows = [row_tokens(row, recipe) for row in folder.rows("train", spec)]
-    plan = plan_memory(spec.method, recipe, read_shape(Path(spec.model.base)), rows, start_rank=rank, gpu=gpu)
+    mixed_in = folder.rows("demonstrations", spec) if spec.method == "ppo" else []
+    plan = plan_memory(
+        spec.method,
+        recipe,
+        read_shape(Path(spec.model.base)),
+        rows,
+        mixed_in=[row_tokens(row, recipe) for row in mixed_in],
+        start_rank=rank,
+        gpu=gpu,
+    )
     return Peak(
         spec.method,
         measured,

@@ -164,6 +164,7 @@ def plan_run(
                 chosen.train,
                 heldout=min(MEASURED_ROWS, len(chosen.heldout)),
                 demonstrations=min(MEASURED_ROWS, len(chosen.demonstrations)),
+                mixed_in=chosen.demonstrations if method == "ppo" else (),
                 start_rank=rank_of(model),
                 paces=measured_paces(project),
                 peaks=measured_peaks(project),

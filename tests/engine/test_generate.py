@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from engine import decoder
 from engine.adapters import Adapters
 from engine.base_model import LoadedBase, load_base
 from engine.decoder import Decoder
@@ -265,6 +267,24 @@ def test_the_whole_distribution_is_drawn_from_at_every_vocabulary_size() -> None
         sampling = Sampling(temperature=0.7, max_new_tokens=1)
         assert torch.equal(pick_tokens(logits, sampling, uniforms), expected)
         assert torch.equal(pick_tokens(logits.T.contiguous().T, sampling, uniforms), expected)
+
+
+def test_what_a_layer_made_is_gone_before_the_next_one_runs(
+    make_base: MakeBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sampling has no backward pass: a prefill of 4,096 tokens must not hold two layers' worth of them."""
+    real = decoder.layer_forward
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def watched(*given: Any) -> Any:
+        assert all(one() is None for one in made)
+        out, kept = real(*given)
+        made.extend(weakref.ref(one) for one in (kept.mlp_gate, kept.attended, kept.y))
+        return out, kept
+
+    monkeypatch.setattr(decoder, "layer_forward", watched)
+    generate(make_base(), PROMPTS, greedy(2))
+    assert len(made) >= 3 * 2 * 2
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -14,21 +14,23 @@ from workbench.model_shape import Shape
 RANK, TOKENS, D, INNER, HEADS, KEYS, WIDTH = 8, 384, 128, 352, 4, 2, 32
 
 
-def kept_bytes(make_tokenizer, layers: int, *, packed: bool) -> int:
-    """Bytes of the different tensors that a forward pass of a random Llama leaves for its backward pass."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def kept_bytes(make_tokenizer, layers: int, *, packed: bool, family: str) -> int:
+    """Bytes of the different tensors that a forward pass of a random model leaves for its backward pass."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = LlamaConfig(
+    config = AutoConfig.for_model(
+        family,
         vocab_size=272,
         hidden_size=D,
         intermediate_size=INNER,
         num_hidden_layers=layers,
         num_attention_heads=HEADS,
         num_key_value_heads=KEYS,
+        head_dim=WIDTH,
         max_position_embeddings=512,
         tie_word_embeddings=True,
     )
-    base = prepare(LlamaForCausalLM(config), make_tokenizer(), torch.device("cpu"), torch.float32)
+    base = prepare(AutoModelForCausalLM.from_config(config), make_tokenizer(), torch.device("cpu"), torch.float32)
     base.packs = packed
     adapters = Adapters(base)
     adapters.add("policy", rank=RANK, alpha=16, trainable=True)
@@ -49,10 +51,13 @@ def kept_bytes(make_tokenizer, layers: int, *, packed: bool) -> int:
         return sum(kept.values())  # while ``hidden`` holds the graph, no address is given out twice
 
 
-@pytest.mark.parametrize(("packed", "gpu"), [(True, False), (False, True)])
-def test_a_layer_keeps_what_the_plan_counts(make_tokenizer, packed, gpu):
+@pytest.mark.parametrize(
+    ("family", "packed", "gpu"), [("llama", True, False), ("llama", False, True), ("qwen3", True, False)]
+)
+def test_a_layer_keeps_what_the_plan_counts(make_tokenizer, family, packed, gpu):
     """Two models that differ by two layers differ by what two layers keep: embeddings, positions, last norm cancel."""
     shape = Shape(1, D, 2, INNER, HEADS, KEYS, WIDTH, 272, 512)
-    difference = kept_bytes(make_tokenizer, 4, packed=packed) - kept_bytes(make_tokenizer, 2, packed=packed)
+    four, two = (kept_bytes(make_tokenizer, layers, packed=packed, family=family) for layers in (4, 2))
+    difference = four - two
     # in fp32 a norm's input is the residual stream itself, and is counted once as its 4 D
     assert difference / 2 / TOKENS == pytest.approx(kept_per_token(shape, RANK, 4, gpu=gpu), rel=0.03)

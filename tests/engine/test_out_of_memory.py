@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,17 +10,19 @@ import sys
 import pytest
 import torch
 
-from engine import dpo, reward, sft
+from engine import dpo, kto, logps, reward, sft
+from engine.adapters import Adapters
 from engine.ppo_models import Players
 from workbench.protocol import Metrics, Warned
 from workbench.records import Message
-from workbench.rows import PairRow, PromptRow, SftRow
+from workbench.rows import PairRow, PromptRow, SftRow, ThumbRow
 
 ASK = [(Message("user", f"say {number}"),) for number in range(4)]
 GOOD, BAD = ("the hat", "then tea", "an ant", "that inn"), ("xx", "zz qq", "qx zx", "jj")
 ROWS = {
     "sft": [SftRow(f"d{n}", f"p{n}", ASK[n], GOOD[n]) for n in range(4)],
     "reward": [PairRow(f"d{n}", f"p{n}", f"r{n}", "me", ASK[n], GOOD[n], BAD[n]) for n in range(4)],
+    "kto": [ThumbRow(f"d{n}", f"p{n}", f"r{n}", "me", ASK[n], (GOOD, BAD)[n % 2][n], n % 2 == 0) for n in range(4)],
     "ppo": [PromptRow(f"p{n}", ASK[n]) for n in range(4)],
 }
 ROWS["dpo"] = ROWS["reward"]
@@ -48,6 +51,9 @@ def break_call(monkeypatch, owner, name, number, *, training):
         ("reward", reward, "pair_scores", 3, True, "update"),
         ("dpo", dpo, "completion_logps", 1, False, "score"),  # the reference's log-probabilities
         ("dpo", dpo, "completion_logps", 3, True, "update"),
+        ("kto", kto, "completion_logps", 1, False, "score"),
+        ("kto", kto, "completion_logps", 5, False, "update"),  # the zero of the first step
+        ("kto", kto, "completion_logps", 3, True, "update"),
         ("ppo", Players, "policy_logps", 3, False, "rollout"),
         ("ppo", Players, "scores", 1, True, "score"),
         ("ppo", Players, "values", 2, True, "update"),
@@ -69,6 +75,50 @@ def test_the_phase_is_named_the_batch_stays_and_the_losses_are_the_same(
     before, after = ([one.values[key] for one in run.events() if isinstance(one, Metrics)] for run in (plain, tight))
     assert len(before) == 2
     assert after == pytest.approx(before, rel=1e-4)  # one step of 4 rows is one step of 4 rows
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_held_out_rows_pass_in_the_micro_batches_that_fitted_the_reference(runs, monkeypatch, method):
+    owner = {"dpo": dpo, "kto": kto}[method]
+    break_call(monkeypatch, owner, "completion_logps", 1, training=False)
+    passed = []
+    real = owner.completion_logps
+
+    def watched(adapters, name, rows):
+        found = real(adapters, name, rows)
+        passed.append(len(rows))
+        return found
+
+    monkeypatch.setattr(owner, "completion_logps", watched)
+    held_out = [dataclasses.replace(row, id=f"held-{row.id}") for row in ROWS[method]]
+    runs.run(runs.create(method, ROWS[method], held_out, batch=4, micro_batch=4, max_steps=1))
+    assert max(passed) == 2  # 4 at once ran out of memory; 2 did not
+
+
+def test_held_out_responses_are_measured_at_most_512_tokens_at_once_on_a_cpu(runs, monkeypatch):
+    tokens = []
+    real = Adapters.flat
+    monkeypatch.setattr(Adapters, "flat", lambda self, layout: tokens.append(layout.tokens) or real(self, layout))
+    long = [
+        ThumbRow(f"d{n}", f"p{n}", f"r{n}", "me", (Message("user", f"{n} " + "q" * 120),), "x" * 60, n % 2 == 0)
+        for n in range(6)
+    ]
+    runs.run(runs.create("kto", long[:4], long[4:] + long[:2], batch=4, micro_batch=4, max_steps=1))
+    assert 256 < max(tokens) <= 512
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [("sft", {}), ("dpo", {}), ("kto", {}), ("ppo", PPO), ("ppo", PPO | {"ptx_coefficient": 1.0})],
+    ids=["sft", "dpo", "kto", "ppo", "ppo-ptx"],
+)
+def test_no_method_holds_the_logits_of_more_positions_than_the_recipe_allows(runs, monkeypatch, method, more):
+    held = []
+    real = logps._softmax_stats
+    monkeypatch.setattr(logps, "_softmax_stats", lambda hidden, *rest: held.append(len(hidden)) or real(hidden, *rest))
+    shown = ROWS["sft"] if "ptx_coefficient" in more else ()
+    runs.run(runs.create(method, ROWS[method], (), shown, batch=4, micro_batch=4, max_steps=1, head_rows=3, **more))
+    assert max(held) == 3
 
 
 REAL = """

@@ -87,6 +87,24 @@ def test_a_single_head_scores_to_the_last_bit_as_a_product_with_its_weights():
     assert torch.equal(bootstrap_weights(["a", "b"], 1, 0), torch.ones(2, 1))
 
 
+def test_a_head_whose_coins_left_out_every_ranking_is_told(runs):
+    """Of 2 rankings a head sees none with a chance of 1/4: it would stay a random direction within the mean."""
+
+    def idle(seed):
+        return int((bootstrap_weights(["k0", "k1"], 4, seed).sum(0) == 0).sum())
+
+    for wanted in (0, 1, 4):
+        seed = next(seed for seed in range(10_000) if idle(seed) == wanted)
+        folder = runs.create("reward", rows(2), heads=4, seed=seed, max_steps=1, batch=2, run_id=f"idle-{wanted}")
+        runs.run(folder)
+        said = [one.message for one in folder.events() if isinstance(one, Warned) and one.code == "heads"]
+        told = f"{wanted} of 4 heads have no ranking to learn from and stay as they began: their coins left out all 2"
+        assert said == ([told] if wanted else [])
+    single = runs.create("reward", rows(1), seed=0, max_steps=1, batch=2, run_id="single")
+    runs.run(single)
+    assert not [one for one in single.events() if isinstance(one, Warned) and one.code == "heads"]
+
+
 # ---- many heads: formulas --------------------------------------------------------------------------------------
 
 

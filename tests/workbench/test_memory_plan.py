@@ -6,7 +6,7 @@ from engine import batching, logps
 from workbench import memory_plan
 from workbench.memory_plan import Peak, plan_memory
 from workbench.model_shape import LLAMAS, Shape
-from workbench.recipes import DpoRecipe, PpoRecipe, RewardRecipe, SftRecipe
+from workbench.recipes import DpoRecipe, KtoRecipe, PpoRecipe, RewardRecipe, SftRecipe
 
 SMALL = Shape(43_787_776, 512, 12, 1408, 8, 4, 64, 16_384, 2048)  # a random Llama of some size
 EIGHT = LLAMAS["Llama 8B"]
@@ -99,12 +99,24 @@ def test_a_rollout_samples_no_more_episodes_at_once_than_half_of_what_is_free_ho
     assert least["rollout"] - least["score"] == int(episode * 1.25)  # one at least
 
 
-def test_the_reference_of_dpo_costs_an_adapter_only_where_one_is_continued():
+@pytest.mark.parametrize(("method", "recipe"), [("dpo", DpoRecipe()), ("kto", KtoRecipe())])
+def test_a_reference_costs_an_adapter_only_where_one_is_continued(method, recipe):
     fresh, continued = (
-        by_name(plan_memory("dpo", DpoRecipe(), EIGHT, [[64, 64]], start_rank=rank, gpu=True))["load"]
-        for rank in (0, DpoRecipe().lora_rank)
+        by_name(plan_memory(method, recipe, EIGHT, [[64, 64]], start_rank=rank, gpu=True))["load"]
+        for rank in (0, recipe.lora_rank)
     )
-    assert continued - fresh == 4 * EIGHT.adapter_parameters(DpoRecipe().lora_rank)
+    assert continued - fresh == 4 * EIGHT.adapter_parameters(recipe.lora_rank)
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_demonstrations_that_are_longer_than_the_episodes_cost_memory_in_the_update_alone(gpu):
+    recipe, rows = PpoRecipe(rule="contains:a", micro_batch=4), [[128]] * 8
+    plain, mixed, short = (
+        by_name(plan_memory("ppo", recipe, EIGHT, rows, mixed_in=shown, gpu=gpu)) for shown in ((), [[1024]], [[9]])
+    )
+    longer = by_name(plan_memory("ppo", recipe, EIGHT, [[1024]] * 8, gpu=gpu))
+    assert mixed["update"] == longer["update"] > plain["update"]
+    assert mixed | {"update": plain["update"]} == plain == short
 
 
 def test_a_reward_model_has_no_logits():

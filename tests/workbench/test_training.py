@@ -209,6 +209,32 @@ def test_ppo_ptx_freezes_the_demonstrations_and_wants_some_and_plain_ppo_has_non
     assert plain.demonstrations == ()
 
 
+def test_demonstrations_that_ppo_mixes_in_count_in_its_memory_before_and_after_the_run(project, base, launched):
+    prompts = add_prompts(project, 12)
+    demonstrate(project, prompts[:1], text="A long answer. " * 200)  # some 750 tokens; an episode has some 150
+    mixed, plain = (
+        plan_run(
+            project,
+            "ppo",
+            start_model_id=base.id,
+            recipe=PpoRecipe(rule="shorter-than:40", ptx_coefficient=coefficient),
+        )
+        for coefficient in (0.5, 0.0)
+    )
+    after = []
+    for plan in (mixed, plain):
+        update, alone = ({one.name: one.bytes for one in which.estimate.phases}["update"] for which in (plan, plain))
+        assert (update > alone) == (plan is mixed)
+        record = start_run(project, plan)
+        events = EventLog(project.run_dir(record.id))
+        events.emit(Metrics(step=1, values={"perf/peak_memory_bytes": 7e8}))
+        events.close()
+        finish(project, record)
+        refresh_runs(project)
+        after.append(measured_peaks(project)[0].foretold_by_phase["update"])
+    assert after[0] > after[1]
+
+
 def test_the_tenth_is_the_same_for_every_method_and_stays_when_labels_are_added(project, base):
     first = add_prompts(project, 60)
     demonstrate(project, first)
