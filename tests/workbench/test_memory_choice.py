@@ -114,7 +114,7 @@ def test_memory_on_a_gpu_grows_with_the_model_and_with_the_length(method):
 
 
 DOCUMENT = Path(__file__).parent.parent / "benchmarks" / "MEMORY.md"
-TITLES = {"sft": "SFT", "reward": "Reward", "dpo": "DPO", "ppo": "PPO"}
+TITLES = {"sft": "SFT", "reward": "Reward", "dpo": "DPO", "kto": "KTO", "ppo": "PPO"}
 
 
 def paper_table():
