@@ -74,17 +74,12 @@ def run(session: Session) -> None:
     limit = window(session, adapters)
     train = encode(session, adapters, "train", limit)
     heldout = encode(session, adapters, "heldout", limit)[:EVAL_ROWS]
-    schedule = Schedule(
-        [one.length for one in train],
-        batch=recipe.batch,
-        epochs=recipe.epochs,
-        max_steps=recipe.max_steps,
-        seed=recipe.seed,
-        fixed=True,
-    )
+    schedule = unsorted_schedule(train, recipe)
     total, micro_batch = schedule.total_steps, recipe.micro_batch
     bos = end_of_turn(adapters.base.tokenizer).bos
-    batches = [[train[index] for index in schedule.rows(step)] for step in range(total)]
+    batches = [
+        sorted((train[index] for index in schedule.rows(step)), key=lambda one: -one.length) for step in range(total)
+    ]
     others = [mismatched(batch, limit, bos) for batch in batches]
     eval_batches = _in_batches(heldout, micro_batch)
     eval_others = _in_batches(mismatched(heldout, limit, bos), micro_batch)
@@ -149,6 +144,22 @@ def run(session: Session) -> None:
         session.at_step_end(step, total, trainee.save)
     session.finish(trainee.save_model)
     write_final_samples(session, lambda: write_eval_samples(session, adapters, POLICY, total))
+
+
+def unsorted_schedule(train: Sequence[EncodedThumb], recipe: KtoRecipe) -> Schedule:
+    """The rows of every step, drawn whatever their length.
+
+    Unwanted responses are often the longer ones, or the shorter: buckets of one length would have steps of one kind,
+    pushed one way only, and a KL of that kind. What pads is sorted within the step.
+    """
+    return Schedule(
+        [1] * len(train),
+        batch=recipe.batch,
+        epochs=recipe.epochs,
+        max_steps=recipe.max_steps,
+        seed=recipe.seed,
+        fixed=True,
+    )
 
 
 def encode(session: Session, adapters: Adapters, name: str, limit: int) -> list[EncodedThumb]:

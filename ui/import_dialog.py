@@ -77,8 +77,8 @@ class ImportDialog(Sheet):
         return EmptyState(
             "import",
             "Choose a file, or drop it here",
-            "Prompts, demonstrations, preferences or rankings, as JSON lines, JSON, CSV or text. Alpaca, ShareGPT, "
-            "OpenAI messages, TRL and HH files are recognised.",
+            "Prompts, demonstrations, preferences, thumbs or rankings, as JSON lines, JSON, CSV or text. Alpaca, "
+            "ShareGPT, OpenAI messages, TRL and HH files are recognised.",
             "Choose a file…",
             self._on_browse,
         )
@@ -89,7 +89,7 @@ class ImportDialog(Sheet):
         self.kind = QComboBox()
         self.kind.setObjectName("import-kind")
         self.kind.setAccessibleName("Read the file as")
-        self.kind.setMinimumWidth(280)
+        self.kind.setMinimumWidth(400)
         self.kind.activated.connect(lambda _index: self._read_as(str(self.kind.currentData())))
         self.busy = QProgressBar()
         self.busy.setRange(0, 0)

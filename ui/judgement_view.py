@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from PySide6.QtCore import QEvent, Qt
 from PySide6.QtGui import QResizeEvent
@@ -59,7 +60,7 @@ class JudgementView(QWidget):
             "By tier distance": ShareTable("Tiers apart"),
             "By score gap": ShareTable("Gap"),
             "By rater": ShareTable("Rater"),
-            "By length": ShareTable("Side"),
+            "By length": ShareTable("Chosen is"),
         }
         self._cards: dict[str, Card] = {}
         self.wrong = WrongPairs()
@@ -141,7 +142,11 @@ class JudgementView(QWidget):
         told = judged.report
         self._show_figures(told)
         self.plot.set_bins(told.reliability)
-        sides = tuple(one for one in (told.length.chosen_longer, told.length.chosen_shorter) if one.pairs)
+        sides = tuple(
+            replace(one, name=name)  # the head of the column says the rest
+            for name, one in (("longer", told.length.chosen_longer), ("shorter", told.length.chosen_shorter))
+            if one.pairs
+        )
         for title, shares in (
             ("By tag", tuple(sorted(told.by_tag, key=lambda one: -one.pairs)[:MOST_TAGS])),
             ("By tier distance", told.by_tier_distance),

@@ -1,4 +1,4 @@
-"""The four methods as cards of which one is chosen: a sentence each, and what the project has for it."""
+"""The five methods as cards of which one is chosen: a sentence each, and what the project has for it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ class MethodInfo:
     sentence: str
 
 
+CARD_WIDTH = 208  # what a card wants; two to a row may have less
+COLUMNS = (5, 3, 2)
 METHOD_INFOS: tuple[MethodInfo, ...] = (
     MethodInfo(
         "sft", "SFT", "demonstrate", "Shows the model your demonstrations until it answers the way you wrote them."
@@ -138,7 +140,7 @@ class MethodCard(QAbstractButton):
 
 
 class MethodCards(QWidget):
-    """The four methods, of which one is chosen; arrow keys move the choice. Sends ``chosen(method)``."""
+    """The five methods, of which one is chosen; arrow keys move the choice. Sends ``chosen(method)``."""
 
     chosen: SignalInstance = Signal(str)  # type: ignore[assignment]
 
@@ -169,9 +171,9 @@ class MethodCards(QWidget):
         self._fit()
 
     def resizeEvent(self, event: object) -> None:
-        """Four in a row where there is room, else two."""
+        """All in a row where there is room, else three or two: no card is left alone in a wide one."""
         super().resizeEvent(event)  # type: ignore[arg-type]
-        self._place(4 if self.width() >= 4 * 208 + 3 * S else 2)
+        self._place(next(many for many in COLUMNS if self.width() >= many * CARD_WIDTH + (many - 1) * S or many == 2))
         self._fit()
 
     def _fit(self) -> None:
@@ -187,5 +189,5 @@ class MethodCards(QWidget):
         self._columns = columns
         for index, card in enumerate(self.cards.values()):
             self._grid.addWidget(card, index // columns, index % columns)
-        for index in range(4):
+        for index in range(len(self.cards)):
             self._grid.setColumnStretch(index, 1 if index < columns else 0)

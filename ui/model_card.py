@@ -139,7 +139,7 @@ def _settings(origin: Origin) -> list[str]:
     found = []
     for one in settings_of(RECIPES[spec.method]):
         value = spec.recipe.get(one.name, one.default)
-        if value != one.default:
+        if value != one.default and one.name not in spec.automatic:  # nobody changed what the memory plan chose
             found.append(f"- `{one.name}` {value} (default {one.default})")
     return found
 

@@ -96,7 +96,7 @@ def stages(counts: Counts, models: Sequence[ModelRecord], runs: Sequence[RunReco
         ),
         _trained("reward", "Reward model", made["reward"], runs, "" if has_pairs else "no pairs yet", made["base"]),
         _trained("ppo", "PPO", policies["ppo"], runs, "" if made["reward"] else "no reward yet", made["base"]),
-        _trained("dpo", "DPO, KTO", policies["dpo"], runs, "" if has_pairs else "no pairs yet", made["base"]),
+        _trained("dpo", "DPO, KTO", policies["dpo"], runs, "" if has_pairs else "needs pairs or thumbs", made["base"]),
         Stage(
             "compare",
             "Compare",
@@ -237,9 +237,9 @@ def next_step(counts: Counts, models: Sequence[ModelRecord], runs: Sequence[RunR
         )
     if "policy" not in roles and not _live(live, "ppo", "dpo", "kto"):
         return NextStep(
-            "Optimise the model: PPO or DPO",
+            "Optimise the model: PPO, DPO or KTO",
             "The reward model is there. PPO samples and improves against it on a KL leash; DPO learns from the pairs "
-            "directly and is quicker.",
+            "directly and is quicker, KTO from thumbs.",
             "Train PPO" if "reward" in roles else "Train DPO",
             "train",
             (("method", "ppo" if "reward" in roles else "dpo"),),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from PySide6.QtCore import Signal, SignalInstance
+from PySide6.QtGui import QResizeEvent
 from PySide6.QtWidgets import QComboBox, QLineEdit, QProgressBar, QPushButton, QSizePolicy, QWidget
 
 from ui.sampler import Sampler
@@ -113,9 +114,19 @@ class RankFooter(QWidget):
         acts = row(spacing=M)
         acts.addWidget(self.note, 1)
         acts.addStretch(0)
-        for one, key in ((self.undo, "Ctrl Z"), (self.flag, "F"), (self.skip, "S"), (self.cannot, "X")):
-            acts.addLayout(row(one, KeyHint(key), spacing=2))
-        acts.addLayout(row(self.submit, KeyHint("Enter"), spacing=4))
+        self._acts = acts
+        self._act_keys: list[KeyHint] = []
+        self._room_for_keys = 0
+        for one, key, gap in (
+            (self.undo, "Ctrl Z", 2),
+            (self.flag, "F", 2),
+            (self.skip, "S", 2),
+            (self.cannot, "X", 2),
+            (self.submit, "Enter", 4),
+        ):
+            hint = KeyHint(key)
+            self._act_keys.append(hint)
+            acts.addLayout(row(one, hint, spacing=gap))
         self.message = ElidedLabel("", "small", "muted")
         self.message.setObjectName("message")
         self._digits = KeyHint("1")
@@ -137,6 +148,14 @@ class RankFooter(QWidget):
         keys.addLayout(hints)
         self.setLayout(column(acts, keys, spacing=S))
         self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Fixed)
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        """Leave the keys of the acts to their tips where there is no room for both."""
+        super().resizeEvent(event)
+        if not self._act_keys[0].isHidden():
+            self._room_for_keys = self._acts.minimumSize().width()
+        for hint in self._act_keys:
+            hint.setVisible(self.width() >= self._room_for_keys)
 
     def set_count(self, count: int) -> None:
         """Say which digits there are."""

@@ -328,12 +328,12 @@ class SettingRow(QWidget):
             self._grid.removeWidget(part)
         top = Qt.AlignmentFlag.AlignTop
         if narrow:
-            self._grid.addWidget(self._name, 0, 0, 1, 4, top)
-            self._grid.addWidget(self.editor.widget, 1, 0, top)
-            self._grid.addWidget(self._after, 1, 1, top)
-            self._grid.addWidget(self._help, 2, 0, 1, 4)
-            self._grid.addWidget(self._default, 3, 0, 1, 4, top)
-            self._grid.addWidget(self._problem, 4, 0, 1, 4)
+            self._grid.addWidget(self._name, 0, 0, 1, 5, top)
+            self._grid.addWidget(self.editor.widget, 1, 1, top)
+            self._grid.addWidget(self._after, 1, 2, top)
+            self._grid.addWidget(self._help, 2, 1, 1, 4)
+            self._grid.addWidget(self._default, 3, 1, 1, 4, top)
+            self._grid.addWidget(self._problem, 4, 1, 1, 4)
         else:
             self._grid.addWidget(self._name, 0, 0, 2, 1, top)
             self._grid.addWidget(self.editor.widget, 0, 1, 2, 1, top)
@@ -341,7 +341,9 @@ class SettingRow(QWidget):
             self._grid.addWidget(self._help, 0, 3)
             self._grid.addWidget(self._default, 1, 3, top)
             self._grid.addWidget(self._problem, 2, 1, 1, 3)
-        self._grid.setColumnStretch(3, 1)
+        self._grid.setColumnMinimumWidth(0, XS if narrow else 0)  # with the spacing, the room of the mark
+        self._grid.setColumnStretch(3, 0 if narrow else 1)
+        self._grid.setColumnStretch(4, 1 if narrow else 0)
         self._grid.setRowStretch(1, 0 if narrow else 1)
 
     def set_value(self, value: object) -> None:

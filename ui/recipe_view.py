@@ -53,8 +53,12 @@ class RecipeView(QWidget):
         if spec is None:
             return
         settings = settings_of(RECIPES[spec.method])
-        changed = sum(spec.recipe.get(one.name, one.default) != one.default for one in settings)
-        self._changed_only.setText(f"● {changed} of {len(settings)} settings differ from the field's default")
+        changed = {
+            one.name
+            for one in settings
+            if spec.recipe.get(one.name, one.default) != one.default and one.name not in spec.automatic
+        }
+        self._changed_only.setText(f"● {len(changed)} of {len(settings)} settings differ from the field's default")
         self._layout.addWidget(_card("Models", _models(spec)))
         groups = sorted(
             dict.fromkeys(one.group for one in settings),
@@ -66,9 +70,10 @@ class RecipeView(QWidget):
                 if one.group == group:
                     value = spec.recipe.get(one.name, one.default)
                     shown = text_of(value) or "empty"
-                    lines.append((label_of(one), f"{shown} {one.unit}".strip(), value != one.default, one.help))
+                    about = "Chosen by the memory plan. " if one.name in spec.automatic else ""
+                    lines.append((label_of(one), f"{shown} {one.unit}".strip(), one.name in changed, about + one.help))
             self._layout.addWidget(_card(group, lines))
-        data = [(name, value, False, "sha256") for name, value in sorted(spec.data_sha256.items())]
+        data = [(name, _in_two(value), False, "sha256") for name, value in sorted(spec.data_sha256.items())]
         self._layout.addWidget(_card("Frozen data, sha256", data))
         made = [(name, value, False, "") for name, value in sorted(spec.versions.items())]
         made += [("Made", moment(spec.created_at), False, ""), ("Run", spec.run_id, False, "")]
@@ -87,8 +92,14 @@ def _models(spec: RunSpec) -> list[Line]:
     elif spec.method == "ppo":
         lines.append(("Scored by", f"the rule {spec.recipe.get('rule', '')}", False, ""))
     if spec.model.base_sha256:
-        lines.append(("Base, sha256", spec.model.base_sha256, False, ""))
+        lines.append(("Base, sha256", _in_two(spec.model.base_sha256), False, ""))
     return lines
+
+
+def _in_two(digest: str) -> str:
+    """A digest on two lines: a label cannot break it, and would push the page out of the window."""
+    half = len(digest) // 2
+    return f"{digest[:half]}\n{digest[half:]}"
 
 
 def _card(title: str, lines: Sequence[Line]) -> QWidget:

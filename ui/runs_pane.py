@@ -62,7 +62,7 @@ class RunsPane(QWidget):
         empty = EmptyState(
             "runs",
             "No runs yet",
-            "A run trains a model by one of four methods. It goes on when you close this window, and you can watch it "
+            "A run trains a model by one of five methods. It goes on when you close this window, and you can watch it "
             "here, pause it, stop it and resume it exactly.",
             "Go to Train",
             lambda: context.navigate("train"),

@@ -16,10 +16,10 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
-from ui.numbers import size
 from ui.theme import XS, S, colours
 from ui.widgets import ElidedLabel, IconButton, IconLabel, PlainText, Text, button, column, row
 from workbench.settings_fields import Problem
+from workbench.terminal import in_bytes
 
 PRESET_WORDS = {
     "Quick look": "Minutes: shows that everything works",
@@ -138,9 +138,9 @@ class MemoryBar(QWidget):
         if not self._needed:
             return ""
         if not self._free:
-            return f"about {size(self._needed)}"
+            return f"about {in_bytes(self._needed)}"
         verdict = {"bad": "more than is free", "warn": "tight", "good": "fits"}[self.tone()]
-        return f"about {size(self._needed)} of {size(self._free)} free: {verdict}"
+        return f"about {in_bytes(self._needed)} of {in_bytes(self._free)} free: {verdict}"
 
     def paintEvent(self, _event: QPaintEvent) -> None:
         """Draw the bar; what is over its end is drawn to the end with a mark where the room ends."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QHBoxLayout, QWidget
 
-from ui.numbers import count, duration, size
+from ui.numbers import count, duration
 from ui.theme import L, M, S
 from ui.train_parts import CommandLine, Disclosure, MemoryBar
 from ui.widgets import Card, Text, column, plural, row
+from workbench.terminal import in_bytes
 from workbench.training import RunPlan
 
 
@@ -76,14 +77,15 @@ class TrainSummary(QWidget):
         known = cost.memory_bytes > 0
         self._memory.setText(self.memory.show_need(cost.memory_bytes, cost.memory_available) if known else "–")
         self._memory.set_tone(self.memory.tone() if self.memory.tone() in ("warn", "bad") and known else "")
-        said = [f"Measured {size(cost.memory_last_bytes)} last time."] if cost.memory_last_bytes else []
-        said += [plan.chosen[:1].upper() + plan.chosen[1:] + "."] if plan.chosen else []
+        said = [f"Measured {in_bytes(cost.memory_last_bytes)} last time."] if cost.memory_last_bytes else []
+        chosen = plan.chosen_settings  # what they take stands above, and again below among the lines
+        said += [chosen[:1].upper() + chosen[1:] + "."] if chosen else []
         self._chosen.setText(" ".join(said))
         self._chosen.setVisible(bool(said))
         steps = plural(cost.total_steps, "step" if plan.method != "ppo" else "rollout")
         basis = "from this project's runs" if cost.measured else "a rough guess"
         self._time.setText(f"about {duration(cost.seconds)} for {steps}, {basis}" if known else "–")
-        self._disk.setText(f"{size(cost.checkpoint_bytes)} for each checkpoint" if known else "–")
+        self._disk.setText(f"{in_bytes(cost.checkpoint_bytes)} for each checkpoint" if known else "–")
         self._lines.setText("\n".join(one[:1].upper() + one[1:] + "." for one in cost.lines))
         self.how.setEnabled(known)
         self.command.set_text(plan.command_line)

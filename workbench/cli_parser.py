@@ -8,9 +8,9 @@ from pathlib import Path
 
 from workbench.cli_shared import at_least, key_value, one_in, seed, temperature
 from workbench.formats.parsed import WHATS
-from workbench.recipes import PRESETS, RECIPES
+from workbench.recipes import PRESETS, RECIPES, CommonRecipe
 from workbench.records import METHODS
-from workbench.settings_fields import settings_of
+from workbench.settings_fields import Setting, settings_of
 
 _Commands = argparse._SubParsersAction  # argparse has no public name for it
 _RUN = "the run's name, id, or the beginning of either"
@@ -195,19 +195,30 @@ def _preset_name(text: str) -> str:
     raise argparse.ArgumentTypeError(f"no preset {text!r}; choose one of {', '.join(PRESETS)}")
 
 
+SANITY = 1e6
+"""A bound from here on keeps numbers sane and is no advice."""
+
+
 def _settings_help() -> str:
-    lines = ["settings for --set:"]
-    shared: set[str] = set()
-    for method in METHODS:
+    """List the settings: those of every method once, and for each method what is its own or has another default."""
+    of = {method: settings_of(RECIPES[method]) for method in METHODS}
+    everywhere = set.intersection(*({one.name for one in settings} for settings in of.values()))
+    common = {one.name: one for one in settings_of(CommonRecipe) if one.name in everywhere}
+    lines = ["settings for --set, with their defaults (presets have some of their own):", "  every method:"]
+    lines += [_setting_help(one) for one in common.values()]
+    for method, settings in of.items():
         lines.append(f"  {method}:")
-        for one in settings_of(RECIPES[method]):
-            about = (one.default, one.help)
-            if f"{one.name}{about}" in shared:
-                continue
-            shared.add(f"{one.name}{about}")
-            only = f" (only while {one.applies.field} is {one.applies.wish})" if one.applies else ""
-            lines.append(f"    {one.name} = {one.default}  {one.help}{only}".replace("%", "%%"))
+        lines += [_setting_help(one) for one in settings if one != common.get(one.name)]
     return "\n".join(lines)
+
+
+def _setting_help(one: Setting) -> str:
+    room = ", ".join(one.choices)
+    if one.low is not None and one.high is not None:
+        room = f"{one.low:g} to {one.high:g}" if one.high < SANITY else f"at least {one.low:g}"
+    default = "empty" if one.default == "" else one.default
+    only = f" (only while {one.applies.field} is {one.applies.wish})" if one.applies else ""
+    return f"    {one.name} = {default}  {one.help}{only}" + (f" [{room}]" if room else "")
 
 
 def _version() -> str:

@@ -32,13 +32,23 @@ from workbench.protocol import (
     Stop,
     Warned,
 )
+from workbench.recipes import methods_with
 from workbench.records import ModelRecord, RunRecord
 from workbench.run_folder import EventTail, RunFolder, RunStatus
 from workbench.settings_fields import with_settings
 from workbench.terminal import Terminal, in_bytes, in_time
 from workbench.training import READ_ONLY, RunPlan, delete_run, plan_run, preset_for, refresh_runs, start_run
 
-HEADLINES = ("loss", "eval_loss", "eval_accuracy", "rewards/accuracies", "objective/scores", "objective/kl")
+HEADLINES = (
+    "loss",
+    "eval_loss",
+    "eval_accuracy",
+    "rewards/accuracies",
+    "rewards/margins",
+    "eval_rewards/margins",
+    "objective/scores",
+    "objective/kl",
+)
 
 
 def train(options: argparse.Namespace, terminal: Terminal) -> int:
@@ -76,7 +86,7 @@ def _plan(project: Project, options: argparse.Namespace) -> RunPlan:
     settings = dict(options.set)
     standard = preset_for(project, options.method, options.preset, start.id, tuple(options.tag))
     try:
-        recipe = with_settings(standard, settings)
+        recipe = with_settings(standard, settings, methods_with)
     except UserError as error:
         raise Misuse(error.what, error.cause, error.remedy) from error
     reward_id = ""

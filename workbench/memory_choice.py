@@ -26,7 +26,13 @@ class Choice:
     recipe: Recipe
     plan: MemoryPlan
     chosen: tuple[str, ...] = ()  # the settings that were chosen here
-    reason: str = ""  # a sentence; "" where nothing was automatic
+    settings: str = ""  # they in words, and whether they fit; "" where nothing was automatic
+    need: str = ""  # what they take of what is free
+
+    @property
+    def reason(self) -> str:
+        """The choice in a sentence; "" where nothing was automatic."""
+        return f"{self.settings}: {self.need}" if self.settings else ""
 
 
 def choose(
@@ -106,4 +112,4 @@ def _told(asked: Recipe, found: Recipe, plan: MemoryPlan, available: int, *, fit
     few = f", {found.head_rows} rows of logits at once" if found.head_rows != HEAD_ROWS else ""
     need = f"about {in_bytes(plan.peak.bytes)} of {in_bytes(available)} free, most of it in {plan.peak.name}"
     verdict = "" if fits else "; no choice fits, and this is the smallest"
-    return Choice(found, plan, chosen, f"{rows}, {how} gradient checkpointing{few}: {need}{verdict}")
+    return Choice(found, plan, chosen, f"{rows}, {how} gradient checkpointing{few}{verdict}", need)

@@ -16,7 +16,7 @@ from workbench.protocol import ModelRef
 from workbench.recipes import KtoRecipe, PpoRecipe, Recipe, thumb_weights
 from workbench.records import Method, ModelRecord
 from workbench.rows import ThumbRow
-from workbench.settings_fields import Problem
+from workbench.settings_fields import Problem, range_problems
 from workbench.terminal import in_bytes
 from workbench.training_data import Selected
 
@@ -26,7 +26,7 @@ ROWS_ARE: dict[Method, tuple[str, str]] = {
     "sft": ("final demonstration", "write a demonstration and mark it final, or import some"),
     "reward": ("preference pair", "rank the responses to some prompts, or import preferences"),
     "dpo": ("preference pair", "rank the responses to some prompts, or import preferences"),
-    "kto": ("response with a thumb", "press + or - on responses in Rank, import thumbs, or set rankings_as_thumbs"),
+    "kto": ("judged response", "press + or - on responses in Rank, import thumbs, or set rankings_as_thumbs"),
     "ppo": ("prompt", "add prompts, or import some"),
 }
 
@@ -107,8 +107,8 @@ def label_problems(method: Method, recipe: Recipe, chosen: Selected) -> list[Pro
         found.append(
             Problem(
                 "ptx_coefficient",
-                "There is no final demonstration to mix into PPO",
-                "write a demonstration and mark it final, or set ptx_coefficient to 0",
+                "There is no final demonstration that may be mixed into PPO",
+                "write one to a prompt that is not held out and mark it final, or set ptx_coefficient to 0",
             )
         )
     if count == 0:
@@ -135,8 +135,8 @@ def label_problems(method: Method, recipe: Recipe, chosen: Selected) -> list[Pro
 
 
 def balance_problems(recipe: Recipe, chosen: Selected) -> list[Problem]:
-    """Say where KTO's wanted and unwanted responses are out of balance."""
-    if not isinstance(recipe, KtoRecipe):
+    """Say where KTO's wanted and unwanted responses are out of balance; nothing while a setting is out of its range."""
+    if not isinstance(recipe, KtoRecipe) or range_problems(recipe):
         return []
     wanted = [row.desirable for row in chosen.train if isinstance(row, ThumbRow)]
     return thumb_weights(recipe, sum(wanted), len(wanted) - sum(wanted))

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from workbench.records import Method
-from workbench.settings_fields import Applies, Problem, range_problems, setting, unused_problems
+from workbench.settings_fields import Applies, Problem, range_problems, setting, settings_of, unused_problems
 
 SMALL_BASE_PARAMETERS = 1_000_000_000
 """Below this a bf16 base learns better than NF4 and still fits (measured: SFT loss 1.45 against 1.62 at 135 M)."""
@@ -369,6 +369,19 @@ class KtoRecipe(CommonRecipe):
         group="Data",
     )
 
+    def problems(self) -> list[Problem]:
+        """Return every fault with its field."""
+        found = CommonRecipe.problems(self)
+        if self.desirable_weight == self.undesirable_weight == 0:
+            found.append(
+                Problem(
+                    "desirable_weight",
+                    "with both weights 0 no response counts, and nothing is learned",
+                    "set desirable_weight or undesirable_weight above 0",
+                )
+            )
+        return found
+
 
 def thumb_weights(recipe: KtoRecipe, desirable: int, undesirable: int) -> list[Problem]:
     """Say where the weighted wanted and unwanted responses are out of balance.
@@ -390,22 +403,34 @@ def thumb_weights(recipe: KtoRecipe, desirable: int, undesirable: int) -> list[P
     gain, loss = recipe.desirable_weight * desirable, recipe.undesirable_weight * undesirable
     if loss <= gain <= loss * 4 / 3 * (1 + 1e-9):
         return []
-    few = "desirable_weight" if gain < loss else "undesirable_weight"
-    low, high = (
-        (loss / desirable, loss / desirable * 4 / 3)
-        if gain < loss
-        else (gain / undesirable * 3 / 4, gain / undesirable)
-    )
-    wrong = "too little" if gain < loss else "too much"
+    raised = gain < loss
+    few = "desirable_weight" if raised else "undesirable_weight"
+    low, high = _balanced(few, gain, loss, desirable, undesirable)
+    limit = next(one.high for one in settings_of(KtoRecipe) if one.name == few)
+    if limit is not None and low > limit:  # then the other is lowered
+        few = "undesirable_weight" if raised else "desirable_weight"
+        low, high = _balanced(few, gain, loss, desirable, undesirable)
+    wrong = "too little" if raised else "too much"
     return [
         Problem(
             few,
-            f"{desirable:,} wanted and {undesirable:,} unwanted responses, weighted {gain:.4g} : {loss:.4g}: the wanted"
-            f" count {wrong}, best is between 1:1 and 4:3",
-            f"set {few} between {low:.3g} and {high:.3g}",
+            f"{desirable:,} wanted and {undesirable:,} unwanted responses, weighted {_plain(gain)} : {_plain(loss)}: the"
+            f" wanted count {wrong}, best is between 1:1 and 4:3",
+            f"set {few} between {_plain(low)} and {_plain(high)}",
             "warning",
         )
     ]
+
+
+def _balanced(weight: str, gain: float, loss: float, desirable: int, undesirable: int) -> tuple[float, float]:
+    """Between which values of a weight the wanted count as much as the unwanted, up to a third more."""
+    if weight == "desirable_weight":
+        return loss / desirable, loss / desirable * 4 / 3
+    return gain / undesirable * 3 / 4, gain / undesirable
+
+
+def _plain(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,6 +459,10 @@ class PpoRecipe(CommonRecipe):
         choices=("constant", "linear", "cosine"),
         source="TRL",
         group="Optimiser",
+    )
+    epochs: float = 1.0  # no setting here: episodes says how long a run is
+    max_steps: int = setting(
+        0, "Stop after so many rollouts; 0: after the episodes", unit="rollouts", low=0, high=10_000_000
     )
     episodes: int = setting(
         512,
@@ -660,6 +689,13 @@ RECIPES: dict[Method, type[Recipe]] = {
     "ppo": PpoRecipe,
 }
 PRESETS: tuple[str, ...] = ("Quick look", "Balanced", "Thorough")
+
+
+def methods_with(setting_name: str) -> tuple[Method, ...]:
+    """Which methods have a setting of that name."""
+    return tuple(
+        method for method, recipe in RECIPES.items() if any(one.name == setting_name for one in settings_of(recipe))
+    )
 
 
 def parse_rule(rule: str) -> tuple[str, str]:

@@ -10,13 +10,14 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from workbench.errors import UserError
 
 R = TypeVar("R")
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,23 +138,36 @@ def unused_problems(recipe: Any, standards: Sequence[Any]) -> list[Problem]:
     ]
 
 
-def with_settings(recipe: R, given: Mapping[str, str]) -> R:
-    """Return the recipe with fields replaced from text (``--set beta=0.2``). One UserError names all faults."""
+def with_settings(recipe: R, given: Mapping[str, str], owners: Callable[[str], Sequence[str]] = lambda _name: ()) -> R:
+    """Return the recipe with fields replaced from text (``--set beta=0.2``). One UserError names all faults.
+
+    ``owners`` tells which methods have a setting that this recipe lacks.
+    """
     known = {one.name: one for one in settings_of(type(recipe))}
     values: dict[str, Any] = {}
     faults = []
     for name, text in given.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            faults.append(f"there is no setting {name!r}" + (f" (did you mean {near[0]}?)" if near else ""))
+            faults.append(_unknown(name, known, owners(name)))
             continue
         try:
             values[name] = parse_value(known[name], text)
         except ValueError:
-            faults.append(f"{name} wants {known[name].type.__name__}, not {text[:40]!r}")
+            faults.append(f"{name} wants {_KINDS[known[name].type]}, not {text[:40]!r}")
     if faults:
-        raise UserError("The settings cannot be used", "; ".join(faults), "see --help for the settings of each method")
+        raise UserError(
+            "The settings cannot be used",
+            "; ".join(faults),
+            "`tastemaker train --help` lists the settings of each method",
+        )
     return dataclasses.replace(recipe, **values)  # type: ignore[type-var]
+
+
+def _unknown(name: str, known: Mapping[str, Setting], owners: Sequence[str]) -> str:
+    if owners:
+        return f"{name!r} is a setting of {', '.join(owners)}, not of this method"
+    near = difflib.get_close_matches(name, known, 1)
+    return f"there is no setting {name!r}" + (f" (did you mean {near[0]}?)" if near else "")
 
 
 def parse_value(one: Setting, text: str) -> Any:

@@ -86,6 +86,11 @@ class RunPlan:
         return self.estimate.choice.reason if self.estimate.choice else ""
 
     @property
+    def chosen_settings(self) -> str:
+        """What the memory plan chose, without what that takes; "" where nothing was left to it."""
+        return self.estimate.choice.settings if self.estimate.choice else ""
+
+    @property
     def errors(self) -> tuple[Problem, ...]:
         """The problems that block Start."""
         return tuple(one for one in self.problems if one.severity == "error")
@@ -246,7 +251,7 @@ def _summary(method: Method, chosen: Selected, tags: tuple[str, ...]) -> str:
     what = ROWS_ARE[method][0]
     text = f"Trains on {many(len(chosen.train), what)}"
     if tags:
-        text += f" of prompts tagged {' or '.join(tags)}"
+        text += ("" if method == "ppo" else " of prompts") + f" tagged {' or '.join(tags)}"
     if chosen.auto_held_out:
         text += (
             f"; {len(chosen.heldout)} more are held out to measure on (a fixed tenth of the prompts, one in "

@@ -7,7 +7,7 @@ import torch
 
 from engine.adapters import Adapters
 from engine.base_model import load_base
-from engine.kto import EncodedThumb, completion_logps, log_ratios, mismatched, thumb_loss
+from engine.kto import EncodedThumb, completion_logps, log_ratios, mismatched, thumb_loss, unsorted_schedule
 from engine.losses import kto_zero
 from engine.masking import Example, sft_example
 from engine.meters import Meters
@@ -207,6 +207,17 @@ def test_rewards_and_loss_by_hand(policy, tokenizer):
     # (1 - s(1/2 (2 - 1)) + 2 (1 - s(1/2 (1 + 3)))) / 2
     wanted, unwanted = 1 / (1 + math.exp(0.5)), 2 / (1 + math.exp(2.0))
     assert values["loss"] == pytest.approx((wanted + unwanted) / 2)
+
+
+def test_a_step_has_both_kinds_though_every_unwanted_response_is_longer_than_any_wanted():
+    # 32 wanted of 4 tokens, 32 unwanted of 40: batches of like length would all be of one kind
+    short, long = (Example((1,) * count, (True,) * count, 0) for count in (4, 40))
+    train = [EncodedThumb(str(n), long if n % 2 else short, n % 2 == 0) for n in range(64)]
+    schedule = unsorted_schedule(train, KtoRecipe(batch=8, epochs=2))
+    steps = [[train[index] for index in schedule.rows(step)] for step in range(schedule.total_steps)]
+    assert len(steps) == 16
+    assert all({one.desirable for one in step} == {True, False} for step in steps)
+    assert sorted(one.id for step in steps[:8] for one in step) == sorted(one.id for one in train)
 
 
 def test_a_batch_of_one_kind_has_no_margin(runs, metric):

@@ -214,13 +214,21 @@ def test_a_card_tells_lineage_settings_measures_and_cautions() -> None:
     base = ModelRecord("b", "tiny_base", "base", "/x", source="hub:owner/tiny", sha256="f" * 64)
     sft = ModelRecord("s", "sft *1*", "sft", "runs/r/final", base_id="b", parent_id="b", run_id="r", step=30)
     ref = ModelRef(model_id="b", name="tiny", base="/x")
-    spec = RunSpec(run_id="r", method="sft", name="sft 1", recipe={"epochs": 5.0}, model=ref)
+    spec = RunSpec(
+        run_id="r",
+        method="sft",
+        name="sft 1",
+        recipe={"epochs": 5.0, "micro_batch": 6},
+        automatic=("micro_batch",),
+        model=ref,
+    )
     text = card([Origin(sft, spec, {"train": 20, "heldout": 4}, {"eval_loss": 1.2345}), Origin(base)])
     assert "# sft \\*1\\*" in text
     assert "downloaded from the hub: `owner/tiny`" in text
     assert "30 steps, on 20 training rows, 4 held-out rows" in text
     assert "loss, held-out: 1.234 nats" in text or "loss, held-out: 1.235 nats" in text
     assert "`epochs` 5.0 (default 3.0)" in text
+    assert "micro_batch" not in text  # the memory plan chose it, nobody changed it
     assert "only 4 held-out rows" in text
     assert "f" * 64 in text
 

@@ -130,3 +130,9 @@ def test_the_newest_model_is_compared_with_its_parent() -> None:
     child = dataclasses.replace(POLICY, parent_id="sft 1 on base", base_id="base")
     found = next_step(FULL, (BASE, SFT, REWARD, child), ())
     assert dict(found.what) == {"model_id": child.id, "with_model_id": "sft 1 on base"}
+
+
+def test_thumbs_are_enough_for_kto_so_the_map_never_asks_for_pairs_alone() -> None:
+    only_thumbs = Counts(prompts=30, responses=60)  # cards with thumbs and no order: nobody counts them
+    assert stages(only_thumbs, [BASE], [])["dpo"].detail == "needs pairs or thumbs"
+    assert stages(only_thumbs, [BASE], [])["reward"].detail == "no pairs yet"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from PySide6.QtGui import QGuiApplication
 from PySide6.QtWidgets import QApplication, QLineEdit, QToolButton, QWidget
 
 from ui.context import Context
+from ui.rank_chrome import RankFooter
 from ui.rank_history import RankHistoryDialog
 from ui.rank_pane import RankPane
 from ui.rank_session import load_item
@@ -877,3 +879,20 @@ def test_nothing_is_drawn_in_a_window_that_only_reads(
         press(qtbot, pane, "g")
         assert pane.findChild(SamplingDialog) is None
         assert any("reading only" in text for text, _ in said.notices)
+
+
+@pytest.mark.parametrize("width", [640, 712, 1100])
+def test_the_footer_lays_nothing_over_another_and_gives_up_the_keys_first(qtbot: Any, theme: Any, width: int) -> None:
+    page = QWidget()
+    qtbot.addWidget(page)
+    footer = RankFooter()
+    footer.setParent(page)
+    page.show()
+    footer.setGeometry(0, 0, width, 64)
+    footer.show()
+    QApplication.processEvents()
+    parts = [footer.note, footer.undo, footer.flag, footer.skip, footer.cannot, footer.submit, *footer._act_keys]
+    shown = [part.geometry() for part in parts if part.isVisible()]
+    assert not [(a, b) for a, b in itertools.combinations(shown, 2) if a.intersects(b)]
+    assert all(one.left() >= 0 and one.right() < width for one in shown)
+    assert footer._act_keys[0].isVisible() is (width == 1100)

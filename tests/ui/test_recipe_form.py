@@ -228,3 +228,12 @@ def test_what_has_no_effect_is_locked_and_says_why_until_it_has_one(form):
     form.rows["advantage"].editor.box.setCurrentText("gae")
     assert editor(form, "gamma").isEnabled()
     assert "Only while" not in editor(form, "gamma").accessibleDescription()
+
+
+def test_a_narrow_form_has_name_editor_and_meaning_on_one_edge(form):
+    form.set_recipe(DpoRecipe())
+    form.set_narrow(True)
+    QApplication.processEvents()
+    line = form.rows["beta"]
+    edges = {part.mapTo(line, QPoint(0, 0)).x() for part in (line._label, line.editor.widget, line._help)}
+    assert len(edges) == 1

@@ -5,11 +5,11 @@ import threading
 import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QGuiApplication
-from PySide6.QtWidgets import QWidget
+from PySide6.QtWidgets import QApplication, QWidget
 
 import ui.train_planner
 from ui.checklist import Checklist
-from ui.method_cards import labels_of
+from ui.method_cards import MethodCards, labels_of
 from ui.train_pane import TrainPane
 from ui.train_parts import MemoryBar, ProblemList
 from workbench.ids import new_id, now
@@ -96,6 +96,8 @@ def test_an_sft_plan_says_what_it_will_use_and_start_is_ready(pane, filled):
     assert planned.plan.recipe.micro_batch == 0  # the form shows what was asked, the summary what was chosen
     assert pane.summary._chosen.text().startswith(f"Micro-batches of {planned.plan.settled.micro_batch} of the ")
     assert "without gradient checkpointing" in pane.summary._chosen.text()
+    assert "free" not in pane.summary._chosen.text()  # the line above says it, in the same units
+    assert planned.plan.estimate.choice.need.split(",")[0] in pane.summary._memory.text()
     assert pane.summary._time.text().startswith("about ")
     assert pane.summary.how.isEnabled()
     assert pane.start.isEnabled()
@@ -321,12 +323,12 @@ def test_arrow_keys_choose_the_method(pane, qtbot):
 def test_the_memory_bar_says_fits_tight_or_too_much(qtbot):
     bar = MemoryBar()
     qtbot.addWidget(bar)
-    assert bar.show_need(1_000_000_000, 4_000_000_000) == "about 1.0 GB of 4.0 GB free: fits"
+    assert bar.show_need(1_000_000_000, 4_000_000_000) == "about 953.7 MiB of 3.7 GiB free: fits"
     assert bar.tone() == "good"
     bar.show_need(3_500_000_000, 4_000_000_000)
     assert bar.tone() == "warn"
     assert "more than is free" in bar.show_need(5_000_000_000, 4_000_000_000)
-    assert bar.show_need(5_000_000_000, 0) == "about 5.0 GB"
+    assert bar.show_need(5_000_000_000, 0) == "about 4.7 GiB"
     assert bar.show_need(0, 0) == ""
     bar.grab()
 
@@ -451,3 +453,15 @@ def test_the_tags_of_an_earlier_run_are_taken_over(pane, filled, qtbot):
     pane.show_item(run_id=folder.path.name)
     qtbot.waitUntil(lambda: pane.planner.choice.tags == ("science",), timeout=20_000)
     assert pane.setup.tags.tags == ("science",)
+
+
+@pytest.mark.parametrize(("width", "rows"), [(1120, [5]), (684, [3, 2]), (390, [2, 2, 1])])
+def test_five_methods_stand_in_one_row_or_in_two_that_are_nearly_full(qtbot, theme, width, rows):
+    cards = MethodCards()
+    qtbot.addWidget(cards)
+    cards.resize(width, 500)
+    cards.show()
+    QApplication.processEvents()
+    tops = [card.y() for card in cards.cards.values()]
+    assert [tops.count(top) for top in sorted(set(tops))] == rows
+    assert all(card.width() >= 180 for card in cards.cards.values())

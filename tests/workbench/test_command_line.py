@@ -60,6 +60,17 @@ def test_help_lists_every_setting_of_every_method(capsys: pytest.CaptureFixture[
         assert name in shown
 
 
+def test_help_shows_each_method_its_own_defaults_and_what_a_setting_may_be(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("train", "--help")
+    shown = capsys.readouterr().out
+    kto = shown[shown.index("  kto:") : shown.index("  ppo:")]
+    assert "learning_rate = 2e-05" in kto  # as DPO's, and other than that of every method
+    assert "[none, best-and-worst]" in kto
+    assert "[2 to 65536]" in kto
+    assert "%%" not in shown
+
+
 def test_a_missing_project_is_one_sentence_and_exit_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("runs", str(tmp_path / "nowhere")) == 1
     message = capsys.readouterr().err

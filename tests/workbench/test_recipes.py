@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 
 from workbench.errors import UserError
 from workbench.metrics import GLOSSARY, plots_for
-from workbench.recipes import PRESETS, RECIPES, DpoRecipe, PpoRecipe, SftRecipe, parse_rule, preset
+from workbench.recipes import (
+    PRESETS,
+    RECIPES,
+    DpoRecipe,
+    KtoRecipe,
+    PpoRecipe,
+    SftRecipe,
+    methods_with,
+    parse_rule,
+    preset,
+    thumb_weights,
+)
 from workbench.records import METHODS, Method
 from workbench.settings_fields import Setting, parse_value, settings_of, with_settings
 
@@ -16,7 +27,10 @@ from workbench.settings_fields import Setting, parse_value, settings_of, with_se
 @pytest.mark.parametrize("method", METHODS)
 def test_every_field_of_a_recipe_is_a_setting_with_help(method: Method) -> None:
     names = {one.name for one in settings_of(RECIPES[method])}
-    assert names == {one.name for one in dataclasses.fields(RECIPES[method])}
+    unheeded = (
+        {"epochs"} if method == "ppo" else set()
+    )  # episodes takes its place: a setting that does nothing misleads
+    assert names == {one.name for one in dataclasses.fields(RECIPES[method])} - unheeded
     assert all(one.help for one in settings_of(RECIPES[method]))
 
 
@@ -160,8 +174,32 @@ def test_all_faults_of_given_settings_are_told_at_once() -> None:
     with pytest.raises(UserError) as caught:
         with_settings(DpoRecipe(), {"bta": "0.3", "batch": "many", "gradient_checkpointing": "maybe"})
     assert "did you mean beta" in str(caught.value)
-    assert "batch wants int" in str(caught.value)
-    assert "gradient_checkpointing wants bool" in str(caught.value)
+    assert "batch wants a whole number" in str(caught.value)
+    assert "gradient_checkpointing wants true or false" in str(caught.value)
+    assert "tastemaker train --help" in str(caught.value)
+
+
+def test_a_setting_of_other_methods_is_said_to_be_theirs_and_no_like_name_is_offered() -> None:
+    with pytest.raises(UserError) as caught:
+        with_settings(KtoRecipe(), {"heads": "3"}, methods_with)  # head_rows is no answer to heads
+    assert "'heads' is a setting of reward, not of this method" in str(caught.value)
+    assert "did you mean" not in str(caught.value)
+    assert methods_with("episodes") == ("ppo",)
+    assert "ppo" not in methods_with("epochs")
+
+
+def test_kto_whose_weights_are_both_0_has_nothing_to_learn() -> None:
+    [problem] = KtoRecipe(desirable_weight=0, undesirable_weight=0).problems()
+    assert (problem.field, problem.severity) == ("desirable_weight", "error")
+    assert KtoRecipe(desirable_weight=0).problems() == []  # unwanted responses alone still teach
+
+
+def test_a_weight_is_advised_in_plain_numbers_and_within_its_range() -> None:
+    # gain 1 x 1, loss 5 x 1000: desirable_weight would have to be 5,000 to 6,667, above its 1,000;
+    # so undesirable_weight is lowered: 3/4 (1 / 1000) to 1 / 1000
+    [problem] = thumb_weights(KtoRecipe(undesirable_weight=5), 1, 1000)
+    assert "1 : 5,000" in problem.message
+    assert (problem.field, problem.remedy) == ("undesirable_weight", "set undesirable_weight between 0.00075 and 0.001")
 
 
 def test_an_optional_setting_can_be_switched_off() -> None:

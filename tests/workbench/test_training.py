@@ -197,7 +197,10 @@ def test_ppo_ptx_freezes_the_demonstrations_and_wants_some_and_plain_ppo_has_non
     held = add_prompts(project, 3, "held-out", "kept")
     recipe = PpoRecipe(rule="shorter-than:40", ptx_coefficient=0.5)
     [problem] = plan_run(project, "ppo", start_model_id=base.id, recipe=recipe).errors
-    assert (problem.field, problem.message) == ("ptx_coefficient", "There is no final demonstration to mix into PPO")
+    assert (problem.field, problem.message) == (
+        "ptx_coefficient",
+        "There is no final demonstration that may be mixed into PPO",
+    )
     demonstrate(project, prompts[:5] + held)
     plan = plan_run(project, "ppo", start_model_id=base.id, recipe=recipe)
     assert not plan.errors
@@ -819,7 +822,8 @@ def test_tags_narrow_what_trains_and_nothing_of_what_measures(project, base, met
     assert {content_hash(row.prompt) for row in plan.train} == wanted
     assert {content_hash(row.prompt) for row in plan.heldout} == {content_hash(one.messages) for one in held}
     assert {content_hash(row.prompt) for row in plan.demonstrations} <= wanted
-    assert "of prompts tagged good or fine" in plan.summary
+    assert "prompts tagged good or fine" in plan.summary
+    assert "prompts of prompts" not in plan.summary
     assert make_parser().parse_args(shlex.split(plan.command_line)[1:]).tag == ["good", "fine"]
 
 

@@ -356,6 +356,25 @@ def test_the_recipe_shows_every_setting_the_models_and_the_data(script, qtbot, t
     view.set_spec(None)
 
 
+def test_what_the_memory_plan_chose_is_said_to_be_its_and_a_digest_fits_the_page(script, qtbot, theme):
+    import msgspec
+
+    from ui.widgets import Text
+
+    run = script("ppo", micro_batch=6)
+    model = msgspec.structs.replace(run.spec.model, base_sha256="0f" * 32)
+    view = RecipeView()
+    qtbot.addWidget(view)
+    view.resize(800, 700)
+    view.set_spec(msgspec.structs.replace(run.spec, automatic=("micro_batch",), model=model))
+    view.show()
+    texts = {one.text() for one in view.findChildren(Text)}
+    assert "● Micro-batch" not in texts
+    assert any(text.startswith("Chosen by the memory plan. Rows held") for text in texts)
+    assert "0f" * 16 + "\n" + "0f" * 16 in texts
+    assert view._page.minimumSizeHint().width() <= 800
+
+
 def test_sentences_begin_and_end_as_such():
     assert sentence("resume it") == "Resume it."
     assert sentence("Really?") == "Really?"
