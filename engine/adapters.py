@@ -29,6 +29,7 @@ from engine.base_model import LoadedBase
 from engine.decoder_layer import Frame, run_layer
 from engine.heads import HEAD_KEY, mean_head, save_heads
 from engine.layer_parts import LayerParts, parts_of
+from engine.logps import token_stats
 from engine.lora_linear import GatedMlp, Lora, lora_gated_mlp, lora_linear
 from engine.masking import Example
 from engine.packing import Layout, lay_out
@@ -194,6 +195,16 @@ class Adapters:
             hidden = run_layer(hidden, parts, frame)
         normed: Tensor = decoder.norm(hidden)
         return normed
+
+    def token_stats(self, name: str | None, layout: Layout, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+        """What an adapter makes of a layout's N targets: log-probability, entropy, whether it is the likeliest, [N].
+
+        As :func:`engine.logps.token_stats`, with as many rows of logits at once as the base is told to hold.
+        """
+        with self.use(name):
+            hidden = self.flat(layout)
+        head = self.base.head_weight
+        return token_stats(hidden[layout.states], layout.targets, head, temperature, self.base.head_rows)
 
     def lay_out(self, examples: Sequence[Example]) -> Layout:
         """Lay sequences out for one forward pass of this base."""

@@ -18,7 +18,6 @@ from torch import Tensor
 from engine.adapters import Adapters
 from engine.batching import Schedule, by_length
 from engine.eval_samples import write_eval_samples, write_final_samples
-from engine.logps import token_stats
 from engine.losses import dpo_loss, orpo_loss, simpo_loss
 from engine.masking import Example
 from engine.memory import run_micro_batched
@@ -123,11 +122,7 @@ def completion_logps(adapters: Adapters, name: str | None, pairs: Sequence[Encod
     """Log-probabilities of both completions of some pairs under an adapter, in one forward."""
     unique, where = unique_sides(pairs)
     layout = adapters.lay_out(unique)
-    with adapters.use(name):
-        hidden = adapters.flat(layout)
-    logps, entropy, correct = token_stats(
-        hidden[layout.states], layout.targets, adapters.base.head_weight, chunk=adapters.base.head_rows
-    )
+    logps, entropy, correct = adapters.token_stats(name, layout)
     both = layout.sums(logps)[torch.tensor(where, device=logps.device)]
     return Completions(both[: len(pairs)], both[len(pairs) :], entropy, correct, layout.tokens)
 

@@ -22,7 +22,6 @@ from torch import Tensor
 from engine.adapters import Adapters
 from engine.batching import Schedule, by_length, cut_within, most_tokens
 from engine.eval_samples import write_eval_samples, write_final_samples
-from engine.logps import token_stats
 from engine.losses import kto_loss, kto_zero
 from engine.masking import Example, fit, sft_example
 from engine.memory import run_micro_batched
@@ -119,7 +118,7 @@ def run(session: Session) -> None:
         ratios, micro_batch = run_micro_batched(
             session, others[step - 1], micro_batch, lambda part: log_ratios(adapters, part, reference), cut=cut
         )
-        zero = kto_zero(torch.cat(ratios)) if ratios else torch.zeros((), device=session.device)
+        zero = zero_of(ratios, session.device)
 
         def work(part: Sequence[EncodedThumb], zero: Tensor = zero, rows: int = len(batch)) -> int:
             loss, tokens = thumb_loss(adapters, part, reference, zero, recipe, meters)
@@ -220,11 +219,7 @@ class Completions(NamedTuple):
 def completion_logps(adapters: Adapters, name: str | None, rows: Sequence[EncodedThumb]) -> Completions:
     """Log-probabilities of completions under an adapter, in one forward."""
     layout = adapters.lay_out([one.example for one in rows])
-    with adapters.use(name):
-        hidden = adapters.flat(layout)
-    logps, entropy, correct = token_stats(
-        hidden[layout.states], layout.targets, adapters.base.head_weight, chunk=adapters.base.head_rows
-    )
+    logps, entropy, correct = adapters.token_stats(name, layout)
     return Completions(layout.sums(logps), entropy, correct, layout.tokens)
 
 
@@ -238,6 +233,11 @@ def log_ratios(adapters: Adapters, rows: Sequence[EncodedThumb], reference: Refe
     """``log pi - log ref`` [B] of completions, in nats, without a gradient."""
     found = completion_logps(adapters, POLICY, rows).logps
     return found - _of_reference(rows, reference, found)
+
+
+def zero_of(ratios: list[Tensor], device: torch.device) -> Tensor:
+    """KTO's zero [] from the log-ratios of mismatched responses, micro-batch by micro-batch; 0 without any."""
+    return kto_zero(torch.cat(ratios) if ratios else torch.zeros(0, device=device))
 
 
 def thumb_loss(
@@ -287,7 +287,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Loss, rewards and KL on held-out responses; all of them share one zero."""
     ratios = [log_ratios(adapters, part, reference) for part in others]
-    zero = kto_zero(torch.cat(ratios)) if ratios else torch.zeros((), device=adapters.base.device)
+    zero = zero_of(ratios, adapters.base.device)
     meters = Meters()
     for part in batches:
         thumb_loss(adapters, part, reference, zero, recipe, meters)

@@ -21,7 +21,6 @@ from engine.advantages import response_mask
 from engine.base_model import LoadedBase
 from engine.checkpoints import load_tensors, save_tensors
 from engine.heads import ScalarHead, mean_head
-from engine.logps import token_logps
 from engine.masking import Example
 from engine.packing import Layout
 from engine.rules import Rule, rule_scorer
@@ -91,11 +90,7 @@ class Players:
 
         At the sampling temperature: that is the distribution the responses were drawn from.
         """
-        with self.adapters.use(name):
-            hidden = self.adapters.flat(rows)
-        logps, entropy = token_logps(
-            hidden[rows.states], rows.targets, self.base.head_weight, self.recipe.temperature, self.base.head_rows
-        )
+        logps, entropy, _ = self.adapters.token_stats(name, rows, self.recipe.temperature)
         keep = response_mask(rows.lengths, width)
         return _spread(logps, keep), _spread(entropy, keep)
 
@@ -129,10 +124,7 @@ class Players:
 
     def demonstration_loss(self, examples: Sequence[Example]) -> Tensor:
         """Sum ``-log p`` over the trained tokens of demonstrations under the policy, at a temperature of 1."""
-        rows = self.adapters.lay_out(examples)
-        with self.adapters.use(POLICY):
-            hidden = self.adapters.flat(rows)
-        logps, _ = token_logps(hidden[rows.states], rows.targets, self.base.head_weight, chunk=self.base.head_rows)
+        logps, *_ = self.adapters.token_stats(POLICY, self.adapters.lay_out(examples))
         return -logps.sum()
 
     def save_policy(self, folder: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from engine.generate import Cancelled, Completion, end_ids, generate
-from engine.logps import token_logps
 from engine.masking import Example, prompt_ids, sft_example
 from engine.model_export import export_model
 from engine.model_import import ImportCancelled, import_model
@@ -198,10 +197,9 @@ def _logps(ticket: Ticket, request: LogpsRequest, in_time: InTime) -> AnyReply:
             texts.append(())
             logps.append(())
             continue
-        with torch.inference_mode(), adapters.use(name):
+        with torch.inference_mode():
             layout = adapters.lay_out([Example.plain([*prompt, *answer], len(prompt))])
-            hidden = adapters.flat(layout)[layout.states]
-            found, _ = token_logps(hidden, layout.targets, base.head_weight)
+            found, *_ = adapters.token_stats(name, layout)
         texts.append(tuple(token_texts(base.tokenizer, answer)))
         logps.append(tuple(found.tolist()))
         _progress(ticket)("Measuring", len(logps) / len(request.rows))

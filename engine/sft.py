@@ -15,7 +15,6 @@ from engine.adapters import Adapters
 from engine.batching import Schedule, by_length, cut_within, most_tokens
 from engine.demonstrations import encode_demonstrations
 from engine.eval_samples import write_eval_samples, write_final_samples
-from engine.logps import token_stats
 from engine.masking import Example
 from engine.memory import run_micro_batched
 from engine.meters import Meters, Throughput
@@ -103,11 +102,8 @@ def loss_sum(
 ) -> torch.Tensor:
     """Sum of ``-log p`` over the trained tokens of some rows; the meters get loss, accuracy and entropy."""
     layout = adapters.lay_out(examples)
-    with adapters.use(POLICY), noisy_embeddings(adapters.base.decoder, layout, neftune_alpha):
-        hidden = adapters.flat(layout)
-    logps, entropy, correct = token_stats(
-        hidden[layout.states], layout.targets, adapters.base.head_weight, chunk=adapters.base.head_rows
-    )
+    with noisy_embeddings(adapters.base.decoder, layout, neftune_alpha):
+        logps, entropy, correct = adapters.token_stats(POLICY, layout)
     meters.add("loss", -logps)
     meters.add("mean_token_accuracy", correct)
     meters.add("entropy", entropy)
