@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.base_model import LoadedBase
-from engine.decoder_layer import Frame, run_layer
+from engine.decoder_layer import Frame, run_layer, spans_of
 from engine.heads import HEAD_KEY, mean_head, save_heads
 from engine.layer_parts import LayerParts, parts_of
 from engine.logps import token_stats
@@ -189,8 +189,9 @@ class Adapters:
             return hidden.flatten(0, 1)
         embedded: Tensor = decoder.get_input_embeddings()(layout.input_ids)
         cosine, sine = decoder.rotary_emb(embedded, position_ids=layout.position_ids)
-        frame = Frame(cosine[0][:, None], sine[0][:, None], layout.blocks, self._checkpointing)
         hidden = embedded[0]
+        spans = spans_of(layout.blocks, hidden.dtype)
+        frame = Frame(cosine[0][:, None], sine[0][:, None], spans, self._checkpointing)
         for parts in active_layers(self.base):
             hidden = run_layer(hidden, parts, frame)
         normed: Tensor = decoder.norm(hidden)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.adapters import active_layers
 from engine.base_model import LoadedBase
-from engine.decoder_layer import Attention, attend, layer_forward
+from engine.decoder_layer import Attention, additive, attend, layer_forward, spans_of
 from engine.kv_cache import RowsCache
 from engine.packing import Block
 
@@ -35,12 +35,12 @@ class Decoder:
         cache.open(pads, longest, self._base.device)
         ids = torch.tensor([[token for one in prompts for token in one]])
         positions = torch.cat([torch.arange(length) for length in lengths])[None]
-        blocks = [Block(length) for length in lengths]
+        spans = spans_of([Block(length) for length in lengths], self._base.dtype)
 
         def attention(layer: Any, scaling: float) -> Attention:
             def run(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
                 layer.update(*(_on_the_right(one, lengths, longest) for one in (key, value)))
-                return attend(query, key, value, blocks, scaling)
+                return attend(query, key, value, spans, scaling)
 
             return run
 
@@ -50,9 +50,7 @@ class Decoder:
     def step(self, ids: Tensor, cache: RowsCache) -> Tensor:
         """Append a token a row, [rows, 1], to the cache. Returns the logits behind it, [rows, V]."""
         inputs = cache.inputs(ids, None)
-        mask = inputs["attention_mask"]  # [rows, 1, 1, columns] bool, or None
-        if mask is not None:
-            mask = torch.zeros(mask.shape, dtype=self._base.dtype).masked_fill_(~mask, -torch.inf)
+        mask = additive(inputs["attention_mask"], self._base.dtype)  # [rows, 1, 1, columns], or None
         attentions = [
             partial(attend_to_cache, layer=layer, mask=mask, scaling=scaling) for layer, scaling in self._places(cache)
         ]

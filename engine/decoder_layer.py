@@ -28,13 +28,21 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
+class Span(NamedTuple):
+    """A block of packed tokens, and what it attends to."""
+
+    place: slice  # where it lies
+    keys: tuple[slice, ...]  # where the keys lie that it attends to: its root's, if it has one, and its own
+    mask: Tensor | None  # [its tokens, keys] to add to the scores; None: causal
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
     """What every layer of one forward pass shares. T tokens."""
 
     cosine: Tensor  # [T, 1, W]
     sine: Tensor  # [T, 1, W]
-    blocks: Sequence[Block]
+    spans: Sequence[Span]
     checkpointing: bool = False
 
 
@@ -140,10 +148,11 @@ def _backward(
     key = _rotated_again(kept.key, kept.key_scale, parts.key_norm, parts, frame)
     query_grad, key_grad, value_grad = attend_backward(
         attended_grad.view_as(kept.attended), query, key, kept.value, kept.attended, kept.log_sum,
-        frame.blocks, parts.scaling,
+        frame.spans, parts.scaling,
     )  # fmt: skip
     if parts.rotary:  # a rotation's transpose is the rotation back
-        query_grad, key_grad = (rotate(one, frame.cosine, -frame.sine) for one in (query_grad, key_grad))
+        back = -frame.sine
+        query_grad, key_grad = (rotate(one, frame.cosine, back) for one in (query_grad, key_grad))
     if parts.query_norm is not None and kept.query_scale is not None:
         query_grad = parts.query_norm.grad(kept.query, kept.query_scale, query_grad)
     if parts.key_norm is not None and kept.key_scale is not None:
@@ -161,7 +170,7 @@ def _backward(
     return parts.attention_norm.grad(kept.x, kept.x_scale, normed_grad).add_(y_grad), masters
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scaling: float) -> tuple[Tensor, Tensor]:
+def attend(query: Tensor, key: Tensor, value: Tensor, spans: Sequence[Span], scaling: float) -> tuple[Tensor, Tensor]:
     """Attention within blocks, and from a block to its root.
 
     query [T, H, W], key and value [T, G, W]. Returns (the output [T, H, W], the scores' logsumexp [1, T, H]).
@@ -169,14 +178,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], s
     query, key, value = (one.contiguous() for one in (query, key, value))  # what the kernel takes for granted
     out = torch.empty_like(query)
     log_sum = query.new_empty(1, *query.shape[:2], dtype=wide(query).dtype)
-    for place, keys, mask in _spans(blocks):
+    for place, keys, mask in spans:
         part, sums = _flash(
             _heads(query[place]),
             _heads(_take(key, keys)),
             _heads(_take(value, keys)),
             0.0,
             mask is None,
-            attn_mask=_additive(mask, query.dtype),
+            attn_mask=mask,
             scale=scaling,
         )
         out[place] = part[0].transpose(0, 1)
@@ -191,14 +200,14 @@ def attend_backward(
     value: Tensor,
     out: Tensor,
     log_sum: Tensor,
-    blocks: Sequence[Block],
+    spans: Sequence[Span],
     scaling: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of query, key and value, from that of :func:`attend`'s output [T, H, W]."""
     query, key, value = (one.contiguous() for one in (query, key, value))
     query_grad, key_grad, value_grad = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
     shared = query.shape[1] // key.shape[1]  # query heads of a key head; the kernel wants a key head for each
-    for place, keys, mask in _spans(blocks):
+    for place, keys, mask in spans:
         grads = _flash_backward(
             _heads(grad[place]),
             _heads(query[place]),
@@ -208,7 +217,7 @@ def attend_backward(
             log_sum[:, place].transpose(1, 2).contiguous(),
             0.0,
             mask is None,
-            attn_mask=_additive(mask, query.dtype),
+            attn_mask=mask,
             scale=scaling,
         )
         query_grad[place] = grads[0][0].transpose(0, 1)
@@ -231,20 +240,25 @@ def _rotated_again(states: Tensor, scale: Tensor | None, norm: Norm | None, part
 
 
 def _attention(parts: LayerParts, frame: Frame) -> Attention:
-    return partial(attend, blocks=frame.blocks, scaling=parts.scaling)
+    return partial(attend, spans=frame.spans, scaling=parts.scaling)
 
 
-def _spans(blocks: Sequence[Block]) -> list[tuple[slice, tuple[slice, ...], Tensor | None]]:
-    """Of each block where it lies, where the keys lie that it attends to, and its mask."""
+def spans_of(blocks: Sequence[Block], dtype: torch.dtype) -> list[Span]:
+    """Find where the blocks of a layout lie, once for all layers of a pass."""
     places: list[slice] = []
     begin = 0
     for block in blocks:
         places.append(slice(begin, begin + block.length))
         begin += block.length
     return [
-        (place, (place,) if block.root < 0 else (places[block.root], place), block.mask)
+        Span(place, (place,) if block.root < 0 else (places[block.root], place), additive(block.mask, dtype))
         for place, block in zip(places, blocks, strict=True)
     ]
+
+
+def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask to add to scores, from one that is True where a key is seen."""
+    return None if mask is None else torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)
 
 
 def _take(states: Tensor, spans: tuple[slice, ...]) -> Tensor:
@@ -254,7 +268,3 @@ def _take(states: Tensor, spans: tuple[slice, ...]) -> Tensor:
 def _heads(states: Tensor) -> Tensor:
     """[T, H, W] as the kernel wants it, [1, H, T, W]."""
     return states.transpose(0, 1)[None]
-
-
-def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if mask is None else torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)

@@ -132,28 +132,28 @@ def generate(
         UserError: an empty or over-long prompt, or logits that are not numbers.
     """
     rows = _rows_of(base, prompts, sampling, count, seeds)
-    decoder = _Decoder(base, sampling, frozenset(ends if ends is not None else end_ids(base)), on_token, on_done)
+    batch = _Batch(base, sampling, frozenset(ends if ends is not None else end_ids(base)), on_token, on_done)
     waiting = [_Waiting(ids, rows[index * count : (index + 1) * count]) for index, ids in enumerate(prompts) if count]
     waiting.sort(key=lambda one: len(one.ids))  # popped from the end: the longest first
     longest = max((len(one.ids) for one in waiting), default=0)
     room = max_rows or rows_that_fit(base, longest + sampling.max_new_tokens)
     with _eval_mode(base.model):
-        while waiting or decoder.rows:
+        while waiting or batch.rows:
             if cancelled is not None and cancelled():
                 raise Cancelled
             tried = 0
             try:
-                decoder.admit(waiting, room)
-                decoder.step()
+                batch.admit(waiting, room)
+                batch.step()
             except (RuntimeError, MemoryError) as error:
-                tried = len(decoder.rows) + decoder.prefilling
+                tried = len(batch.rows) + batch.prefilling
                 if not is_out_of_memory(error) or tried <= 1:
                     raise
             if tried:  # outside the except block: its traceback holds the tensors
                 room = tried // 2
                 if on_less_room is not None:
                     on_less_room(tried, room)
-                waiting += decoder.give_up(prompts)
+                waiting += batch.give_up(prompts)
     return [[row.completion for row in rows[index * count : (index + 1) * count]] for index in range(len(prompts))]
 
 
@@ -199,7 +199,7 @@ def _rows_of(
     return rows
 
 
-class _Decoder:
+class _Batch:
     """The batch that is being decoded: its rows, their cache and the logits of their next tokens."""
 
     def __init__(
