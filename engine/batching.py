@@ -95,6 +95,11 @@ def by_length(lengths: Sequence[int], batch: int) -> list[list[int]]:
     return [order[start : start + batch] for start in range(0, len(order), batch)]
 
 
+def in_batches(rows: Sequence[T], length: Callable[[T], int], batch: int) -> list[list[T]]:
+    """The rows themselves, as :func:`by_length` has them."""
+    return [[rows[index] for index in part] for part in by_length([length(row) for row in rows], batch)]
+
+
 def cut_within(
     rows: Sequence[T], length: Callable[[T], int], most_rows: int, most_tokens: int | None
 ) -> list[Sequence[T]]:
@@ -120,6 +125,12 @@ def most_tokens(device: torch.device) -> int | None:
     only cost memory and padding. A GPU wants them all.
     """
     return CPU_MICRO_TOKENS if device.type == "cpu" else None
+
+
+def cutter(length: Callable[[T], int], device: torch.device) -> Callable[[Sequence[T], int], list[Sequence[T]]]:
+    """How rows are cut on a device, given how many a micro-batch may hold: see :func:`cut_within`."""
+    tokens = most_tokens(device)
+    return lambda rows, most_rows: cut_within(rows, length, most_rows, tokens)
 
 
 def _batches(lengths: Sequence[int], batch: int, source: random.Random, units: Sequence[str] | None) -> list[list[int]]:

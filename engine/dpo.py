@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.adapters import Adapters
-from engine.batching import Schedule, by_length
+from engine.batching import Schedule, in_batches
 from engine.eval_samples import write_eval_samples, write_final_samples
 from engine.losses import dpo_loss, orpo_loss, simpo_loss
 from engine.masking import Example
@@ -50,7 +50,7 @@ def run(session: Session) -> None:
         fixed=True,
     )
     total, micro_batch = schedule.total_steps, recipe.micro_batch
-    eval_batches = [[heldout[index] for index in rows] for rows in by_length([p.length for p in heldout], micro_batch)]
+    eval_batches = in_batches(heldout, lambda one: one.length, micro_batch)
     batches = [[train[index] for index in schedule.rows(step)] for step in range(total)]
     cut = micro_batches(session.device)
     reference: Reference = {}
@@ -88,18 +88,9 @@ def run(session: Session) -> None:
             (loss.sum() / pairs).backward()
             return tokens
 
-        rate = optimiser.learning_rate
         tokens, micro_batch = run_micro_batched(session, batch, micro_batch, work, reset=reset, cut=cut)
-        values = meters.flush()
         names = [one.id for one in batch]
-        session.check_finite(step, "loss", values["loss"], names)
-        norm = optimiser.clip()
-        session.check_finite(step, "grad_norm", norm, names)
-        optimiser.step()
-        trainee.throughput.add(sum(tokens), len(batch))
-        values |= trainee.throughput.flush()
-        values |= {"grad_norm": float(norm), "learning_rate": rate, "epoch": schedule.epoch(step)}
-        session.metrics(step, values)
+        session.metrics(step, trainee.step(session, step, meters.flush(), names, sum(tokens), schedule.epoch(step)))
         measure(step)
         if session.sample_asked():
             write_eval_samples(session, adapters, POLICY, step)

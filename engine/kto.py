@@ -20,26 +20,18 @@ import torch
 from torch import Tensor
 
 from engine.adapters import Adapters
-from engine.batching import Schedule, by_length, cut_within, most_tokens
+from engine.batching import Schedule, cutter, in_batches
+from engine.completions import encode_completions
 from engine.eval_samples import write_eval_samples, write_final_samples
 from engine.losses import kto_loss, kto_zero
-from engine.masking import Example, fit, sft_example
+from engine.masking import Example, fit
 from engine.memory import run_micro_batched
 from engine.meters import Meters, Throughput
 from engine.optim import Group, Optimiser
 from engine.reference import Reference, reference_logps
 from engine.session import Session
 from engine.templates import end_of_turn
-from engine.trainee import (
-    EVAL_ROWS,
-    NOTHING_TO_TRAIN,
-    Trainee,
-    eval_due,
-    open_start,
-    refuse_empty,
-    report_fit,
-    window,
-)
+from engine.trainee import EVAL_ROWS, Trainee, eval_due, open_start, refuse_empty, window
 from workbench.recipes import KtoRecipe
 from workbench.rows import ThumbRow
 
@@ -77,16 +69,12 @@ def run(session: Session) -> None:
     total, micro_batch = schedule.total_steps, recipe.micro_batch
     bos = end_of_turn(adapters.base.tokenizer).bos
     batches = [
-        sorted((train[index] for index in schedule.rows(step)), key=lambda one: -one.length) for step in range(total)
+        sorted((train[index] for index in schedule.rows(step)), key=length_of, reverse=True) for step in range(total)
     ]
     others = [mismatched(batch, limit, bos) for batch in batches]
-    eval_batches = _in_batches(heldout, micro_batch)
-    eval_others = _in_batches(mismatched(heldout, limit, bos), micro_batch)
-    tokens_at_once = most_tokens(session.device)
-
-    def cut(rows: Sequence[EncodedThumb], most: int) -> Sequence[Sequence[EncodedThumb]]:
-        return cut_within(rows, lambda one: one.length, most, tokens_at_once)
-
+    eval_batches = in_batches(heldout, length_of, micro_batch)
+    eval_others = in_batches(mismatched(heldout, limit, bos), length_of, micro_batch)
+    cut = cutter(length_of, session.device)
     every = [*batches, *others, *eval_batches, *eval_others]
     sums = partial(completion_sums, adapters)
     reference, micro_batch = reference_logps(session, adapters, every, micro_batch, sums, cut, "responses")
@@ -125,24 +113,21 @@ def run(session: Session) -> None:
             (loss.sum() / rows).backward()
             return tokens
 
-        rate = optimiser.learning_rate
         tokens, micro_batch = run_micro_batched(session, batch, micro_batch, work, reset=reset, cut=cut)
         values = with_margin(meters.flush()) | {"kl": float(zero)}
         names = [one.id for one in batch]
-        session.check_finite(step, "loss", values["loss"], names)
-        norm = optimiser.clip()
-        session.check_finite(step, "grad_norm", norm, names)
-        optimiser.step()
-        trainee.throughput.add(sum(tokens), len(batch))
-        values |= trainee.throughput.flush()
-        values |= {"grad_norm": float(norm), "learning_rate": rate, "epoch": schedule.epoch(step)}
-        session.metrics(step, values)
+        session.metrics(step, trainee.step(session, step, values, names, sum(tokens), schedule.epoch(step)))
         measure(step)
         if session.sample_asked():
             write_eval_samples(session, adapters, POLICY, step)
         session.at_step_end(step, total, trainee.save)
     session.finish(trainee.save_model)
     write_final_samples(session, lambda: write_eval_samples(session, adapters, POLICY, total))
+
+
+def length_of(one: EncodedThumb) -> int:
+    """Tokens of prompt and completion."""
+    return one.length
 
 
 def unsorted_schedule(train: Sequence[EncodedThumb], recipe: KtoRecipe) -> Schedule:
@@ -166,19 +151,11 @@ def encode(session: Session, adapters: Adapters, name: str, limit: int) -> list[
 
     Raises UserError when nothing is left to train on.
     """
-    rows = cast(list[ThumbRow], session.rows(name))
-    found = []
-    for row in rows:
-        one = sft_example(adapters.base.tokenizer, row.prompt, row.completion, limit)
-        if one.trained_tokens:
-            found.append(EncodedThumb(row.id, one, row.desirable))
-    what = "judged responses" if name == "train" else "held-out judged responses"
-    dropped = len(rows) - len(found)
-    examples = [one.example for one in found]
-    report_fit(session, what, len(rows), {NOTHING_TO_TRAIN: dropped} if dropped else {}, examples, limit)
+    what = "judged responses"
+    found = encode_completions(session, adapters, name, what, limit)
     if name == "train" and not found:
-        refuse_empty(what, len(rows), limit)
-    return found
+        refuse_empty(what, len(session.rows(name)), limit)
+    return [EncodedThumb(row.id, one, cast(ThumbRow, row).desirable) for row, one in found]
 
 
 def mismatched(batch: Sequence[EncodedThumb], limit: int, bos: int | None = None) -> list[EncodedThumb]:
@@ -294,10 +271,6 @@ def evaluate(
     values = with_margin(meters.flush("eval_"), "eval_")
     kept = {key: value for key, value in values.items() if key == "eval_loss" or key.startswith("eval_rewards/")}
     return kept | {"eval_kl": float(zero)}
-
-
-def _in_batches(rows: Sequence[EncodedThumb], most: int) -> list[list[EncodedThumb]]:
-    return [[rows[index] for index in part] for part in by_length([one.length for one in rows], most)]
 
 
 def _of_reference(rows: Sequence[EncodedThumb], reference: Reference, like: Tensor) -> Tensor:

@@ -30,9 +30,9 @@ from engine.advantages import (
     kl_per_token,
     rollout_advantages,
 )
-from engine.batching import cut_within, in_passes, most_tokens
+from engine.batching import cutter, in_passes
 from engine.checkpoints import load_state, save_state
-from engine.demonstrations import encode_demonstrations
+from engine.completions import encode_demonstrations
 from engine.generate import SEED_LIMIT, generate, row_seeds
 from engine.masking import Example
 from engine.memory import run_micro_batched, warn_of_less_room
@@ -450,20 +450,21 @@ def longest_group_first(episodes: Sequence[Episode]) -> list[Episode]:
 
 def micro_batches(players: Players, episodes: Sequence[Episode]) -> Callable[[Sequence[int], int], list[Sequence[int]]]:
     """How the rows of a mini-batch are cut: the same in rollout, score and update, so that the first ratio is 1."""
-    tokens = most_tokens(players.base.device)
-    return lambda rows, most: cut_within(rows, lambda index: episodes[index].tokens, most, tokens)
+    return cutter(lambda index: episodes[index].tokens, players.base.device)
 
 
 def _cut_both(
     players: Players, episodes: Callable[[Sequence[int], int], list[Sequence[int]]]
 ) -> Callable[[Sequence[int | Example], int], list[Sequence[int | Example]]]:
     """How episodes and demonstrations of an update are cut: never into one micro-batch."""
-    tokens = most_tokens(players.base.device)
+    demonstrations: Callable[[Sequence[Example], int], list[Sequence[Example]]] = cutter(
+        lambda one: len(one.input_ids), players.base.device
+    )
 
     def cut(rows: Sequence[int | Example], most: int) -> list[Sequence[int | Example]]:
         numbers = [one for one in rows if not isinstance(one, Example)]
         shown = [one for one in rows if isinstance(one, Example)]
-        return [*episodes(numbers, most), *cut_within(shown, lambda one: len(one.input_ids), most, tokens)]
+        return [*episodes(numbers, most), *demonstrations(shown, most)]
 
     return cut
 

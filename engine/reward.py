@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from engine.adapters import Adapters
-from engine.batching import Schedule, by_length
+from engine.batching import Schedule, in_batches
 from engine.eval_samples import write_final_samples, write_scored_pairs
 from engine.heads import ScalarHead, bootstrap_weights, has_head, load_head
 from engine.losses import bradley_terry, centering
@@ -94,26 +94,16 @@ def run(session: Session) -> None:
         trainee.throughput.restart()
         batch = [train[index] for index in schedule.rows(step - 1)]
 
-        def work(part: Sequence[EncodedPair], pairs: int = len(batch)) -> tuple[int, int]:
+        def work(part: Sequence[EncodedPair], pairs: int = len(batch)) -> int:
             chosen, rejected, tokens = pair_scores(adapters, head, part)
             loss = pair_loss(chosen, rejected, part, recipe, bootstrapped=True)
             (loss.sum() / pairs).backward()
             _record(meters, chosen.mean(-1), rejected.mean(-1), loss, [one.tier_distance > 0 for one in part])
-            return tokens, len(part)
+            return tokens
 
-        rate = trainee.optimiser.learning_rate
-        done, micro_batch = run_micro_batched(session, batch, micro_batch, work, reset=reset, cut=cut)
-        values = meters.flush()
+        tokens, micro_batch = run_micro_batched(session, batch, micro_batch, work, reset=reset, cut=cut)
         names = [one.id for one in batch]
-        session.check_finite(step, "loss", values["loss"], names)
-        norm = trainee.optimiser.clip()
-        session.check_finite(step, "grad_norm", norm, names)
-        trainee.optimiser.step()
-        for tokens, pairs in done:
-            trainee.throughput.add(tokens, pairs)
-        values |= trainee.throughput.flush()
-        values |= {"grad_norm": float(norm), "learning_rate": rate, "epoch": schedule.epoch(step)}
-        session.metrics(step, values)
+        session.metrics(step, trainee.step(session, step, meters.flush(), names, sum(tokens), schedule.epoch(step)))
         measure(step)
         if session.sample_asked():
             write_scored_pairs(session, RewardModel(adapters, REWARD, head, RewardStats(), limit), step)
@@ -178,8 +168,8 @@ def evaluate(
     """
     margins, losses, stds = [], [], []
     cut = micro_batches(adapters.base.device)
-    batches = by_length([one.length for one in pairs], recipe.micro_batch)
-    for part in (part for rows in batches for part in cut([pairs[index] for index in rows], recipe.micro_batch)):
+    batches = in_batches(pairs, lambda one: one.length, recipe.micro_batch)
+    for part in (part for batch in batches for part in cut(batch, recipe.micro_batch)):
         chosen, rejected, _ = pair_scores(adapters, head, part)
         stds.append(spread(chosen - rejected))
         chosen, rejected = chosen.mean(-1, keepdim=True), rejected.mean(-1, keepdim=True)

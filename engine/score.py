@@ -6,7 +6,7 @@ always read at EOS, or at the last token of a response that was cut off. An ense
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.adapters import Adapters
-from engine.batching import cut_within, most_tokens
+from engine.batching import cutter
 from engine.heads import ScalarHead, load_head
 from engine.masking import Example, fit
 from engine.packing import Layout
@@ -132,8 +132,10 @@ class RewardModel:
         """Raw scores [N, K] by head, as in :meth:`score_ids`."""
         scores = torch.empty(len(rows), self.head.count, dtype=torch.float32)
         order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
-        tokens = most_tokens(self.adapters.base.device)
-        for part in cut_within(order, lambda index: len(rows[index]), micro_batch, tokens):
+        cut: Callable[[Sequence[int], int], list[Sequence[int]]] = cutter(
+            lambda index: len(rows[index]), self.adapters.base.device
+        )
+        for part in cut(order, micro_batch):
             layout = self.adapters.lay_out([Example.plain(rows[index]) for index in part])
             scores[list(part)] = scores_by_head(self.adapters, self.name, self.head, layout).float().cpu()
         return scores

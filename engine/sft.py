@@ -12,8 +12,8 @@ from typing import cast
 import torch
 
 from engine.adapters import Adapters
-from engine.batching import Schedule, by_length, cut_within, most_tokens
-from engine.demonstrations import encode_demonstrations
+from engine.batching import Schedule, cutter, in_batches
+from engine.completions import encode_demonstrations
 from engine.eval_samples import write_eval_samples, write_final_samples
 from engine.masking import Example
 from engine.memory import run_micro_batched
@@ -38,7 +38,7 @@ def run(session: Session) -> None:
     if not train:
         refuse_empty("demonstrations", len(session.rows("train")), limit)
     schedule = Schedule(
-        [len(one.input_ids) for one in train],
+        [tokens_of(one) for one in train],
         batch=recipe.batch,
         epochs=recipe.epochs,
         max_steps=recipe.max_steps,
@@ -47,7 +47,7 @@ def run(session: Session) -> None:
     total = schedule.total_steps
     optimiser = Optimiser([Group(adapters.parameters(POLICY), recipe.learning_rate)], recipe, total)
     trainee = Trainee(adapters, POLICY, optimiser, Throughput())
-    meters, micro_batch = Meters(), recipe.micro_batch
+    meters, micro_batch, cut = Meters(), recipe.micro_batch, cutter(tokens_of, session.device)
     start = trainee.resume(session)
     session.progress(start, total)
 
@@ -56,9 +56,6 @@ def run(session: Session) -> None:
             session.phase("evaluating")
             session.metrics(step, evaluate(adapters, heldout[:EVAL_ROWS], recipe.micro_batch))
             session.phase("training")
-
-    def cut(rows: Sequence[Example], most: int) -> list[Sequence[Example]]:
-        return cut_within(rows, lambda one: len(one.input_ids), most, most_tokens(session.device))
 
     def reset() -> None:
         optimiser.zero()
@@ -70,31 +67,27 @@ def run(session: Session) -> None:
     for step in range(start + 1, total + 1):
         trainee.throughput.restart()
         rows = schedule.rows(step - 1)
-        batch = sorted((train[index] for index in rows), key=lambda one: -len(one.input_ids))
+        batch = sorted((train[index] for index in rows), key=tokens_of, reverse=True)
         tokens = sum(one.trained_tokens for one in batch)
 
         def work(part: Sequence[Example], tokens: int = tokens) -> None:
             loss = loss_sum(adapters, part, meters, recipe.neftune_alpha)
             (loss / tokens).backward()
 
-        rate = optimiser.learning_rate
         _, micro_batch = run_micro_batched(session, batch, micro_batch, work, reset=reset, cut=cut)
-        values = meters.flush()
-        names = [ids[index] for index in rows]
-        session.check_finite(step, "loss", values["loss"], names)
-        norm = optimiser.clip()
-        session.check_finite(step, "grad_norm", norm, names)
-        optimiser.step()
-        trainee.throughput.add(sum(len(one.input_ids) for one in batch), len(batch))
-        values |= trainee.throughput.flush()
-        values |= {"grad_norm": float(norm), "learning_rate": rate, "epoch": schedule.epoch(step)}
-        session.metrics(step, values)
+        names, passed = [ids[index] for index in rows], sum(map(tokens_of, batch))
+        session.metrics(step, trainee.step(session, step, meters.flush(), names, passed, schedule.epoch(step)))
         measure(step)
         if session.sample_asked():
             write_eval_samples(session, adapters, POLICY, step)
         session.at_step_end(step, total, trainee.save)
     session.finish(trainee.save_model)
     write_final_samples(session, lambda: write_eval_samples(session, adapters, POLICY, total))
+
+
+def tokens_of(one: Example) -> int:
+    """Tokens of a demonstration, its prompt among them."""
+    return len(one.input_ids)
 
 
 def loss_sum(
@@ -114,10 +107,10 @@ def loss_sum(
 def evaluate(adapters: Adapters, heldout: Sequence[Example], micro_batch: int) -> dict[str, float]:
     """Loss and token accuracy over the trained tokens of held-out rows."""
     meters = Meters()
-    most = most_tokens(adapters.base.device)
-    for rows in by_length([len(one.input_ids) for one in heldout], micro_batch):
-        for part in cut_within(rows, lambda index: len(heldout[index].input_ids), micro_batch, most):
-            loss_sum(adapters, [heldout[index] for index in part], meters)
+    cut = cutter(tokens_of, adapters.base.device)
+    for batch in in_batches(heldout, tokens_of, micro_batch):
+        for part in cut(batch, micro_batch):
+            loss_sum(adapters, part, meters)
     values = meters.flush("eval_")
     values.pop("eval_entropy", None)
     return values

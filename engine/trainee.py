@@ -61,6 +61,33 @@ class Trainee:
         session.restore_rng()
         return self.optimiser.step_count
 
+    def step(
+        self, session: Session, step: int, values: dict[str, float], names: Sequence[str], tokens: int, epoch: float
+    ) -> dict[str, float]:
+        """Make an optimiser step from the gradients of its rows.
+
+        Args:
+            session: the run.
+            step: its number, from 1.
+            values: what the rows' losses say, "loss" among it.
+            names: the rows' ids.
+            tokens: that passed through the model.
+            epoch: passes over the data when the step is done.
+
+        Returns:
+            The step's metrics, ``values`` among them.
+
+        Raises:
+            DivergedError: loss or gradient is not finite; the event names the rows.
+        """
+        rate = self.optimiser.learning_rate
+        session.check_finite(step, "loss", values["loss"], names)
+        norm = self.optimiser.clip()
+        session.check_finite(step, "grad_norm", norm, names)
+        self.optimiser.step()
+        self.throughput.add(tokens, len(names))
+        return values | self.throughput.flush() | {"grad_norm": float(norm), "learning_rate": rate, "epoch": epoch}
+
 
 def open_start(session: Session, name: str) -> Adapters:
     """Load the run's base, and its starting adapter under ``name`` to be trained; a new one where there is none."""
