@@ -37,6 +37,11 @@ def column(*parts: Part, spacing: int = S, margins: tuple[int, int, int, int] = 
     return _fill(QVBoxLayout(), parts, spacing, margins)
 
 
+def stack(line: QBoxLayout, *, stacked: bool) -> None:
+    """Lay the parts of a row below one another, as a narrow page wants it, or side by side again."""
+    line.setDirection(QBoxLayout.Direction.TopToBottom if stacked else QBoxLayout.Direction.LeftToRight)
+
+
 def _fill(box: B, parts: tuple[Part, ...], spacing: int, margins: tuple[int, int, int, int]) -> B:
     box.setSpacing(spacing)
     box.setContentsMargins(*margins)

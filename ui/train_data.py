@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from PySide6.QtCore import QSize, Signal, SignalInstance
 from PySide6.QtGui import QResizeEvent
-from PySide6.QtWidgets import QBoxLayout, QSpinBox, QWidget
+from PySide6.QtWidgets import QSpinBox, QWidget
 
 from ui.checklist import Checklist, Entry
 from ui.context import Context
+from ui.labels import stack
 from ui.operations import run_task
 from ui.prompt_menu import move_to
 from ui.theme import S
@@ -90,11 +91,10 @@ class HoldOut(QWidget):
         )
         self._acts = QWidget()
         self._acts.setLayout(row(self.share, self.go, self.by_hand, None, spacing=S))
-        self._line = QBoxLayout(QBoxLayout.Direction.LeftToRight, self)
-        self._line.setContentsMargins(0, 0, 0, 0)
-        self._line.setSpacing(S)
+        self._line = row(spacing=S)
         self._line.addWidget(self.words, 1)
         self._line.addWidget(self._acts)
+        self.setLayout(self._line)
         self._say()
 
     def minimumSizeHint(self) -> QSize:
@@ -105,7 +105,7 @@ class HoldOut(QWidget):
         """Put the words above the acts where they do not fit beside them."""
         super().resizeEvent(event)
         wide = event.size().width() >= self.words.sizeHint().width() + self._acts.sizeHint().width() + S
-        self._line.setDirection(QBoxLayout.Direction.LeftToRight if wide else QBoxLayout.Direction.TopToBottom)
+        stack(self._line, stacked=not wide)
 
     def set_counts(self, counts: Counts) -> None:
         """Show how many prompts there are and how many of them are held out."""

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from PySide6.QtCore import QEvent, QObject, QRectF, Qt, Signal, SignalInstance
 from PySide6.QtGui import QColor, QGuiApplication, QKeyEvent, QPainter, QPaintEvent, QPen
 from PySide6.QtWidgets import (
-    QBoxLayout,
     QButtonGroup,
     QPushButton,
     QScrollArea,
@@ -16,6 +15,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from ui.labels import stack
 from ui.theme import XS, S, colours
 from ui.widgets import ElidedLabel, IconButton, IconLabel, PlainText, Text, button, column, row
 from workbench.settings_fields import Problem
@@ -75,9 +75,7 @@ class PresetBar(QWidget):
         self.buttons: dict[str, QPushButton] = {}
         self._group = QButtonGroup(self)
         self._words = ElidedLabel("", "small", "muted")
-        self._line = QBoxLayout(QBoxLayout.Direction.LeftToRight)
-        self._line.setContentsMargins(0, 0, 0, 0)
-        self._line.setSpacing(S)
+        self._line = row(spacing=S)
         buttons = row(spacing=S)
         for name in names:
             made = button(name, name=f"preset-{name}", tip=PRESET_WORDS[name])
@@ -94,7 +92,7 @@ class PresetBar(QWidget):
 
     def set_narrow(self, narrow: bool) -> None:
         """Put the words below the buttons, or beside them."""
-        self._line.setDirection(QBoxLayout.Direction.TopToBottom if narrow else QBoxLayout.Direction.LeftToRight)
+        stack(self._line, stacked=narrow)
 
     def choose(self, name: str) -> None:
         """Choose a preset."""

@@ -8,6 +8,7 @@ from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QBoxLayout, QButtonGroup, QLayout, QLineEdit, QRadioButton, QVBoxLayout, QWidget
 
 from ui.context import Context
+from ui.labels import stack
 from ui.model_picker import ModelPicker
 from ui.theme import M, S
 from ui.train_data import HoldOut, TagChoice
@@ -89,7 +90,7 @@ class SetupCard(Card):
         """Put labels above their fields, and the presets' words below them, or beside them."""
         self.presets.set_narrow(narrow)
         for one in self._fields:
-            one.setDirection(QBoxLayout.Direction.TopToBottom if narrow else QBoxLayout.Direction.LeftToRight)
+            stack(one, stacked=narrow)
 
     def show_method(self, method: Method) -> None:
         """Show what this method needs: its roles to start from, and for PPO who scores."""
@@ -137,9 +138,7 @@ def _field(label: str, content: QWidget | QLayout) -> QBoxLayout:
     name = Text(label, "body")
     name.setFixedWidth(84)
     name.setContentsMargins(0, 6, 0, 0)
-    line = QBoxLayout(QBoxLayout.Direction.LeftToRight)
-    line.setContentsMargins(0, 0, 0, 0)
-    line.setSpacing(S)
+    line = row(spacing=S)
     line.addWidget(name, 0, Qt.AlignmentFlag.AlignTop)
     if isinstance(content, QWidget):
         line.addWidget(content, 1)

@@ -23,7 +23,6 @@ class Metric:
     methods: tuple[Method, ...] = METHODS
 
 
-_ALL: tuple[Method, ...] = METHODS
 _METRICS = (
     # SFT
     Metric(
@@ -579,10 +578,10 @@ _METRICS = (
         "Euclidean length of the gradient before clipping",
         "",
         "",
-        _ALL,
+        METHODS,
     ),
-    Metric("learning_rate", "learning rate", "Learning rate", "of the adapter, at this step", "", "", _ALL),
-    Metric("epoch", "epoch", "Epoch", "passes over the data so far", "", "", _ALL),
+    Metric("learning_rate", "learning rate", "Learning rate", "of the adapter, at this step", "", "", METHODS),
+    Metric("epoch", "epoch", "Epoch", "passes over the data so far", "", "", METHODS),
     Metric(
         "num_tokens",
         "tokens seen",
@@ -590,7 +589,7 @@ _METRICS = (
         "real tokens passed through the model so far",
         "tokens",
         "",
-        _ALL,
+        METHODS,
     ),
     Metric(
         "perf/tokens_per_s",
@@ -599,7 +598,7 @@ _METRICS = (
         "real tokens a second since the last report",
         "tokens/s",
         "up",
-        _ALL,
+        METHODS,
     ),
     Metric(
         "perf/samples_per_s",
@@ -608,7 +607,7 @@ _METRICS = (
         "rows (episodes for PPO) a second since the last report",
         "1/s",
         "up",
-        _ALL,
+        METHODS,
     ),
     Metric(
         "perf/memory_bytes",
@@ -617,9 +616,9 @@ _METRICS = (
         "resident set of the engine, or allocated GPU memory",
         "bytes",
         "",
-        _ALL,
+        METHODS,
     ),
-    Metric("perf/peak_memory_bytes", "memory, peak", "Memory", "highest so far", "bytes", "", _ALL),
+    Metric("perf/peak_memory_bytes", "memory, peak", "Memory", "highest so far", "bytes", "", METHODS),
 )
 GLOSSARY: dict[str, Metric] = {one.key: one for one in _METRICS}
 

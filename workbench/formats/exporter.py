@@ -25,6 +25,7 @@ from workbench.rows import PairRow, ThumbRow
 from workbench.thumbs import current_thumbs
 
 _T = TypeVar("_T")
+_J = TypeVar("_J", PairRow, ThumbRow)
 _CHUNK = 500
 _FROM = {"system": "system", "user": "human", "assistant": "gpt"}
 ONE_TURN = "a plain prompt has one user turn; this one has more, or a system turn"
@@ -204,27 +205,8 @@ def _preferences(
 ) -> Iterator[dict[str, Any]]:
     pairs = current_pairs(project.store, split, which)
     skipped.update(pairs.dropped)
-    raters = {rater.id: rater.name for rater in project.store.raters()}
-    shape = PREFERENCE_SHAPES[name]
-    for chunk in _chunks(pairs.rows):
-        prompts = project.store.prompts_by_id(pair.group for pair in chunk)
-        for pair in chunk:
-            try:
-                row = shape(pair)
-            except RowError as reason:
-                skipped[str(reason)] += 1
-                continue
-            prompt = prompts[pair.group]
-            yield {
-                **row,
-                "rater": raters.get(pair.rater_id, pair.rater_id),
-                "ranking_id": pair.ranking_id,
-                "prompt_id": pair.group,
-                "tags": prompt.tags,
-                "split": prompt.split,
-                "source": prompt.source,
-                "tier_distance": pair.tier_distance,
-            }
+    for pair, row in _judged(project, pairs.rows, PREFERENCE_SHAPES[name], skipped):
+        yield row | {"tier_distance": pair.tier_distance}
 
 
 def _thumbs(
@@ -232,20 +214,36 @@ def _thumbs(
 ) -> Iterator[dict[str, Any]]:
     thumbs = current_thumbs(project.store, split)
     skipped.update(thumbs.dropped)
+    for _thumb, row in _judged(project, thumbs.rows, THUMB_SHAPES[name], skipped):
+        yield row
+
+
+def _judged(
+    project: Project, rows: Sequence[_J], shape: Callable[[_J], dict[str, Any]], skipped: Counter[str]
+) -> Iterator[tuple[_J, dict[str, Any]]]:
+    """Judgements in the shape of a format, with whose they are and of which prompt; others are counted."""
     raters = {rater.id: rater.name for rater in project.store.raters()}
-    for chunk in _chunks(thumbs.rows):
-        prompts = project.store.prompts_by_id(row.group for row in chunk)
-        for row in chunk:
-            prompt = prompts[row.group]
-            yield {
-                **THUMB_SHAPES[name](row),
-                "rater": raters.get(row.rater_id, row.rater_id),
-                "ranking_id": row.ranking_id,
-                "prompt_id": row.group,
-                "tags": prompt.tags,
-                "split": prompt.split,
-                "source": prompt.source,
-            }
+    for chunk in _chunks(rows):
+        prompts = project.store.prompts_by_id(one.group for one in chunk)
+        for one in chunk:
+            try:
+                shown = shape(one)
+            except RowError as reason:
+                skipped[str(reason)] += 1
+                continue
+            prompt = prompts[one.group]
+            yield (
+                one,
+                {
+                    **shown,
+                    "rater": raters.get(one.rater_id, one.rater_id),
+                    "ranking_id": one.ranking_id,
+                    "prompt_id": one.group,
+                    "tags": prompt.tags,
+                    "split": prompt.split,
+                    "source": prompt.source,
+                },
+            )
 
 
 def _rankings(project: Project, _: str, split: Split | None, __: Which, ___: Counter[str]) -> Iterator[Any]:

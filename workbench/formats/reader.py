@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from workbench.formats.parsed import (
 )
 from workbench.formats.rankings import read_native
 from workbench.formats.values import kind
+from workbench.records import Message
 
 PROMPT_READERS = {"text": prompts.read_text, "csv": prompts.read_table, "jsonl": prompts.read_json}
 DEMONSTRATION_READERS = {
@@ -173,9 +175,7 @@ def _prompt_reader(read: Callable[[Any], Any]) -> _ROW_READ:
         if not isinstance(value, dict):
             return ImportRow(line, messages)
         extras.rest(value, prompts.USED)
-        return ImportRow(
-            line, messages, tags=extras.tags(value), split=extras.split(value), source=extras.text(value, "source")
-        )
+        return _row(line, messages, value, extras)
 
     return read_row
 
@@ -185,15 +185,8 @@ def _demonstration_reader(read: Callable[[dict[str, Any]], demonstrations.Shown]
         value = _object(value)
         messages, completion = read(value)
         extras.rest(value, used | {"author"})
-        return ImportRow(
-            line,
-            messages,
-            completion=completion,
-            tags=extras.tags(value),
-            split=extras.split(value),
-            source=extras.text(value, "source"),
-            rater=extras.text(value, "author") or "",
-        )
+        row = _row(line, messages, value, extras)
+        return replace(row, completion=completion, rater=extras.text(value, "author") or "")
 
     return read_row
 
@@ -203,19 +196,8 @@ def _preference_reader(read: Callable[[dict[str, Any]], preferences.Preference],
         value = _object(value)
         messages, chosen, rejected, note = read(value)
         extras.rest(value, used)
-        return ImportRow(
-            line,
-            messages,
-            chosen=chosen,
-            rejected=rejected,
-            tags=extras.tags(value),
-            split=extras.split(value),
-            source=extras.text(value, "source"),
-            rater=extras.text(value, "rater") or "",
-            ranking_id=extras.text(value, "ranking_id") or "",
-            tier_distance=extras.tier_distance(value),
-            note=note,
-        )
+        row = _judged_row(line, messages, value, extras)
+        return replace(row, chosen=chosen, rejected=rejected, tier_distance=extras.tier_distance(value), note=note)
 
     return read_row
 
@@ -225,19 +207,22 @@ def _thumb_reader(read: Callable[[dict[str, Any]], thumbs.Judged], used: frozens
         value = _object(value)
         messages, completion, desirable = read(value)
         extras.rest(value, used)
-        return ImportRow(
-            line,
-            messages,
-            completion=completion,
-            desirable=desirable,
-            tags=extras.tags(value),
-            split=extras.split(value),
-            source=extras.text(value, "source"),
-            rater=extras.text(value, "rater") or "",
-            ranking_id=extras.text(value, "ranking_id") or "",
-        )
+        return replace(_judged_row(line, messages, value, extras), completion=completion, desirable=desirable)
 
     return read_row
+
+
+def _row(line: int, messages: tuple[Message, ...], value: dict[str, Any], extras: Extras) -> ImportRow:
+    """A prompt with what a row of every kind may say of it."""
+    return ImportRow(
+        line, messages, tags=extras.tags(value), split=extras.split(value), source=extras.text(value, "source")
+    )
+
+
+def _judged_row(line: int, messages: tuple[Message, ...], value: dict[str, Any], extras: Extras) -> ImportRow:
+    """The same with whose judgement it is, and of which ranking."""
+    row = _row(line, messages, value, extras)
+    return replace(row, rater=extras.text(value, "rater") or "", ranking_id=extras.text(value, "ranking_id") or "")
 
 
 def _read_ranking(line: int, value: Any, _: Extras) -> ImportRow:
