@@ -140,13 +140,11 @@ class ExportDialog(Sheet):
     def _say_count(self) -> None:
         if self._counts is None:
             return
-        if self.chosen_what() == "thumbs":  # nothing in the store keeps their number
-            self.summary.setText("")
-            return
         count = {
             "prompts": self._counts.prompts,
             "demonstrations": self._counts.demonstrations_final,
             "preferences": self._counts.pairs,
+            "thumbs": self._counts.thumbs,
             "rankings": self._counts.rankings,
         }[self.chosen_what()]
         self.summary.setText(f"{count:,} in the project")

@@ -15,7 +15,7 @@ from ui.pipeline_map import PipelineMap
 from ui.theme import RADIUS, XS, L, M, S, colours
 from ui.times import ago
 from ui.widgets import Card, ElidedLabel, PageHeader, Pill, SectionTitle, Text, button, column, plural, row
-from ui.words import STATE_TONES
+from ui.words import STATE_TONES, judges_by_thumbs, thumbs_said
 from workbench.journal import JournalEntry
 from workbench.records import Change, Counts, ModelRecord, RunRecord, RunState
 
@@ -168,16 +168,14 @@ class HomePane(QWidget):
         self._step = next_step(counts, read.models, read.runs)
         self._stages = stages(counts, read.models, read.runs)
         held = f" ({counts.prompts_held_out:,} held out)" if counts.prompts_held_out else ""
-        self.header.set_subtitle(
-            "  ·  ".join(
-                (
-                    plural(counts.prompts, "prompt") + held,
-                    plural(counts.demonstrations_final, "demonstration"),
-                    plural(counts.rankings, "ranking"),
-                    plural(len(read.models), "model"),
-                )
-            )
+        known = (
+            plural(counts.prompts, "prompt") + held,
+            plural(counts.demonstrations_final, "demonstration"),
+            plural(counts.rankings, "ranking"),
+            thumbs_said(counts) if judges_by_thumbs(counts) else "",
+            plural(len(read.models), "model"),
         )
+        self.header.set_subtitle("  ·  ".join(one for one in known if one))
         self.next.show_step(self._step)
         self.map.set_stages(self._stages, self._step.stage)
         self._acts.clear()

@@ -10,6 +10,7 @@ from PySide6.QtWidgets import QAbstractButton, QButtonGroup, QGridLayout, QSizeP
 
 from ui.icons import pixmap
 from ui.theme import RADIUS, M, S, colours, font
+from ui.words import thumbs_said
 from workbench.records import Counts, Method
 
 
@@ -48,7 +49,7 @@ def method_title(method: Method) -> str:
 def labels_of(method: Method, counts: Counts) -> str:
     """Say what the project has for a method."""
     if method == "kto":
-        return "Thumbs are counted once it is chosen"  # nothing in the store keeps their number
+        return _thumbs_of(counts)
     number, one, many = {
         "sft": (counts.demonstrations_final, "final demonstration", "final demonstrations"),
         "reward": (counts.pairs, "preference pair", "preference pairs"),
@@ -60,6 +61,16 @@ def labels_of(method: Method, counts: Counts) -> str:
         rewards = counts.models.get("reward", 0)
         text += f", {rewards} reward model{'' if rewards == 1 else 's'}" if rewards else ", no reward model"
     return text
+
+
+def _thumbs_of(counts: Counts) -> str:
+    """Say what KTO has: both kinds of thumb are wanted, and rankings may stand in (``rankings_as_thumbs``)."""
+    said = thumbs_said(counts)
+    if not said:
+        return "No thumbs yet" + (", rankings can stand in" if counts.pairs else "")
+    if counts.thumbs_up and counts.thumbs_down:
+        return said
+    return f"{said}, none {'down' if counts.thumbs_up else 'up'} yet"
 
 
 class MethodCard(QAbstractButton):

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ui.words import LIVE_STATES
+from ui.words import LIVE_STATES, judges_by_thumbs, thumbs_said
 from workbench.records import Counts, Method, ModelRecord, RunRecord
 
 StageState = Literal["waiting", "ready", "active", "done", "failed"]
 ENOUGH_DEMONSTRATIONS = 8
 ENOUGH_PAIRS = 30
+ENOUGH_THUMBS = 40
 STATE_WORDS: dict[StageState, str] = {
     "waiting": "waits for an earlier stage",
     "ready": "ready",
@@ -60,6 +61,8 @@ def stages(counts: Counts, models: Sequence[ModelRecord], runs: Sequence[RunReco
     has_pairs = counts.pairs > 0
     no_demonstrations = "" if counts.demonstrations_final else "no demonstrations"
     judged = counts.prompts_ranked
+    thumbs_alone = counts.thumbs > 0 and not has_pairs
+    enough = counts.pairs >= ENOUGH_PAIRS or _enough_thumbs(counts)
     waiting = counts.prompts_with_responses
     found = [
         Stage(
@@ -79,7 +82,7 @@ def stages(counts: Counts, models: Sequence[ModelRecord], runs: Sequence[RunReco
             "sample",
             f"{counts.responses:,}",
             "responses",
-            "done" if waiting or judged else "ready" if counts.prompts and made["base"] else "waiting",
+            "done" if waiting or judged or counts.thumbs else "ready" if counts.prompts and made["base"] else "waiting",
             f"{_count(waiting, 'prompt')} to rank" if waiting else "several each",
             "rank",
             (("sample", "1"),),
@@ -88,15 +91,23 @@ def stages(counts: Counts, models: Sequence[ModelRecord], runs: Sequence[RunReco
             "rank",
             "Rank",
             "rank",
-            f"{counts.pairs:,}",
-            "pairs",
-            "done" if counts.pairs >= ENOUGH_PAIRS else "ready" if waiting or has_pairs else "waiting",
-            _count(judged, "prompt") if judged else "none yet",
+            f"{counts.thumbs if thumbs_alone else counts.pairs:,}",
+            "thumbs" if thumbs_alone else "pairs",
+            "done" if enough else "ready" if waiting or has_pairs or counts.thumbs else "waiting",
+            _judged(counts) or "none yet",
             "rank",
         ),
         _trained("reward", "Reward model", made["reward"], runs, "" if has_pairs else "no pairs yet", made["base"]),
         _trained("ppo", "PPO", policies["ppo"], runs, "" if made["reward"] else "no reward yet", made["base"]),
-        _trained("dpo", "DPO, KTO", policies["dpo"], runs, "" if has_pairs else "needs pairs or thumbs", made["base"]),
+        _trained(
+            "dpo",
+            "DPO, KTO",
+            policies["dpo"],
+            runs,
+            "" if has_pairs or counts.thumbs else "needs pairs or thumbs",
+            made["base"],
+            opens="kto" if thumbs_alone else "dpo",
+        ),
         Stage(
             "compare",
             "Compare",
@@ -123,8 +134,12 @@ def _trained(
     runs: Sequence[RunRecord],
     lacks: str,
     bases: Sequence[ModelRecord],
+    opens: Method | None = None,
 ) -> Stage:
-    """Work out a stage that trains; ``lacks`` is what is missing for it, besides a base model."""
+    """Work out a stage that trains; ``lacks`` is what is missing for it, besides a base model.
+
+    ``opens`` is the method that is chosen in Train where the stage has several.
+    """
     own = [one for one in runs if stage_of(one.method) == method]
     live = [one for one in own if one.state in LIVE_STATES]
     newest = own[-1] if own else None
@@ -138,7 +153,7 @@ def _trained(
     else:
         state, detail = ("waiting", lacks or "no base model") if lacks or not bases else ("ready", "ready to train")
     goes_to_runs = bool(live) or state == "failed"
-    what = (("run_id", (live or own)[-1].id),) if goes_to_runs else (("method", method),)
+    what = (("run_id", (live or own)[-1].id),) if goes_to_runs else (("method", opens or method),)
     unit = "model" if len(models) == 1 else "models"
     icon = {"sft": "train", "reward": "score", "dpo": "train", "ppo": "runs"}[method]
     return Stage(method, title, icon, str(len(models)), unit, state, detail, "runs" if goes_to_runs else "train", what)
@@ -176,7 +191,9 @@ def next_step(counts: Counts, models: Sequence[ModelRecord], runs: Sequence[RunR
             (("run_id", broken.id),),
             stage_of(broken.method),
         )
-    if demos < ENOUGH_DEMONSTRATIONS and not counts.rankings:
+    by_thumbs = judges_by_thumbs(counts) and counts.thumbs > pairs
+    enough = pairs >= ENOUGH_PAIRS or (by_thumbs and _enough_thumbs(counts))
+    if demos < ENOUGH_DEMONSTRATIONS and not counts.rankings and not by_thumbs:
         return NextStep(
             f"Write {ENOUGH_DEMONSTRATIONS - demos} more demonstration{_s(ENOUGH_DEMONSTRATIONS - demos)}",
             "SFT copies how a good answer looks from examples: a few written with care set tone, length and form "
@@ -197,25 +214,8 @@ def next_step(counts: Counts, models: Sequence[ModelRecord], runs: Sequence[RunR
         )
     if "sft" not in roles and _live(live, "sft"):
         return _watch(live[-1], "Responses sampled from its model teach more than those of the bare base: wait for it.")
-    if not waiting and pairs < ENOUGH_PAIRS:
-        return NextStep(
-            "Sample responses to rank",
-            "A ranking compares several answers of one model to the same prompt. Four to a prompt give six pairs each.",
-            "Sample",
-            "rank",
-            (("sample", "1"),),
-            "sample",
-        )
-    if pairs < ENOUGH_PAIRS:
-        return NextStep(
-            f"Rank {_count(waiting, 'prompt')}",
-            f"{_count(pairs, 'pair')} so far. From about {ENOUGH_PAIRS} a reward model begins to tell your choices "
-            "from chance; each prompt of four responses adds six.",
-            "Rank",
-            "rank",
-            stage="rank",
-            progress=pairs / ENOUGH_PAIRS,
-        )
+    if not enough:
+        return _judge_more(counts, by_thumbs=by_thumbs)
     if not counts.prompts_held_out:
         return NextStep(
             "Hold some prompts out",
@@ -225,7 +225,17 @@ def next_step(counts: Counts, models: Sequence[ModelRecord], runs: Sequence[RunR
             (("split", "train"),),
             "demonstrate",
         )
-    if "reward" not in roles and not _live(live, "reward"):
+    if pairs < ENOUGH_PAIRS and "policy" not in roles and not _live(live, "ppo", "dpo", "kto"):
+        return NextStep(
+            f"Train KTO on {_count(counts.thumbs, 'thumb')}",
+            "KTO makes the model answer more like what you gave thumbs up and less like what you gave thumbs down. It "
+            "needs no reward model and no pairs.",
+            "Train KTO",
+            "train",
+            (("method", "kto"),),
+            "dpo",
+        )
+    if pairs >= ENOUGH_PAIRS and "reward" not in roles and not _live(live, "reward"):
         return NextStep(
             f"Train a reward model on {_count(pairs, 'pair')}",
             "Its accuracy on held-out pairs says how consistent your rankings are, and PPO needs it. DPO would do "
@@ -253,7 +263,9 @@ def next_step(counts: Counts, models: Sequence[ModelRecord], runs: Sequence[RunR
     if waiting:
         return NextStep(
             f"Rank {_count(waiting, 'prompt')} that {'waits' if waiting == 1 else 'wait'}",
-            "Fresh rankings of the newest model's own responses correct the reward model where it is now wrong.",
+            "Fresh rankings of the newest model's own responses correct the reward model where it is now wrong."
+            if "reward" in roles
+            else "Fresh judgements of the newest model's own responses show where it is still wrong.",
             "Rank",
             "rank",
             stage="rank",
@@ -269,6 +281,37 @@ def next_step(counts: Counts, models: Sequence[ModelRecord], runs: Sequence[RunR
     )
 
 
+def _judge_more(counts: Counts, *, by_thumbs: bool) -> NextStep:
+    """Say how far the judgements are from enough, and where more come from."""
+    waiting, pairs = counts.prompts_with_responses, counts.pairs
+    thumbs = (
+        f"So far {thumbs_said(counts)}. From about {ENOUGH_THUMBS}, with some of each kind, KTO can learn from them."
+    )
+    if not waiting:
+        return NextStep(
+            "Sample responses to judge" if by_thumbs else "Sample responses to rank",
+            thumbs
+            if by_thumbs
+            else "A ranking compares several answers of one model to the same prompt. Four to a prompt give six pairs "
+            "each.",
+            "Sample",
+            "rank",
+            (("sample", "1"),),
+            "sample",
+        )
+    return NextStep(
+        f"{'Judge' if by_thumbs else 'Rank'} {_count(waiting, 'prompt')}",
+        thumbs
+        if by_thumbs
+        else f"{_count(pairs, 'pair')} so far. From about {ENOUGH_PAIRS} a reward model begins to tell your choices "
+        "from chance; each prompt of four responses adds six.",
+        "Rank",
+        "rank",
+        stage="rank",
+        progress=min(1.0, counts.thumbs / ENOUGH_THUMBS) if by_thumbs else pairs / ENOUGH_PAIRS,
+    )
+
+
 def _newest_broken(runs: Sequence[RunRecord]) -> RunRecord | None:
     """Return the newest run if it failed or was interrupted: an older one has been answered by a newer."""
     newest = runs[-1] if runs else None
@@ -281,6 +324,18 @@ def _watch(run: RunRecord, why: str) -> NextStep:
 
 def _live(runs: Sequence[RunRecord], *methods: Method) -> bool:
     return any(one.method in methods for one in runs)
+
+
+def _enough_thumbs(counts: Counts) -> bool:
+    """Whether KTO has something to learn from, and something to set it against."""
+    return counts.thumbs >= ENOUGH_THUMBS and counts.thumbs_up > 0 and counts.thumbs_down > 0
+
+
+def _judged(counts: Counts) -> str:
+    """Say what has been judged: prompts in order, and responses by thumbs."""
+    ranked = _count(counts.prompts_ranked, "prompt") if counts.prompts_ranked else ""
+    thumbs = f"{counts.thumbs_up:,} up, {counts.thumbs_down:,} down" if judges_by_thumbs(counts) else ""
+    return ", ".join(one for one in (ranked, thumbs) if one)
 
 
 def _count(number: int, word: str) -> str:

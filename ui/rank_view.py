@@ -16,6 +16,7 @@ from ui.response_card import ResponseCard
 from ui.sampler import Sampler, SamplingJob
 from ui.theme import XS, L, M, S
 from ui.widgets import Card, EmptyState, ErrorBanner, Pill, Text, column, plural, row
+from ui.words import thumbs_said
 from workbench.records import GOOD, Counts
 
 _BLANK, _WORK, _EMPTY = range(3)
@@ -170,6 +171,9 @@ class RankView(QWidget):
                 f"{plural(counts.prompts_ranked, 'prompt')} ranked, {plural(counts.pairs, 'pair')} to learn from. "
                 "More responses make more pairs; a reward model or DPO can be trained at any time."
             )
+        elif counts.thumbs:
+            title = "All caught up"
+            text = f"{thumbs_said(counts)}. More responses make more of them; KTO can be trained at any time."
         else:
             title = "No responses to rank yet"
             text = "Sample a few responses to each prompt from any model; you rank them here, blind and by keys."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workbench.records import ModelRole, RunState
+from workbench.records import Counts, ModelRole, RunState
 
 LIVE_STATES: tuple[RunState, ...] = ("queued", "running", "paused", "stopping")
 """The states of a run that is at work or waits."""
@@ -18,3 +18,18 @@ STATE_TONES: dict[RunState, str] = {
 }
 ROLE_WORDS: dict[ModelRole, str] = {"base": "base", "sft": "SFT", "reward": "reward model", "policy": "policy"}
 ROLE_TONES: dict[ModelRole, str] = {"base": "", "sft": "accent", "reward": "warn", "policy": "good"}
+
+
+def thumbs_said(counts: Counts) -> str:
+    """Say how many thumbs a project has, of which kind: ``17 thumbs: 12 up, 5 down``; "" where nobody gave any."""
+    up, down = counts.thumbs_up, counts.thumbs_down
+    if up and down:
+        return f"{counts.thumbs:,} thumbs: {up:,} up, {down:,} down"
+    if not counts.thumbs:
+        return ""
+    return f"{counts.thumbs:,} {'thumb' if counts.thumbs == 1 else 'thumbs'} {'up' if up else 'down'}"
+
+
+def judges_by_thumbs(counts: Counts) -> bool:
+    """Whether thumbs were given; beside rankings, thumbs down alone may be no more than cards marked "all bad"."""
+    return counts.thumbs_up > 0 or (counts.thumbs > 0 and not counts.rankings)

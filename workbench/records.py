@@ -218,5 +218,12 @@ class Counts:
     prompts_ranked: int = 0
     pairs: int = 0
     pairs_held_out: int = 0
+    thumbs_up: int = 0  # of current rankings, as workbench.thumbs reads them without rankings_as_thumbs
+    thumbs_down: int = 0
     models: dict[str, int] = field(default_factory=dict)  # by role
     runs: dict[str, int] = field(default_factory=dict)  # by state
+
+    @property
+    def thumbs(self) -> int:
+        """Judged responses, for KTO: up and down together."""
+        return self.thumbs_up + self.thumbs_down

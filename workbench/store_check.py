@@ -30,6 +30,14 @@ _RULES = {
     "a ranking that was superseded counts as current": """
         SELECT 1 FROM rankings AS a JOIN rankings AS b ON b.supersedes = a.id WHERE a.superseded_by IS NULL""",
 }
+_RULES_SINCE_2 = {  # a backup may be of version 1
+    "the count of thumbs is wrong": """
+        WITH said AS (SELECT DISTINCT t.ranking_seq, t.wanted, t.text FROM usable_thumbs AS t
+          JOIN rankings AS k ON k.seq = t.ranking_seq JOIN prompts AS p ON p.id = k.prompt_id
+          WHERE t.text <> '' AND p.archived = 0 AND k.superseded_by IS NULL)
+        SELECT 1 FROM tallies WHERE thumbs_up IS NOT (SELECT count(*) FROM said WHERE wanted)
+          OR thumbs_down IS NOT (SELECT count(*) FROM said WHERE NOT wanted)""",
+}
 
 
 _ROW_FAULT = "does not match its sha256"
@@ -54,7 +62,8 @@ def faults(db: apsw.Connection, limit: int = 100) -> list[str]:
             for sha256, *values in db.execute(f"SELECT sha256, {columns} FROM {table}"):
                 if values_hash(values) != sha256:
                     found.append(f"{table}: the record {values[0]} {_ROW_FAULT}")
-        found += [sentence for sentence, sql in _RULES.items() if db.execute(sql + " LIMIT 1").get is not None]
+        rules = _RULES | (_RULES_SINCE_2 if database.schema_version(db) >= 2 else {})
+        found += [sentence for sentence, sql in rules.items() if db.execute(sql + " LIMIT 1").get is not None]
     except (apsw.Error, UnicodeDecodeError) as error:
         found.append(f"the database cannot be read: {error}")
     return found[:limit]

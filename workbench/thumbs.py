@@ -1,7 +1,8 @@
 """Judgements of single responses, for KTO: thumbs on the responses of a ranking card. Derived, never stored.
 
 A thumb is a flag of a ranking, whatever its outcome but skipped: an order among responses is not needed for it.
-Contradictions between raters stay as they are: they are data.
+Contradictions between raters stay as they are: they are data. Triggers count thumbs by the same rule, said again in SQL
+(``schema/0002.sql``).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from ui.context import Context
 from ui.home_pane import HomePane
 from ui.times import ago, moment
 from workbench.ids import new_id, now
-from workbench.records import RunRecord
+from workbench.records import BAD, GOOD, Ranking, ResponseFlag, RunRecord
 
 Settle = Callable[[], None]
 Filled = Said = FakeEngineService = Any  # of conftest, which cannot be imported by name
@@ -39,6 +39,18 @@ def test_home_shows_counts_stages_and_the_next_step(home: HomePane) -> None:
     assert home.map.cards["rank"].stage.number == "15"
     assert home.map.cards["sft"].is_next
     assert home.map.cards["sft"].accessibleName().startswith("Next: SFT")
+
+
+def test_thumbs_are_counted_as_soon_as_they_are_given(
+    qtbot: Any, home: HomePane, filled: Filled, settle: Settle
+) -> None:
+    assert "thumb" not in home.header.subtitle.text()
+    ids = [one.id for one in filled.responses if one.prompt_id == filled.prompts[5].id]
+    flags = (ResponseFlag(ids[0], GOOD), ResponseFlag(ids[1], BAD), ResponseFlag(ids[2], BAD))
+    judged = Ranking(new_id(), filled.prompts[5].id, filled.rater.id, (), "cannot-rank", flags, shown_order=tuple(ids))
+    filled.project.store.save_ranking(judged).result(10)
+    qtbot.waitUntil(lambda: "3 thumbs: 1 up, 2 down" in home.header.subtitle.text(), timeout=10_000)
+    assert home.map.cards["rank"].stage.detail == "3 prompts, 1 up, 2 down"
 
 
 def test_the_button_of_the_next_step_leads_there(home: HomePane, said: Said) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from ui.export_dialog import ExportDialog
 from ui.import_dialog import ImportDialog
 from ui.import_preview import RejectedModel
 from workbench.formats.parsed import Rejected
+from workbench.ids import new_id
 from workbench.project import Project
 from workbench.protocol import Failed, ModelRef, Rendered, RenderRequest
+from workbench.records import BAD, GOOD, ResponseFlag
 
 Settle = Callable[[], None]
 Filled = Said = FakeEngineService = Any  # of conftest, which cannot be imported by name
@@ -236,11 +239,15 @@ def test_the_model_of_rejected_rows_is_sound(qtmodeltester: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "rows"), [("prompts", 12), ("demonstrations", 4), ("preferences", 15), ("rankings", 3)]
+    ("what", "rows"), [("prompts", 12), ("demonstrations", 4), ("preferences", 15), ("thumbs", 2), ("rankings", 3)]
 )
 def test_labels_are_exported_and_counted(
-    qtbot: Any, context: Context, said: Said, tmp_path: Path, settle: Settle, what: str, rows: int
+    qtbot: Any, context: Context, filled: Any, said: Said, tmp_path: Path, settle: Settle, what: str, rows: int
 ) -> None:
+    if what == "thumbs":
+        ranking = filled.rankings[0]
+        thumbs = (ResponseFlag(ranking.shown_order[0], GOOD), ResponseFlag(ranking.shown_order[3], BAD))
+        filled.project.store.save_ranking(replace(ranking, id=new_id(), flags=thumbs)).result(10)
     dialog = ExportDialog(context)
     dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose, False)
     qtbot.addWidget(dialog)

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from ui.pipeline import ENOUGH_DEMONSTRATIONS, ENOUGH_PAIRS, next_step, stages
+from ui.pipeline import ENOUGH_DEMONSTRATIONS, ENOUGH_PAIRS, ENOUGH_THUMBS, next_step, stages
+from ui.words import thumbs_said
 from workbench.records import Counts, Method, ModelRecord, ModelRole, RunRecord, RunState
 
 
@@ -132,7 +133,64 @@ def test_the_newest_model_is_compared_with_its_parent() -> None:
     assert dict(found.what) == {"model_id": child.id, "with_model_id": "sft 1 on base"}
 
 
-def test_thumbs_are_enough_for_kto_so_the_map_never_asks_for_pairs_alone() -> None:
-    only_thumbs = Counts(prompts=30, responses=60)  # cards with thumbs and no order: nobody counts them
-    assert stages(only_thumbs, [BASE], [])["dpo"].detail == "needs pairs or thumbs"
-    assert stages(only_thumbs, [BASE], [])["reward"].detail == "no pairs yet"
+ONLY_THUMBS = Counts(prompts=30, prompts_held_out=4, responses=60, thumbs_up=30, thumbs_down=ENOUGH_THUMBS - 30)
+
+
+def test_a_project_with_thumbs_alone_is_led_to_kto_and_past_it() -> None:
+    found = next_step(ONLY_THUMBS, (BASE,), ())
+    assert (found.title, found.action, found.stage) == (f"Train KTO on {ENOUGH_THUMBS} thumbs", "Train KTO", "dpo")
+    assert step(ONLY_THUMBS) == "train:kto"
+    assert step(dataclasses.replace(ONLY_THUMBS, prompts_held_out=0)) == "demonstrate:"
+    kto = model("kto 1 on base", "policy", "kto")
+    assert step(ONLY_THUMBS, (BASE, kto), (run("kto", "done"),)) == "compare:"
+    assert step(ONLY_THUMBS, (BASE,), (run("kto", "running"),)) == "runs:"
+
+
+@pytest.mark.parametrize(("up", "down"), [(ENOUGH_THUMBS, 0), (0, ENOUGH_THUMBS), (5, 3)])
+def test_few_thumbs_or_one_kind_alone_ask_for_more_and_say_what_is_there(up: int, down: int) -> None:
+    few = dataclasses.replace(ONLY_THUMBS, thumbs_up=up, thumbs_down=down)
+    assert step(few) == "rank:"
+    assert next_step(few, (BASE,), ()).title == "Sample responses to judge"
+    waiting = next_step(dataclasses.replace(few, prompts_with_responses=3), (BASE,), ())
+    assert (waiting.title, waiting.progress) == ("Judge 3 prompts", (up + down) / ENOUGH_THUMBS)
+    assert waiting.why.startswith(f"So far {thumbs_said(few)}. From about")
+    assert "some of each kind" in waiting.why
+
+
+def test_the_map_counts_thumbs_where_there_are_no_pairs_and_opens_kto() -> None:
+    found = stages(ONLY_THUMBS, [BASE], [])
+    rank, straight = found["rank"], found["dpo"]
+    assert (rank.number, rank.unit, rank.state, rank.detail) == ("40", "thumbs", "done", "30 up, 10 down")
+    assert (straight.state, straight.detail, dict(straight.what)) == ("ready", "ready to train", {"method": "kto"})
+    assert found["sample"].state == "done"
+    assert (found["reward"].state, found["reward"].detail) == ("waiting", "no pairs yet")
+
+
+def test_where_there_are_pairs_thumbs_stand_beside_them() -> None:
+    both = dataclasses.replace(FULL, thumbs_up=2, thumbs_down=1)
+    found = stages(both, [BASE], [])
+    assert (found["rank"].number, found["rank"].unit, found["rank"].detail) == (
+        "30",
+        "pairs",
+        "30 prompts, 2 up, 1 down",
+    )
+    assert dict(found["dpo"].what) == {"method": "dpo"}
+    assert step(both, (BASE, SFT)) == "train:reward"
+
+
+def test_who_gives_no_thumbs_hears_nothing_of_them() -> None:
+    """A card that is marked "all bad" gives thumbs down: beside rankings, it makes nobody one who judges by thumbs."""
+    all_bad = dataclasses.replace(FULL, pairs=2, thumbs_down=4)
+    assert stages(all_bad, [BASE], [])["rank"].detail == stages(FULL, [BASE], [])["rank"].detail == "30 prompts"
+    assert next_step(all_bad, (BASE, SFT), ()).title == "Sample responses to rank"
+    nothing = stages(Counts(prompts=30, responses=60), [BASE], [])
+    assert (nothing["rank"].unit, nothing["rank"].detail) == ("pairs", "none yet")
+    assert nothing["dpo"].detail == "needs pairs or thumbs"
+
+
+@pytest.mark.parametrize(
+    ("up", "down", "said"),
+    [(12, 5, "17 thumbs: 12 up, 5 down"), (1, 0, "1 thumb up"), (0, 2, "2 thumbs down"), (0, 0, "")],
+)
+def test_thumbs_are_said_with_their_kinds(up: int, down: int, said: str) -> None:
+    assert thumbs_said(Counts(thumbs_up=up, thumbs_down=down)) == said

@@ -23,7 +23,7 @@ from workbench.errors import UserError
 from workbench.ids import new_id, now
 from workbench.project import Project
 from workbench.protocol import Failed, Finished, ModelRef, ResponseDone, SampleRequest, Token
-from workbench.records import Change, ModelRecord, Rater, Response, Sampling
+from workbench.records import Change, Counts, ModelRecord, Rater, Response, Sampling
 
 K = Qt.Key
 CTRL = Qt.KeyboardModifier.ControlModifier
@@ -501,6 +501,12 @@ def test_when_all_is_ranked_the_page_says_so_and_skipped_ones_can_return(
     submit(qtbot, pane, "1234")
     wait(qtbot, lambda: pane.view.empty_shown)
     assert pane.view.empty.title.text() == "All caught up"
+
+
+def test_who_gave_thumbs_alone_is_told_that_kto_can_learn_from_them(pane: RankPane) -> None:
+    pane.view.show_empty(Counts(prompts=3, thumbs_up=2, thumbs_down=1), 0)
+    assert pane.view.empty.title.text() == "All caught up"
+    assert "3 thumbs: 2 up, 1 down. More responses" in pane.view.empty.text.text()
 
 
 def test_an_empty_project_points_to_demonstrate(

@@ -350,6 +350,14 @@ def test_cards_say_what_there_is():
     assert labels_of("ppo", Counts()) == "No prompts yet, no reward model"
 
 
+def test_the_card_of_kto_counts_thumbs_and_says_which_kind_is_missing():
+    assert labels_of("kto", Counts(thumbs_up=1200, thumbs_down=5)) == "1,205 thumbs: 1,200 up, 5 down"
+    assert labels_of("kto", Counts(thumbs_up=1)) == "1 thumb up, none down yet"
+    assert labels_of("kto", Counts(thumbs_down=3)) == "3 thumbs down, none up yet"
+    assert labels_of("kto", Counts()) == "No thumbs yet"
+    assert labels_of("kto", Counts(pairs=6)) == "No thumbs yet, rankings can stand in"  # rankings_as_thumbs
+
+
 def test_the_settings_of_an_earlier_run_are_taken_over(pane, filled, qtbot, settle, said):
     from dataclasses import asdict, replace
 

@@ -19,9 +19,13 @@ from workbench.errors import UserError
 from workbench.ids import new_id
 from workbench.project import Project
 from workbench.records import Message, Prompt
+from workbench.thumbs import current_thumbs
 
 FIXTURES = Path(__file__).parent / "fixtures"
-FROZEN = {1: "50f2e6aa6ec00d78800e98c105a3dde4a4d76c261de6246a11e19657d60feaef"}
+FROZEN = {
+    1: "50f2e6aa6ec00d78800e98c105a3dde4a4d76c261de6246a11e19657d60feaef",
+    2: "1b0d1ec94c30928a2cdf9c58ed3dc51913f534ad6c64519c8122404d4d59c98e",
+}
 """sha256 of each version's SQL. Never change a line: write the next version instead."""
 
 
@@ -33,15 +37,15 @@ def test_every_version_has_a_fixture_and_a_test_and_its_sql_is_frozen():
         assert f"test_version_{number}_opens_with_its_labels" in globals(), f"write a test of version {number}"
 
 
-def project_of_version(folder: Path, number: int) -> Path:
-    """A project as version ``number`` would have left it."""
+def project_of_version(folder: Path, number: int, labels: int = 0) -> Path:
+    """A project as version ``number`` would have left it, with its labels or those that a later version stored."""
     folder.mkdir()
     steps = {n: sql for n, sql in migrations().items() if n <= number}
     db = database.connect(folder / "project.db", create=True)
     migrate(db, backup=lambda: None, steps=steps)
     with db:
         db.pragma("defer_foreign_keys", "on")
-        db.execute((FIXTURES / f"rows_{number:04d}.sql").read_text(encoding="utf-8"))
+        db.execute((FIXTURES / f"rows_{labels or number:04d}.sql").read_text(encoding="utf-8"))
     db.close()
     return folder
 
@@ -59,6 +63,21 @@ def test_version_1_opens_with_its_labels(tmp_path):
         counts = store.counts()
         assert (counts.prompts, counts.demonstrations_final, counts.rankings, counts.pairs) == (1, 1, 1, 1)
         assert [r.name for r in store.raters()] == ["Ann"]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_version_2_opens_with_its_labels(tmp_path, version):
+    """Version 1 stored the same thumbs and counted none of them: they are counted as it is brought forward."""
+    with Project.open(project_of_version(tmp_path / "p", version, labels=2)) as project:
+        assert project.check() == []
+        judged = [(row.completion, row.desirable) for row in current_thumbs(project.store).rows]
+        assert judged == [("Frozen water.", True), ("Cold.", False), ("Salt.", False)]  # " " is empty
+        counts = project.store.counts()
+        assert (counts.thumbs_up, counts.thumbs_down) == (1, 2)
+        first, second = project.store.rankings(include_superseded=True)  # a thumb down that was taken back
+        assert second.supersedes == first.id
+    backup = backups.newest_good(tmp_path / "p" / "backups")
+    assert (backup is not None) == (version < 2)  # brought forward only after a backup, which its own rules call sound
 
 
 # ---- the mechanism, with versions that do not exist yet ----------------------------------------------------

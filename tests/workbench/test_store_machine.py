@@ -16,7 +16,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from workbench.ids import new_id
 from workbench.pairs import current_pairs, why_unusable
 from workbench.project import Project
-from workbench.records import Demonstration, Message, Prompt, Ranking, Rater, Response
+from workbench.records import (
+    ALL_BAD,
+    BAD,
+    GOOD,
+    Demonstration,
+    Message,
+    Prompt,
+    Ranking,
+    Rater,
+    Response,
+    ResponseFlag,
+)
+from workbench.thumbs import current_thumbs, thumbs_of
 
 RATERS = ("ann", "bob")
 MEMORY = "/dev/shm"  # a file system without a disk: the machine tests logic, not durability
@@ -155,7 +167,9 @@ class StoreMachine(RuleBasedStateMachine):
         ids = data.draw(st.permutations([r.id for r in self.model.of(id_)]))
         cut = data.draw(st.integers(0, len(ids) - 1))
         tiers = tuple(tier for tier in (tuple(ids[:cut]), tuple(ids[cut:])) if tier) if outcome == "ranked" else ()
-        ranking = Ranking(new_id(), id_, rater, tiers, outcome)
+        marks = st.tuples(st.sampled_from(["", *ids]), st.sampled_from([GOOD, BAD, ALL_BAD]))
+        flags = tuple(ResponseFlag(*one) for one in data.draw(st.lists(marks, max_size=2)))
+        ranking = Ranking(new_id(), id_, rater, tiers, outcome, flags, shown_order=tuple(ids))
 
         def change() -> None:
             old = [
@@ -264,6 +278,14 @@ class StoreMachine(RuleBasedStateMachine):
             for b in lower
         )
         assert counts.pairs == usable == len(current_pairs(self.store).rows)
+        said = {
+            (r.id, model.responses[id_].text.strip(), wanted)
+            for r in model.current()
+            for id_, wanted in thumbs_of(r).items()
+        }
+        wanted = [good for _, text, good in said if text]
+        assert (counts.thumbs_up, counts.thumbs_down) == (wanted.count(True), wanted.count(False))
+        assert counts.thumbs == len(current_thumbs(self.store).rows)
 
 
 StoreMachine.TestCase.settings = settings(

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import contextlib
+import sys
 from dataclasses import replace
 
+import apsw
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from workbench.ids import new_id
 from workbench.pairs import EMPTY, HELD_OUT_TWIN
@@ -103,6 +108,98 @@ def test_undo_takes_thumbs_back(project):
     assert current_thumbs(project.store).rows == []
     project.store.redo().result()
     assert len(current_thumbs(project.store).rows) == 2
+
+
+# ---- the count that triggers keep ------------------------------------------------------------------------------
+
+
+def counted(project):
+    counts = project.store.counts()
+    return counts.thumbs_up, counts.thumbs_down
+
+
+def test_thumbs_are_counted_up_and_down_and_follow_undo_and_archive(project):
+    ranking = store_card(project, texts=("yes", "no", "never"), thumbs=(GOOD, BAD, BAD))
+    assert counted(project) == (1, 2)
+    assert project.store.counts().thumbs == 3
+    project.store.archive_prompts([ranking.prompt_id]).result()
+    assert counted(project) == (0, 0)
+    project.store.undo().result()
+    project.store.undo().result()
+    assert counted(project) == (0, 0)
+    project.store.redo().result()
+    assert counted(project) == (1, 2)
+
+
+def test_only_the_newest_judgement_of_a_rater_is_counted(project):
+    first = store_card(project)
+    changed = replace(first, id=new_id(), flags=flags((first.shown_order[1], GOOD)))
+    project.store.save_ranking(changed).result()
+    assert counted(project) == (1, 0)
+    project.store.undo().result()
+    assert counted(project) == (1, 1)
+
+
+def test_a_judgement_that_was_superseded_before_it_was_redone_is_not_counted(project):
+    """An import that brings a judgement and what superseded it is one changeset: redo inserts the first as it ended."""
+    prompt = Prompt(new_id(), (Message("user", "Why?"),))
+    response = Response(new_id(), prompt.id, "text")
+    old = Ranking(new_id(), prompt.id, "ann", (), "cannot-rank", flags((response.id, GOOD)))
+    new = replace(old, id=new_id(), flags=flags((response.id, BAD)), supersedes=old.id)
+    project.store.add_batch(
+        prompts=[prompt],
+        responses=[response],
+        rankings=[old, new],
+        raters=[Rater("ann", "Ann")],
+        superseded_by={old.id: new.id},
+        by_id=True,
+        label="import",
+    ).result()
+    assert counted(project) == (0, 1)
+    project.store.undo().result()
+    project.store.redo().result()
+    assert counted(project) == (0, 1)
+    assert project.check() == []
+
+
+def test_a_text_counts_once_whatever_space_is_around_it(project):
+    """Space is what Python's ``strip`` takes away, all of it: SQL has a list of its own."""
+    spaces = [chr(code) for code in range(sys.maxunicode) if chr(code).isspace()]
+    texts = ("yes", *(f"{space}yes{space}" for space in spaces), *spaces)
+    store_card(project, texts=texts, thumbs=(GOOD,) * len(texts))
+    assert counted(project) == (1, 0)
+    assert len(current_thumbs(project.store).rows) == 1
+
+
+WORDS = st.sampled_from(["yes", "yes ", "\u2003yes\u3000", "no", "", "\x85\x1c\n", "\u200b"])
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_the_count_is_that_of_the_rows_that_kto_gets(project, data):
+    """Whatever is flagged, and however: the rule in SQL is the rule in Python."""
+    prompt = Prompt(new_id(), (Message("user", new_id()),))
+    responses = [Response(new_id(), prompt.id, text) for text in data.draw(st.lists(WORDS, min_size=1, max_size=4))]
+    ids = [one.id for one in responses]
+    order = tuple(data.draw(st.permutations(ids)))
+    marks = st.tuples(st.sampled_from(["", *ids]), st.sampled_from([GOOD, BAD, ALL_BAD, "harmful"]))
+    given_flags = flags(*data.draw(st.lists(marks, max_size=6)))
+    outcome = data.draw(st.sampled_from(["ranked", "skipped", "cannot-rank"]))
+    tiers = tuple((id_,) for id_ in order[: data.draw(st.integers(1, len(ids)))]) if outcome == "ranked" else ()
+    shown = tuple(ids[: data.draw(st.integers(0, len(ids)))])
+    ranking = Ranking(new_id(), prompt.id, "ann", tiers, outcome, given_flags, shown_order=shown)
+    project.store.add_batch(
+        prompts=[prompt], responses=responses, rankings=[ranking], raters=[Rater("ann", "Ann")], label="judge"
+    ).result()
+    wanted = [row.desirable for row in current_thumbs(project.store).rows]
+    assert counted(project) == (wanted.count(True), wanted.count(False))
+
+
+def test_a_wrong_count_of_thumbs_is_a_fault(project):
+    store_card(project)
+    with contextlib.closing(apsw.Connection(str(project.path / "project.db"))) as db:
+        db.execute("UPDATE tallies SET thumbs_up = 7")
+    assert project.check() == ["the count of thumbs is wrong"]
 
 
 # ---- balance: 1 <= w_d n_d / (w_u n_u) <= 4/3 ------------------------------------------------------------------

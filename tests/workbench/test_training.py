@@ -20,7 +20,19 @@ from workbench.project import Project
 from workbench.protocol import Checkpoint, Ended, Memory, Metrics, Started
 from workbench.reaper import LockNote, take, write_exit, write_note
 from workbench.recipes import RECIPES, DpoRecipe, PpoRecipe, RewardRecipe, SftRecipe
-from workbench.records import METHODS, Demonstration, Message, ModelRecord, Prompt, Ranking, Rater, Response
+from workbench.records import (
+    BAD,
+    GOOD,
+    METHODS,
+    Demonstration,
+    Message,
+    ModelRecord,
+    Prompt,
+    Ranking,
+    Rater,
+    Response,
+    ResponseFlag,
+)
 from workbench.run_folder import RunFolder
 from workbench.run_registry import delete_run, measured_peaks
 from workbench.training import plan_run, preset_for, refresh_runs, start_run
@@ -190,6 +202,31 @@ def test_a_tenth_of_the_prompts_is_held_out_when_none_is_and_siblings_stay_toget
         assert len(plan.train) == 6 * len(groups[0])
     if method == "kto":  # of four tiers the best and the worst
         assert len(plan.train) == 2 * len(groups[0])
+
+
+def test_thumbs_alone_are_ready_for_kto_and_the_command_line_says_how_many_it_trains_on(project, base, capsys):
+    prompts = add_prompts(project, 12) + add_prompts(project, 3, "held-out", "kept")
+    drawn = [[Response(new_id(), one.id, text) for text in ("yes", "no", "never")] for one in prompts]
+    rankings = [
+        Ranking(
+            new_id(),
+            a.prompt_id,
+            "me",
+            (),
+            "cannot-rank",
+            (ResponseFlag(a.id, GOOD), ResponseFlag(b.id, GOOD), ResponseFlag(c.id, BAD)),
+        )
+        for a, b, c in drawn
+    ]
+    every = [one for some in drawn for one in some]
+    project.store.add_batch(responses=every, rankings=rankings, raters=[Rater("me", "me")], label="judge").result()
+    counts = project.store.counts()
+    assert (counts.thumbs_up, counts.thumbs_down, counts.pairs, counts.rankings) == (30, 15, 0, 0)
+    assert train(project, "kto", "--plan") == 0
+    shown = capsys.readouterr().out
+    assert "Trains on 36 judged responses and measures on 9" in shown  # 12 and 3 prompts, each with 3 thumbs
+    assert train(project, "dpo", "--plan") == 1
+    assert "There is no preference pair to train on" in capsys.readouterr().out
 
 
 def test_ppo_ptx_freezes_the_demonstrations_and_wants_some_and_plain_ppo_has_none(project, base, launched):
