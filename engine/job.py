@@ -11,13 +11,17 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.control import Cancelled, Control, Stopped
 from engine.events import EventLog
 from workbench import reaper
 from workbench.errors import UserError
 from workbench.protocol import Cancel, Ended, Phase, Pong
+from workbench.records import step_word
+
+if TYPE_CHECKING:
+    from engine.session import Session
 
 
 def train(run_dir: Path, run: Callable[[Any], None] | None = None) -> int:
@@ -107,28 +111,35 @@ def _carry_out(run_dir: Path, control: Control, events: EventLog, run: Callable[
         session = Session(run_dir, control=control, events=events)
         method = run or importlib.import_module(f"engine.{session.spec.method}").run
         method(session)
-        return Ended(state="done", step=session.step, message=f"Finished after {session.step} steps")
+        word = step_word(session.spec.method, session.step)
+        return Ended(state="done", step=session.step, message=f"Finished after {session.step:,} {word}")
     except Cancelled as cancelled:
         control.ending = True
-        step = session.step if session else 0
+        step, word = _place(session)
         what = "Ended from outside (SIGTERM)" if cancelled.by_system else "Cancelled"
-        return Ended(state="stopped", step=step, message=f"{what} after step {step}; {_kept(run_dir)}")
+        return Ended(state="stopped", step=step, message=f"{what} after {word} {step}; {_kept(run_dir, word)}")
     except Stopped as stopped:
         control.ending = True
-        step = session.step if session else 0
+        step, word = _place(session)
         saved = stopped.saved_step >= 0
-        rest = "everything is saved" if saved else f"nothing was saved for it; {_kept(run_dir)}"
-        return Ended(state="stopped", step=step, message=f"Stopped after step {step}; {rest}")
+        rest = "everything is saved" if saved else f"nothing was saved for it; {_kept(run_dir, word)}"
+        return Ended(state="stopped", step=step, message=f"Stopped after {word} {step}; {rest}")
     except DivergedError as error:
+        word = _place(session)[1]
         return Ended(
             state="failed",
             step=error.step,
-            message=f"Training diverged: {error.metric} was {error.kind} at step {error.step}",
+            message=f"Training diverged: {error.metric} was {error.kind} at {word} {error.step}",
             cause="the steps were too large for this loss, or a row of the batch is broken",
-            remedy=f"lower the learning rate; {_kept(run_dir)}",
+            remedy=f"lower the learning rate; {_kept(run_dir, word)}",
         )
     except Exception as error:
-        return _failure(error, session.step if session else 0)
+        return _failure(error, _place(session)[0])
+
+
+def _place(session: Session | None) -> tuple[int, str]:
+    """Return the step that a run has reached, and what its steps are called."""
+    return (session.step, step_word(session.spec.method)) if session else (0, step_word(""))
 
 
 def _failure(error: Exception, step: int) -> Ended:
@@ -164,8 +175,8 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0][:500]
 
 
-def _kept(run_dir: Path) -> str:
+def _kept(run_dir: Path, word: str) -> str:
     from engine.checkpoints import newest_good
 
     newest = newest_good(run_dir / "checkpoints").path
-    return f"the checkpoint of step {newest.name} is kept" if newest else "there is no checkpoint yet"
+    return f"the checkpoint of {word} {newest.name} is kept" if newest else "there is no checkpoint yet"

@@ -15,7 +15,7 @@ from ui.theme import M, S
 from ui.times import ago
 from ui.widgets import ElidedLabel, Pill, Text, button, column, row
 from ui.words import STATE_TONES
-from workbench.records import RunRecord
+from workbench.records import RunRecord, step_word
 from workbench.run_folder import RunStatus
 
 ACTIONS: dict[str, tuple[str, str, str]] = {
@@ -111,7 +111,7 @@ class RunHeader(QWidget):
             self.state.set(status.state, STATE_TONES[status.state])
         total = status.total_steps or history.total_steps
         step = min(max(status.step, 0), total) if total else status.step
-        unit = "rollout" if self._record and self._record.method == "ppo" else "step"
+        unit = step_word(self._record.method if self._record else "")
         self._steps.setText(f"{unit} {step:,} of {total:,}" if total else f"{unit} {step:,}" if step else "")
         self._eta.setText(self._time_words(status, history))
         phase = self._phase_words(seen)

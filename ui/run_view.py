@@ -27,7 +27,7 @@ from workbench.alarms import Alarm, reward_hacking
 from workbench.errors import UserError
 from workbench.judged_model import JudgedModel, judged_model
 from workbench.protocol import RunSpec, Sample
-from workbench.records import ModelRecord, Response, RunRecord
+from workbench.records import ModelRecord, Response, RunRecord, step_word
 from workbench.run_folder import RunFolder, RunStatus
 
 ALARM_EVERY_S = 1.0
@@ -376,11 +376,12 @@ class RunView(QWidget):
     def ask_stop(self) -> None:
         """Ask whether to stop without saving, and say what is kept."""
         last = max((mark.step for mark in self.history.marks if mark.kind == "checkpoint"), default=0)
-        kept = f"The checkpoint of step {last} is kept." if last else "There is no checkpoint yet: all of it is lost."
+        word = step_word(self.record.method if self.record else "")
+        kept = f"The checkpoint of {word} {last} is kept." if last else "There is no checkpoint yet: all of it is lost."
         ask(
             self,
             "Stop this run without saving?",
-            f"It is at step {self.status.status.step}. {kept}",
+            f"It is at {word} {self.status.status.step}. {kept}",
             "Stop without saving",
             "Go on training",
             lambda: self._send("stop"),

@@ -18,7 +18,7 @@ from ui.widgets import safe_tip, visible
 from ui.words import STATE_TONES
 from workbench.project import Project
 from workbench.protocol import Metrics
-from workbench.records import Method, RunRecord
+from workbench.records import Method, RunRecord, step_word
 from workbench.run_folder import EventTail, RunFolder, RunStatus
 
 Index = QModelIndex | QPersistentModelIndex
@@ -64,7 +64,7 @@ class RunRow:
         """Say how far it is."""
         if self.status.state == "queued":
             return self.status.detail or "waiting"
-        unit = "rollout" if self.record.method == "ppo" else "step"
+        unit = step_word(self.record.method)
         if self.status.total_steps:
             return f"{unit} {self.status.step} of {self.status.total_steps}"
         return f"{unit} {self.status.step}" if self.status.step else ""

@@ -9,6 +9,7 @@ from ui.numbers import count, duration
 from ui.theme import L, M, S
 from ui.train_parts import CommandLine, Disclosure, MemoryBar
 from ui.widgets import Card, Text, column, plural, row
+from workbench.records import step_word
 from workbench.terminal import in_bytes
 from workbench.training import RunPlan
 
@@ -82,7 +83,7 @@ class TrainSummary(QWidget):
         said += [chosen[:1].upper() + chosen[1:] + "."] if chosen else []
         self._chosen.setText(" ".join(said))
         self._chosen.setVisible(bool(said))
-        steps = plural(cost.total_steps, "step" if plan.method != "ppo" else "rollout")
+        steps = plural(cost.total_steps, step_word(plan.method))
         basis = "from this project's runs" if cost.measured else "a rough guess"
         self._time.setText(f"about {duration(cost.seconds)} for {steps}, {basis}" if known else "–")
         self._disk.setText(f"{in_bytes(cost.checkpoint_bytes)} for each checkpoint" if known else "–")

@@ -33,7 +33,7 @@ from workbench.protocol import (
     Warned,
 )
 from workbench.recipes import methods_with
-from workbench.records import ModelRecord, RunRecord
+from workbench.records import ModelRecord, RunRecord, step_word
 from workbench.run_folder import EventTail, RunFolder, RunStatus
 from workbench.settings_fields import with_settings
 from workbench.terminal import Terminal, in_bytes, in_time
@@ -161,6 +161,7 @@ def _say_event(event: AnyEvent, status: RunStatus, run: RunRecord, terminal: Ter
     if terminal.json:
         terminal.result({"run": run.id, "event": event})
         return
+    word = step_word(run.method)
     if isinstance(event, Phase):
         terminal.progress(run.method, -1 if status.total_steps == 0 else status.step / status.total_steps, event.name)
     elif isinstance(event, Progress):
@@ -169,15 +170,15 @@ def _say_event(event: AnyEvent, status: RunStatus, run: RunRecord, terminal: Ter
     elif isinstance(event, Metrics):
         shown = [f"{key} {event.values[key]:.4g}" for key in HEADLINES if key in event.values]
         if shown:
-            terminal.say(f"  step {event.step:>5}  " + "  ".join(shown))
+            terminal.say(f"  {word} {event.step:>5}  " + "  ".join(shown))
     elif isinstance(event, Noted):
         terminal.say(f"  {event.message}")
     elif isinstance(event, Warned):
         terminal.say(f"  note: {event.message}" + (f" ({event.remedy})" if event.remedy else ""))
     elif isinstance(event, Diverged):
-        terminal.say(f"  {event.metric} became {event.kind} at step {event.step}; rows {', '.join(event.rows)}")
+        terminal.say(f"  {event.metric} became {event.kind} at {word} {event.step}; rows {', '.join(event.rows)}")
     elif isinstance(event, Checkpoint):
-        terminal.say(f"  checkpoint at step {event.step} ({in_bytes(event.bytes)})")
+        terminal.say(f"  checkpoint at {word} {event.step} ({in_bytes(event.bytes)})")
 
 
 def _say_end(
@@ -196,7 +197,9 @@ def _say_end(
         return 0
     detail = " ".join(part for part in (status.detail, status.cause, status.remedy) if part)
     again = f" Resume it with: tastemaker resume {shlex.quote(str(path))} {run.id[-SHOWN_OF_ID:]}"
-    text = f"{run.name} {status.state} at step {status.step}. {detail}" + (again if status.resumable else "")
+    text = f"{run.name} {status.state} at {step_word(run.method)} {status.step}. {detail}" + (
+        again if status.resumable else ""
+    )
     terminal.result(data | {"detail": detail, "resumable": status.resumable}, text)
     return 130 if interrupted else 0 if status.state == "stopped" else 1
 

@@ -22,6 +22,11 @@ GOOD, BAD = "good", "bad"
 """Flags too, on one response: thumbs up and thumbs down. They say what it is worth by itself, not beside the others."""
 
 
+def step_word(method: str, count: int = 1) -> str:
+    """What so many steps of a run are called: rollouts for PPO, each of several optimiser steps, and else steps."""
+    return ("rollout" if method == "ppo" else "step") + ("" if count == 1 else "s")
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation."""

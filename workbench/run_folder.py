@@ -19,6 +19,7 @@ from workbench.jsonl import decode, encode, read_jsonl, write_jsonl
 from workbench.manifests import MANIFEST, faults_of, fsync_folder, sha256_of
 from workbench.protocol import AnyEvent, Exit, RunSpec, Sample, SampleBatch, Started, decode_spec
 from workbench.recipes import RECIPES, Recipe
+from workbench.records import step_word
 from workbench.rows import DATA_FILES, PairRow, PromptRow, SftRow, ThumbRow
 from workbench.run_events import CHUNK_BYTES, EventTail, join_segments, parse_event
 from workbench.run_status import STOPPING_PHASE, RunStatus, Seen
@@ -216,7 +217,13 @@ class RunFolder:
                 own.take(event)
             own.step, own.total_steps = own.step or seen.step, own.total_steps or seen.total_steps
             return own.status_alive(note)
-        return seen.status_dead(note, self.exit(), self.final_dir() is not None)
+        return seen.status_dead(note, self.exit(), self.final_dir() is not None, self._step_word())
+
+    def _step_word(self) -> str:
+        try:
+            return step_word(self.spec().method)
+        except UserError:  # it cannot be resumed either; how it ended is still told
+            return step_word("")
 
     def _last_events(self, since: int = 0) -> list[AnyEvent]:
         try:

@@ -82,8 +82,8 @@ class Seen:
         phase = "ending" if self.ended else self.phase or "starting"
         return RunStatus(state, self.step, self.total_steps, phase, self.detail, eta_s=self.eta_s)
 
-    def status_dead(self, note: LockNote, end: Exit | None, finished: bool) -> RunStatus:
-        """How the run ended; ``finished`` says that its model is there."""
+    def status_dead(self, note: LockNote, end: Exit | None, finished: bool, word: str = "step") -> RunStatus:
+        """How the run ended; ``finished`` says that its model is there, ``word`` what its steps are called."""
 
         def status(state: RunState, detail: str = "", cause: str = "", remedy: str = "") -> RunStatus:
             resumable = state in ("stopped", "failed", "interrupted")
@@ -107,7 +107,7 @@ class Seen:
         if end is None:
             if not note.state and not self.started:
                 return status("interrupted", "The run was made and never started", "", "start it with Resume")
-            waiting = "while it waited for the device" if note.state == "queued" else f"at step {self.step}"
+            waiting = "while it waited for the device" if note.state == "queued" else f"at {word} {self.step}"
             return status(
                 "interrupted",
                 f"The run ended {waiting}",
@@ -117,7 +117,7 @@ class Seen:
         if end.code is None and end.signal is None:
             return status("stopped", end.reason[:1].upper() + end.reason[1:])
         if end.signal is not None:
-            return status("interrupted", f"The engine ended at step {self.step}", end.reason, "resume it")
+            return status("interrupted", f"The engine ended at {word} {self.step}", end.reason, "resume it")
         return status(
             "failed", f"The engine ended with code {end.code}", end.reason, "the engine's log has its last words"
         )

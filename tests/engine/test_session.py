@@ -39,7 +39,7 @@ from workbench.protocol import (
     Unpaused,
     Warned,
 )
-from workbench.recipes import SftRecipe
+from workbench.recipes import RECIPES
 from workbench.records import Message
 from workbench.rows import SftRow
 from workbench.run_folder import RunFolder, join_segments
@@ -50,13 +50,13 @@ def own_runtime(tmp_path, monkeypatch):
     monkeypatch.setenv("TASTEMAKER_RUNTIME", str(tmp_path / "runtime"))
 
 
-def make_run(where, **settings):
+def make_run(where, method="sft", **settings):
     settings = {"device": "cpu", "save_every": 0} | settings
     spec = RunSpec(
         run_id=new_id(),
-        method="sft",
+        method=method,
         name="a run",
-        recipe=dataclasses.asdict(SftRecipe(**settings)),
+        recipe=dataclasses.asdict(RECIPES[method](**settings)),
         model=ModelRef(model_id="m", name="m", base="/models/base", base_sha256="abc"),
     )
     where.mkdir(exist_ok=True)
@@ -430,6 +430,23 @@ def test_how_a_method_ends_is_its_last_word(run, streams, method, state, words):
     assert words in ended.message
     status = run.state()
     assert (status.state, status.detail) == (state, ended.message)
+
+
+@pytest.mark.parametrize(
+    ("method", "total", "stop", "words"),
+    [
+        ("sft", 1, 0, "Finished after 1 step"),
+        ("ppo", 1, 0, "Finished after 1 rollout"),
+        ("ppo", 12, 0, "Finished after 12 rollouts"),
+        ("ppo", 12, 3, "Cancelled after rollout 2; there is no checkpoint yet"),
+    ],
+)
+def test_the_last_word_of_ppo_counts_rollouts(tmp_path, streams, method, total, stop, words):
+    run = make_run(tmp_path / "runs", method)
+    before = at(stop, Cancel()) if stop else nothing
+    train(run.path, lambda session: Walk(session, total, before).go())
+    (ended,) = events_of(run, Ended)
+    assert ended.message == words
 
 
 def test_a_run_that_is_being_worked_on_is_not_taken_up_twice(run, streams):

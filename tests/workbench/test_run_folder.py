@@ -21,7 +21,7 @@ from workbench.protocol import (
 )
 from workbench.reaper import LockNote, describe_end, take, write_exit, write_note
 from workbench.recipes import SftRecipe
-from workbench.records import Message
+from workbench.records import METHODS, Message, step_word
 from workbench.rows import PairRow, PromptRow, SftRow, ThumbRow
 from workbench.run_folder import STOPPING_PHASE, RunFolder
 
@@ -252,8 +252,19 @@ def test_all_processes_vanished_without_a_word(run, scene):
     scene.hold().say(Started(pid=1, device="cpu"), Progress(step=6, total_steps=9)).vanish()
     status = run.state()
     assert status.state == "interrupted"
-    assert "step 6" in status.detail
+    assert "at step 6" in status.detail
     assert "switched off" in status.cause
+    (run.path / "recipe.json").write_text("{")  # then nobody knows what its steps are called
+    assert "at step 6" in run.state().detail
+
+
+def test_the_steps_of_ppo_are_called_rollouts(run, scene):
+    recipe = run.path / "recipe.json"
+    recipe.write_text(recipe.read_text().replace('"method": "sft"', '"method": "ppo"'))
+    scene.hold().say(Started(pid=1, device="cpu"), Progress(step=6, total_steps=9)).end(-9)
+    assert run.state().detail == "The engine ended at rollout 6"
+    assert [step_word(method) for method in METHODS] == ["step"] * 4 + ["rollout"]
+    assert (step_word("ppo", 0), step_word("sft", 2), step_word("ppo", 1)) == ("rollouts", "steps", "rollout")
 
 
 def test_the_state_of_a_long_run_is_read_from_its_end(run, scene):

@@ -248,7 +248,7 @@ def test_a_vanished_process_is_interrupted_within_a_second_with_cause_log_and_re
     qtbot.waitUntil(lambda: state_of(pane) == "interrupted")
     assert time.monotonic() - start < 1.0
     view = pane.view
-    assert "ended at step 5" in view.failure.what.text()
+    assert "ended at rollout 5" in view.failure.what.text()
     assert "out of memory" in view.failure.more.text()
     qtbot.waitUntil(lambda: "the last words" in view.last_lines.text())
     assert view.last_lines.isVisible()
@@ -315,7 +315,7 @@ def test_stopping_without_saving_asks_and_says_what_is_kept(listed, open_pane, q
     pane = open_pane()
     qtbot.waitUntil(lambda: state_of(pane) == "running" and pane.view.history.step == 9)
     qtbot.mouseClick(pane.view.header.buttons["stop"], Qt.MouseButton.LeftButton)
-    assert answer("Go on training") == "It is at step 9. The checkpoint of step 8 is kept."
+    assert answer("Go on training") == "It is at rollout 9. The checkpoint of rollout 8 is kept."
     assert sent == []
 
 
