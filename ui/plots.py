@@ -177,7 +177,8 @@ class MetricPlot(QFrame):
         if self.is_log:
             strokes = [_logged(one) for one in strokes]
         self._y_range = settled_range(self._y_range, _extent(strokes), log=self.is_log)
-        self._canvas.draw(strokes, self._mark_lines(), self.link.x_range, self._y_range, log=self.is_log)
+        unit = self.looks[0].metric.unit
+        self._canvas.draw(strokes, self._mark_lines(), self.link.x_range, self._y_range, log=self.is_log, unit=unit)
         self._point()
 
     def _strokes(self, look: Look, theme: Colours, columns: int) -> list[Stroke]:

@@ -100,13 +100,16 @@ def _visible(text: str) -> str:
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def byte_unit(count: float) -> tuple[int, str]:
+    """Return the power of 1024 in which a number of bytes is written, and its name: a plot's axis has one for all."""
+    power = next((power for power in range(3) if not abs(count) >= 1024 ** (power + 1)), 3)
+    return 1024**power, ("B", "KiB", "MiB", "GiB")[power]
+
+
 def in_bytes(count: float) -> str:
-    """Write a number of bytes for people, in powers of 1024."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024 or unit == "GiB":
-            return f"{count:.0f} {unit}" if unit in ("B", "KiB") else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError("unreachable")
+    """Write a number of bytes for people, in powers of 1024: everything that says a size says it so."""
+    factor, unit = byte_unit(count)
+    return f"{count / factor:.{1 if factor > 1024 else 0}f} {unit}"
 
 
 def in_time(seconds: float) -> str:

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ui.numbers import duration, log_ticks, short, size, ticks
+from ui.numbers import byte_ticks, duration, log_ticks, short, ticks
+from workbench.terminal import in_bytes
 
 
 @pytest.mark.parametrize(
@@ -31,8 +32,26 @@ def test_values_are_short(value, text):
 
 def test_units_are_said():
     assert short(4.56, "nats") == "4.56 nats"
-    assert short(1.234e9, "bytes") == "1.2 GB"
-    assert size(12) == "12 bytes"
+
+
+@pytest.mark.parametrize("count", [12, 2048, 5 * 1024**2, 1.6e9, 3e12])
+def test_a_plot_says_memory_as_cost_card_log_and_plan_do(count):
+    """1.6e9 bytes are 1.49 times 1024^3: a decimal unit would say 1.6 beside the plan's 1.5."""
+    assert short(count, "bytes") == in_bytes(count)
+    assert short(1.6e9, "bytes") == "1.5 GiB"
+
+
+def test_ticks_of_bytes_are_round_in_the_unit_that_they_say():
+    gib = 1024**3
+    assert byte_ticks(0, 2 * gib, 5) == [(n * gib / 2, text) for n, text in enumerate(["0", *HALVES])]
+    assert [text for _, text in byte_ticks(600 * 2**20, 900 * 2**20, 4)] == ["600 MiB", "700 MiB", "800 MiB", "900 MiB"]
+    logs = byte_ticks(math.log10(gib), math.log10(64 * gib), 4, log=True)
+    assert [text for _, text in logs] == ["1 GiB", "3 GiB", "10 GiB", "30 GiB"]
+    assert 10 ** logs[2][0] == pytest.approx(10 * gib)
+    assert byte_ticks(0, math.inf, 3) == byte_ticks(1, 1, 3) == []
+
+
+HALVES = ("0.5 GiB", "1.0 GiB", "1.5 GiB", "2.0 GiB")
 
 
 @pytest.mark.parametrize(

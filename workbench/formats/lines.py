@@ -15,6 +15,7 @@ from pathlib import Path
 
 from workbench.errors import UserError
 from workbench.jsonl import LINE_LIMIT_BYTES
+from workbench.terminal import in_bytes
 
 BOM = b"\xef\xbb\xbf"
 _CHUNK_BYTES = 1 << 20
@@ -117,7 +118,7 @@ def chunks(path: Path, limits: Limits) -> Iterator[bytes]:
                 if total > limits.total_bytes:
                     raise UserError(
                         f"the file {path.name} cannot be imported",
-                        f"unpacked it is larger than {_size(limits.total_bytes)}",
+                        f"unpacked it is larger than {in_bytes(limits.total_bytes)}",
                         "split it into smaller files",
                     )
                 if packed and total > limits.ratio_floor_bytes and total > limits.ratio * max(1, file.tell()):
@@ -198,7 +199,7 @@ class _Pending:
 
 def too_long(size: int, limit: int) -> str:
     """Say that a row is over the limit."""
-    return f"{_size(size)} long; the limit for one row is {_size(limit)}"
+    return f"{in_bytes(size)} long; the limit for one row is {in_bytes(limit)}"
 
 
 def _inflate(packed: Iterator[bytes]) -> Iterator[bytes]:
@@ -251,10 +252,3 @@ def _unreadable(path: Path, error: OSError) -> UserError:
     return UserError(
         f"the file {path.name} cannot be read", error.strerror or str(error), "copy it to another disk and retry"
     )
-
-
-def _size(count: int) -> str:
-    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if count >= factor:
-            return f"{count / factor:.3g} {unit}"
-    return f"{count} bytes"

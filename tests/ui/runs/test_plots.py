@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 from PySide6.QtCore import QPoint, QPointF, Qt
-from PySide6.QtGui import QImage, QWheelEvent
+from PySide6.QtGui import QFontMetrics, QImage, QWheelEvent
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication, QMenu, QWidget
 
@@ -19,7 +19,7 @@ from ui.plot_key import looks_of
 from ui.plot_link import PlotLink, settled_range
 from ui.plot_table import PlotTable, PlotTableDialog
 from ui.run_history import Batch, Mark, RunHistory, digest
-from ui.theme import DARK, LIGHT
+from ui.theme import DARK, LIGHT, font
 from workbench.errors import UserError
 from workbench.metrics import plots_for
 from workbench.records import METHODS
@@ -78,6 +78,23 @@ def test_every_method_shows_its_plots_in_the_glossary_order(script, grid, qtbot,
     shown = [one.title for one in grid.plots if not one.isHidden()]
     assert shown == [title for title in plots_for(method) if title in shown]
     assert len(shown) >= 5
+
+
+def test_memory_is_plotted_in_the_unit_of_plan_and_log_and_its_labels_have_room(script, grid):
+    run = script("dpo")
+    run.start()
+    run.steps(1, 9)  # about 1.6e9 bytes, at most 1.9e9: 1.5 and 1.8 GiB
+    grid.set_run("dpo", history_of(run))
+    grid.draw_now()
+    memory = plot(grid, "Memory")
+    memory.build()  # it lies below the fold
+    memory.redraw()
+    assert " GiB" in memory.summary()
+    axis = memory._canvas._left
+    texts = [text for _, text in axis._tickLevels[0]]
+    assert texts
+    assert all(text.endswith(" GiB") for text in texts)
+    assert axis.minimumWidth() > max(QFontMetrics(font("small")).horizontalAdvance(text) for text in texts)
 
 
 def test_plots_without_data_are_hidden_until_they_have_some(script, grid, qtbot):
