@@ -169,17 +169,19 @@ def _score(ticket: Ticket, request: ScoreRequest, in_time: InTime) -> AnyReply:
         ticket.check()
         encoded.append(in_time(lambda given=messages, said=text: reward.encode(given, said)))  # type: ignore[misc]
     order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))
-    scores = [0.0] * len(encoded)
+    scores, stds = [0.0] * len(encoded), [0.0] * len(encoded)
     for start in range(0, len(order), SCORE_ROWS):
         ticket.check()
         part = order[start : start + SCORE_ROWS]
-        for index, value in zip(part, reward.score_ids([encoded[one] for one in part]).tolist(), strict=True):
-            scores[index] = value
+        measured = reward.measure_ids([encoded[one] for one in part])
+        for index, value, std in zip(part, measured.scores.tolist(), measured.stds.tolist(), strict=True):
+            scores[index], stds[index] = value, std
         _progress(ticket)("Scoring", (start + len(part)) / len(order))
     return Scores(
         id=request.id,
         scores=tuple(scores),
         standardised=tuple(reward.stats.standardise(value) for value in scores),
+        stds=tuple(stds) if reward.head.count > 1 else (),
     )
 
 

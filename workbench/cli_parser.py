@@ -151,6 +151,12 @@ def _serve_parsers(commands: _Commands[argparse.ArgumentParser]) -> None:
     one.add_argument("--seed", type=seed, metavar="N", help="draw the same again; by default another one each time")
 
     one = _command(commands, "score", "score a preferences or responses file with a reward model")
+    one.description = (
+        "Score a preferences or responses file with a reward model. Each row becomes a JSON line: its line in the "
+        "file and the raw score of each side (chosen, rejected; completion; or the ids of ranked responses). A model "
+        "with several heads adds std: for each side the standard deviation over the heads, in the unit of the score, "
+        "once each head's own level is taken off. Where it is large the heads disagree."
+    )
     one.add_argument("file", type=Path)
     one.add_argument("--reward", required=True, metavar="MODEL")
     one = _command(commands, "judge", "how good a reward model is on the held-out pairs, and where it is wrong")

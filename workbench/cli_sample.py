@@ -145,7 +145,8 @@ def keep(project: Project, responses: Sequence[Response]) -> int:
 def score(options: argparse.Namespace, terminal: Terminal) -> int:
     """Score every row of a preferences, demonstrations or rankings file; one JSON line a row.
 
-    What is no row, the rejected rows and the accuracy, goes to stderr; with ``--json`` it is a last object.
+    Where the reward model has several heads, ``std`` says of each side how far they are apart on it. What is no row,
+    the rejected rows and the accuracy, goes to stderr; with ``--json`` it is a last object.
     """
     parsed = parse(options.file)
     sides = [(row.line, side, (row.prompt, text)) for row in parsed.rows for side, text in _sides(row).items() if text]
@@ -157,18 +158,24 @@ def score(options: argparse.Namespace, terminal: Terminal) -> int:
         model = find_model(project.store.models(), options.reward, ("reward",))
         client = ServeClient()
         try:
-            rows = [row for _, _, row in sides]
-            found = [value for part in _chunks(rows) for value in scores_of(project, client, model, part).scores]
+            replies = [scores_of(project, client, model, part) for part in _chunks([row for _, _, row in sides])]
         finally:
             client.leave()
-    lines: dict[int, dict[str, float]] = {}
-    for (line, side, _), value in zip(sides, found, strict=True):
-        lines.setdefault(line, {})[side] = value
+    lines = _by_line(sides, [value for one in replies for value in one.scores])
+    stds = [value for one in replies for value in one.stds]
+    spreads = _by_line(sides, stds) if stds else {}
     rows_out = Terminal(json=True)
     for line, scores in lines.items():
-        rows_out.result({"line": line} | scores)
+        rows_out.result({"line": line} | scores | ({"std": spreads[line]} if spreads else {}))
     _sum_up(parsed, lines, model, terminal)
     return 0
+
+
+def _by_line(sides: Sequence[tuple[int, str, ScoreRow]], values: Sequence[float]) -> dict[int, dict[str, float]]:
+    lines: dict[int, dict[str, float]] = {}
+    for (line, side, _), value in zip(sides, values, strict=True):
+        lines.setdefault(line, {})[side] = value
+    return lines
 
 
 def _sides(row: ImportRow) -> dict[str, str]:

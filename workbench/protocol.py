@@ -382,6 +382,7 @@ class Scores(Reply, frozen=True, kw_only=True, tag="scores"):
 
     scores: tuple[float, ...]
     standardised: tuple[float, ...] = ()
+    stds: tuple[float, ...] = ()  # over the heads of an ensemble, in raw score; () where the model has one head
 
 
 class TokenLogps(Reply, frozen=True, kw_only=True, tag="token-logps"):

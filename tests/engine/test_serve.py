@@ -77,14 +77,16 @@ def shared(base: LoadedBase) -> Adapters:
 
 @pytest.fixture(scope="module")
 def reward_dir(base: LoadedBase, shared: Adapters, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("reward")
-    adapters = shared
+    return write_reward(tmp_path_factory.mktemp("reward"), shared, ScalarHead(base.hidden_size, seed=5))
+
+
+def write_reward(folder: Path, adapters: Adapters, head: ScalarHead, head_means: tuple[float, ...] = ()) -> Path:
     adapters.add("made", rank=2, alpha=4, trainable=False)
     with torch.no_grad():
         for one in adapters.parameters("made"):
             one.copy_(torch.randn(one.shape, generator=torch.Generator().manual_seed(3)) * 0.2)
-    adapters.save("made", folder, ScalarHead(base.hidden_size, seed=5).weight)
-    RewardStats(0.5, 2.0, 10, "demonstrations").write(folder)
+    adapters.save("made", folder, head.weight)
+    RewardStats(0.5, 2.0, 10, "demonstrations", head_means).write(folder)
     adapters.remove("made")
     return folder
 
@@ -138,6 +140,27 @@ def test_scores_are_the_reward_models_raw_and_standardised(
     expected = reward.score(rows)
     assert last.scores == pytest.approx(expected, abs=1e-5)
     assert last.standardised == pytest.approx([(one - 0.5) / 2 for one in expected], abs=1e-5)
+    assert last.stds == ()  # one head disagrees with nobody
+
+
+def test_scores_of_an_ensemble_come_with_the_spread_of_its_heads(
+    client: ServeClient, ref: ModelRef, base: LoadedBase, shared: Adapters, tmp_path: Path
+) -> None:
+    """Of heads d_k - mean of head k: sqrt(mean_k (d_k - mean d)^2), for each row in the order asked."""
+    means = (0.1, -0.2, 0.4)
+    folder = write_reward(tmp_path / "several", shared, ScalarHead(base.hidden_size, seed=5, heads=3), means)
+    model = msgspec.structs.replace(ref, model_id="several", adapter=str(folder))
+    rows = ((HELLO, "Hello."), (RAIN, "Yes, and more of it than yesterday."), (HELLO, "Thin."))
+    last, _ = asked(ScoreRequest(id=new_id(), model=model, rows=rows, quantisation="fp32"), client)
+    assert isinstance(last, Scores)
+    several = load_reward(shared, folder, "several")
+    by_head = several.ids_by_head([several.encode(messages, text) for messages, text in rows])
+    assert last.scores == pytest.approx(by_head.mean(1).tolist(), abs=1e-5)
+    levelled = by_head - torch.tensor(means)
+    expected = (levelled - levelled.mean(1, keepdim=True)).square().mean(1).sqrt()
+    assert min(last.stds) > 0
+    assert last.stds == pytest.approx(expected.tolist(), abs=1e-5)
+    shared.remove("several")
 
 
 def test_log_probabilities_are_those_of_the_whole_softmax(client: ServeClient, ref: ModelRef, base: LoadedBase) -> None:

@@ -54,7 +54,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[AnyRequest]:
 
 def answers(request: AnyRequest) -> Iterator[AnyReply]:
     if isinstance(request, ScoreRequest):
-        yield Scores(id=request.id, scores=tuple(float(len(text)) for _, text in request.rows))
+        scores = tuple(float(len(text)) for _, text in request.rows)
+        stds = tuple(one / 10 for one in scores) if request.model.name == "ensemble" else ()
+        yield Scores(id=request.id, scores=scores, stds=stds)
         return
     assert isinstance(request, SampleRequest)
     yield ServeProgress(id=request.id, what="Prompt 2 is longer than the context: its first 9 tokens were left out")
@@ -81,6 +83,7 @@ def project_dir(tmp_path: Path) -> Path:
         roles: tuple[ModelRole, ...] = ("base", "reward")
         for role in roles:
             project.store.save_model(ModelRecord(id=new_id(), name=role, role=role, path="/nowhere")).result()
+        project.store.save_model(ModelRecord(id=new_id(), name="ensemble", role="reward", path="/nowhere")).result()
     return tmp_path / "project"
 
 
@@ -162,6 +165,26 @@ def test_scores_are_json_lines_and_all_else_goes_to_stderr(
     assert "not scored, line 61" in shown.err
     assert "accuracy 0.333 (95 % " in shown.err
     assert [len(one.rows) for one in asked if isinstance(one, ScoreRequest)] == [64, 56]
+
+
+def test_several_heads_give_every_score_its_spread_and_one_head_gives_none(
+    project_dir: Path, tmp_path: Path, asked: list[AnyRequest], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """70 pairs are 140 scores in three requests: the spreads keep to their sides across them."""
+    file = pairs_file(tmp_path, 70)
+    assert run("score", project_dir, file, "--reward", "ensemble") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len([one for one in asked if isinstance(one, ScoreRequest)]) == 3
+    assert rows[0] == {"line": 1, "chosen": 4.0, "rejected": 10.0, "std": {"chosen": 0.4, "rejected": 1.0}}
+    assert all(row["std"] == {side: row[side] / 10 for side in ("chosen", "rejected")} for row in rows)
+    assert run("score", project_dir, file, "--reward", "reward") == 0
+    assert "std" not in capsys.readouterr().out
+
+
+def test_help_says_what_a_scored_row_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("score", "--help")
+    assert "adds std: for each side the standard deviation over the heads" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_interval_of_an_accuracy_counts_prompts_and_not_pairs(

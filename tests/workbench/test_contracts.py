@@ -161,7 +161,7 @@ REPLIES = [
     protocol.ResponseDone(
         id="1", prompt_index=0, response_index=1, text="a", finish_reason="stop", token_count=1, seed=3
     ),
-    protocol.Scores(id="1", scores=(1.0,)),
+    protocol.Scores(id="1", scores=(1.0,), standardised=(0.5,), stds=(0.2,)),
     protocol.TokenLogps(id="1", tokens=(("a",),), logps=((-1.0,),)),
     protocol.Rendered(id="1", rows=((("a", True),),), token_counts=(1,)),
     protocol.TokenCounts(id="1", counts=(1,), context=8),
