@@ -9,9 +9,10 @@ their mean, and how far they are apart says how much it is a guess.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -20,12 +21,12 @@ import torch
 from torch import Tensor
 
 from engine.adapters import Adapters
-from engine.batching import Schedule, in_batches
+from engine.batching import Schedule, cutter, in_batches
 from engine.eval_samples import write_final_samples, write_scored_pairs
 from engine.heads import ScalarHead, bootstrap_weights, has_head, load_head
 from engine.losses import bradley_terry, centering
 from engine.masking import Example
-from engine.memory import run_micro_batched
+from engine.memory import run_batches, run_micro_batched
 from engine.meters import Meters, Throughput, calibration_error, wilson
 from engine.optim import Group, Optimiser
 from engine.pairs import EncodedPair, encode_pairs, micro_batches, unique_sides
@@ -69,13 +70,16 @@ def run(session: Session) -> None:
     ]
     trainee = Trainee(adapters, REWARD, Optimiser(groups, recipe, total), Throughput(), head)
     meters, micro_batch, cut = Meters(), recipe.micro_batch, micro_batches(session.device)
+    uncalibrated = RewardModel(adapters, REWARD, head, RewardStats(), limit)
     start = trainee.resume(session)
     session.progress(start, total)
 
     def measure(step: int) -> None:
+        nonlocal micro_batch
         if heldout and eval_due(session, step, total):
             session.phase("evaluating")
-            session.metrics(step, evaluate(adapters, head, heldout, recipe))
+            values, micro_batch = evaluate(session, adapters, head, heldout, micro_batch)
+            session.metrics(step, values)
             session.phase("training")
 
     def reset() -> None:
@@ -85,7 +89,7 @@ def run(session: Session) -> None:
     def save(folder: Path) -> None:
         trainee.save(folder)
         if session.control.stop_asked():  # what is left of this run may be used as it is
-            calibrate(session, adapters, head, train, limit, STOPPED_ROWS).write(folder)
+            calibrate(session, uncalibrated, train, micro_batch, STOPPED_ROWS).write(folder)
 
     session.phase("training")
     if start == 0:
@@ -106,10 +110,10 @@ def run(session: Session) -> None:
         session.metrics(step, trainee.step(session, step, meters.flush(), names, sum(tokens), schedule.epoch(step)))
         measure(step)
         if session.sample_asked():
-            write_scored_pairs(session, RewardModel(adapters, REWARD, head, RewardStats(), limit), step)
+            write_scored_pairs(session, uncalibrated, step, micro_batch)
         session.at_step_end(step, total, save)
-    stats = calibrate(session, adapters, head, train, limit)
-    judgement = judge(session, adapters, head, every_heldout, total)
+    stats = calibrate(session, uncalibrated, train, micro_batch)
+    judgement = judge(session, adapters, head, every_heldout, total, micro_batch)
 
     def write_final(folder: Path) -> None:
         trainee.save_model(folder)
@@ -119,7 +123,7 @@ def run(session: Session) -> None:
 
     session.finish(write_final)
     finished = RewardModel(adapters, REWARD, head, stats, limit)
-    write_final_samples(session, lambda: write_scored_pairs(session, finished, total))
+    write_final_samples(session, lambda: write_scored_pairs(session, finished, total, micro_batch))
 
 
 def pair_scores(adapters: Adapters, head: ScalarHead, pairs: Sequence[EncodedPair]) -> tuple[Tensor, Tensor, int]:
@@ -160,27 +164,29 @@ def pair_loss(
 
 @torch.no_grad()
 def evaluate(
-    adapters: Adapters, head: ScalarHead, pairs: Sequence[EncodedPair], recipe: RewardRecipe
-) -> dict[str, float]:
+    session: Session, adapters: Adapters, head: ScalarHead, pairs: Sequence[EncodedPair], micro_batch: int
+) -> tuple[dict[str, float], int]:
     """Loss, strict accuracy with Wilson's interval over rankings, margin and calibration error on held-out pairs.
 
-    All of the score, the mean over heads; of several heads also how far their margins are apart.
+    All of the score, the mean over heads; of several heads also how far their margins are apart. Also returns the
+    micro-batch that fitted.
     """
-    margins, losses, stds = [], [], []
-    cut = micro_batches(adapters.base.device)
-    batches = in_batches(pairs, lambda one: one.length, recipe.micro_batch)
-    for part in (part for batch in batches for part in cut(batch, recipe.micro_batch)):
+    recipe = cast(RewardRecipe, session.recipe)
+
+    def work(part: Sequence[EncodedPair]) -> tuple[Tensor, Tensor, Tensor]:
         chosen, rejected, _ = pair_scores(adapters, head, part)
-        stds.append(spread(chosen - rejected))
+        std = spread(chosen - rejected)
         chosen, rejected = chosen.mean(-1, keepdim=True), rejected.mean(-1, keepdim=True)
-        margins.append((chosen - rejected)[:, 0])
-        losses.append(pair_loss(chosen, rejected, part, recipe))
-    gaps, loss = torch.cat(margins).double(), torch.cat(losses).double()
+        return (chosen - rejected)[:, 0], pair_loss(chosen, rejected, part, recipe), std
+
+    batches = in_batches(pairs, lambda one: one.length, micro_batch)
+    found, micro_batch = run_batches(session, batches, micro_batch, work, cut=micro_batches(session.device))
+    gaps, loss, stds = (torch.cat(one).double() for one in zip(*found, strict=True))
     # The pairs of one ranking hang together: as evidence they count as one.
     rankings = len({one.unit for one in pairs})
     accuracy = wilson(float((gaps > 0).double().mean()) * rankings, rankings)
-    more = {"eval_margin_std_heads": float(torch.cat(stds).double().mean())} if head.count > 1 else {}
-    return more | {
+    more = {"eval_margin_std_heads": float(stds.mean())} if head.count > 1 else {}
+    values = {
         "eval_loss": float(loss.mean()),
         "eval_accuracy": accuracy.value,
         "eval_accuracy_low": accuracy.low,
@@ -188,14 +194,14 @@ def evaluate(
         "eval_margin": float(gaps.mean()),
         "eval_ece": calibration_error(gaps),
     }
+    return values | more, micro_batch
 
 
 def calibrate(
     session: Session,
-    adapters: Adapters,
-    head: ScalarHead,
+    model: RewardModel,
     train: Sequence[EncodedPair],
-    limit: int,
+    micro_batch: int,
     most: int = CALIBRATION_ROWS,
 ) -> RewardStats:
     """Find the zero and the unit of the scores: the demonstrations' mean, and the spread of ranked responses.
@@ -205,23 +211,37 @@ def calibrate(
     demonstrations are all good and lie close together.
     """
     session.phase("evaluating", "calibrating the scores")
-    model = RewardModel(adapters, REWARD, head, RewardStats(), limit)
-    micro_batch = 2 * session.recipe.micro_batch
+    at_once = 2 * micro_batch  # sequences: a pair has two
+    cut: Callable[[Sequence[Sequence[int]], int], list[Sequence[Sequence[int]]]] = cutter(len, session.device)
+
+    def stats_of(rows: Sequence[Sequence[int]], reference: str) -> RewardStats:
+        nonlocal at_once
+        rows = sorted(rows, key=len, reverse=True)
+        found, at_once = run_micro_batched(
+            session, rows, at_once, lambda part: model.ids_by_head(part, len(part)), cut=cut
+        )
+        return RewardStats.of(torch.cat(found), reference)
+
     source = random.Random(f"{session.recipe.seed}/calibration")
     responses, _ = unique_sides(train)
     drawn = source.sample(responses, min(most, len(responses)))
-    stats = RewardStats.of(model.ids_by_head([one.input_ids for one in drawn], micro_batch), "ranked responses")
+    stats = stats_of([one.input_ids for one in drawn], "ranked responses")
     shown = cast(list[SftRow], session.rows("demonstrations"))
     if not shown:
         return stats
     shown = source.sample(shown, min(most, len(shown)))
-    by_head = model.ids_by_head([model.encode(one.prompt, one.completion) for one in shown], micro_batch)
-    return replace(RewardStats.of(by_head, "demonstrations"), std=stats.std)
+    demonstrations = stats_of([model.encode(one.prompt, one.completion) for one in shown], "demonstrations")
+    return replace(demonstrations, std=stats.std)
 
 
 @torch.no_grad()
 def judge(
-    session: Session, adapters: Adapters, head: ScalarHead, pairs: Sequence[EncodedPair], step: int
+    session: Session,
+    adapters: Adapters,
+    head: ScalarHead,
+    pairs: Sequence[EncodedPair],
+    step: int,
+    micro_batch: int,
 ) -> Judgement | None:
     """Score all held-out pairs once. None where there are none, on a stop, and where it goes wrong, which is told.
 
@@ -231,20 +251,26 @@ def judge(
         return None
     session.phase("evaluating", f"judging {len(pairs)} held-out pairs")
     raters = {row.id: row.rater_id for row in cast(list[PairRow], session.rows("heldout"))}
-    judged: list[JudgedPair] = []
+
+    def work(part: Sequence[EncodedPair]) -> list[JudgedPair]:
+        session.control.check_cancelled()
+        if session.control.stop_asked():
+            return []
+        chosen, rejected, _ = pair_scores(adapters, head, part)
+        gaps, stds = (chosen.mean(-1) - rejected.mean(-1)).tolist(), spread(chosen - rejected).tolist()
+        return [
+            JudgedPair(one.id, one.unit, gap, one.tier_distance, one.length_difference, raters[one.id], std)
+            for one, gap, std in zip(part, gaps, stds, strict=True)
+        ]
+
     try:
-        for part in micro_batches(session.device)(pairs, session.recipe.micro_batch):
-            session.control.check_cancelled()
-            if session.control.stop_asked():
-                return None
-            chosen, rejected, _ = pair_scores(adapters, head, part)
-            gaps, stds = (chosen.mean(-1) - rejected.mean(-1)).tolist(), spread(chosen - rejected).tolist()
-            for one, gap, std in zip(part, gaps, stds, strict=True):
-                length = len(one.chosen.input_ids) - len(one.rejected.input_ids)
-                judged.append(JudgedPair(one.id, one.unit, gap, one.tier_distance, length, raters[one.id], std))
+        parts, _ = run_micro_batched(session, pairs, micro_batch, work, cut=micro_batches(session.device))
     except (RuntimeError, MemoryError) as error:
         session.warn("judgement", f"The held-out pairs were not judged: {error}", "use a smaller micro_batch")
         return None
+    judged = list(itertools.chain.from_iterable(parts))
+    if len(judged) < len(pairs):
+        return None  # a stop
     if not all(math.isfinite(one.gap) for one in judged):
         session.warn("judgement", "The held-out pairs were not judged: some scores are not finite")
         return None

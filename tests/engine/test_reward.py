@@ -119,16 +119,16 @@ def test_scores_that_are_not_finite_judge_nothing_and_a_stop_waits_for_nothing(r
     adapters, head = model
     session = Session(runs.create("reward", rows(), [row_of(pair) for pair in ranked(tokenizer)]).path)
     pairs = ranked(tokenizer)
-    assert len(reward.judge(session, adapters, head, pairs, 1).pairs) == 6
-    assert reward.judge(session, adapters, head, [], 1) is None
+    assert len(reward.judge(session, adapters, head, pairs, 1, 4).pairs) == 6
+    assert reward.judge(session, adapters, head, [], 1, 4) is None
     with torch.no_grad():
         head.weight.fill_(math.nan)
-    assert reward.judge(session, adapters, head, pairs, 1) is None
+    assert reward.judge(session, adapters, head, pairs, 1, 4) is None
     session._stepped = True
     session.control.obey(Stop(save=True))
     with torch.no_grad():
         head.weight.zero_()
-    assert reward.judge(session, adapters, head, pairs, 1) is None
+    assert reward.judge(session, adapters, head, pairs, 1, 4) is None
 
 
 def row_of(pair):
