@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -52,7 +52,8 @@ def run(session: Session) -> None:
     session.phase("preparing", "tokenising the preferences")
     limit = window(session, adapters)
     train = encode_pairs(session, adapters, "train", limit, unusable)
-    _warn_of_idle_heads(session, head, train)
+    weights = bootstrap_weights((one.unit for one in train), head.count, recipe.seed)
+    _warn_of_heads_alike(session, head, len(weights))
     every_heldout = encode_pairs(session, adapters, "heldout", limit, unusable)
     heldout = every_heldout[:EVAL_ROWS]
     schedule = Schedule(
@@ -100,7 +101,7 @@ def run(session: Session) -> None:
 
         def work(part: Sequence[EncodedPair], pairs: int = len(batch)) -> int:
             chosen, rejected, tokens = pair_scores(adapters, head, part)
-            loss = pair_loss(chosen, rejected, part, recipe, bootstrapped=True)
+            loss = pair_loss(chosen, rejected, part, recipe, weights)
             (loss.sum() / pairs).backward()
             _record(meters, chosen.mean(-1), rejected.mean(-1), loss, [one.tier_distance > 0 for one in part])
             return tokens
@@ -140,14 +141,13 @@ def pair_loss(
     rejected: Tensor,
     pairs: Sequence[EncodedPair],
     recipe: RewardRecipe,
-    *,
-    bootstrapped: bool = False,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Bradley-Terry with the recipe's margin, label smoothing and centering, per pair [P]. A tie is half a label.
 
-    ``chosen`` and ``rejected`` are [P, K] by head; a pair's loss is the mean over heads, ``mean_k w_k l_k`` where it is
-    ``bootstrapped`` (:func:`engine.heads.bootstrap_weights`). Each head is centred by itself: that holds their levels
-    together (Eisenstein et al. 2023, section 2).
+    ``chosen`` and ``rejected`` are [P, K] by head; a pair's loss is the mean over heads, ``mean_k w_k l_k`` where its
+    ranking has ``weights`` [K] (:func:`engine.heads.bootstrap_weights`). Each head is centred by itself: that holds
+    their levels together (Eisenstein et al. 2023, section 2).
     """
     tiers = torch.tensor([one.tier_distance for one in pairs], dtype=chosen.dtype, device=chosen.device)[:, None]
     margin = recipe.margin_per_tier * tiers if recipe.margin_per_tier else None
@@ -157,8 +157,8 @@ def pair_loss(
     loss = bradley_terry(chosen, rejected, margin, target)
     if recipe.center_coefficient:
         loss = loss + recipe.center_coefficient * centering(chosen, rejected)
-    if bootstrapped and (heads := chosen.shape[-1]) > 1:
-        loss = loss * bootstrap_weights([one.unit for one in pairs], heads, recipe.seed).to(loss)
+    if weights is not None:
+        loss = loss * torch.stack([weights[one.unit] for one in pairs]).to(loss)
     return loss.mean(-1)
 
 
@@ -300,16 +300,14 @@ def _starting_head(session: Session, adapters: Adapters) -> ScalarHead:
     return head
 
 
-def _warn_of_idle_heads(session: Session, head: ScalarHead, train: Sequence[EncodedPair]) -> None:
-    """With few rankings a head's coins may all have fallen on nothing: it stays as it began, and the mean holds it."""
-    weights = bootstrap_weights(sorted({one.unit for one in train}), head.count, session.recipe.seed)
-    idle = int((weights.sum(0) == 0).sum())
-    if idle:
+def _warn_of_heads_alike(session: Session, head: ScalarHead, rankings: int) -> None:
+    """N rankings can be chosen from in 2^N - 1 ways; of more heads than that some must learn from the same ones."""
+    if head.count > 1 and head.count.bit_length() > rankings:  # K >= 2^N
         session.warn(
             "heads",
-            f"{idle} of {head.count} heads have no ranking to learn from and stay as they began: their coins left out "
-            f"all {len(weights)}",
-            "rank more, choose another seed, or set heads to 1",
+            f"{head.count} heads are too many for {rankings} rankings: some learn from the same ones, and are apart "
+            "only by how they began",
+            "rank more, or set heads to 1",
         )
 
 
