@@ -15,20 +15,13 @@ from engine.adapters import Adapters
 from engine.ppo_models import Players
 from engine.score import RewardStats
 from engine.session import Session
+from tests.engine.rows import rows_of
 from workbench.judgement import Judgement
 from workbench.protocol import Metrics, Warned
-from workbench.records import Message
-from workbench.rows import PairRow, PromptRow, SftRow, ThumbRow
+from workbench.records import METHODS, Message
+from workbench.rows import ThumbRow
 
-ASK = [(Message("user", f"say {number}"),) for number in range(4)]
-GOOD, BAD = ("the hat", "then tea", "an ant", "that inn"), ("xx", "zz qq", "qx zx", "jj")
-ROWS = {
-    "sft": [SftRow(f"d{n}", f"p{n}", ASK[n], GOOD[n]) for n in range(4)],
-    "reward": [PairRow(f"d{n}", f"p{n}", f"r{n}", "me", ASK[n], GOOD[n], BAD[n]) for n in range(4)],
-    "kto": [ThumbRow(f"d{n}", f"p{n}", f"r{n}", "me", ASK[n], (GOOD, BAD)[n % 2][n], n % 2 == 0) for n in range(4)],
-    "ppo": [PromptRow(f"p{n}", ASK[n]) for n in range(4)],
-}
-ROWS["dpo"] = ROWS["reward"]
+ROWS = {method: rows_of(method, 4) for method in METHODS}
 PPO = {"rule": "contains:a", "episodes": 8, "ppo_epochs": 1, "response_length": 8, "temperature": 1.0}
 
 

@@ -19,55 +19,29 @@ from engine.ppo_models import open_players
 from engine.reward import pair_loss, pair_scores
 from engine.score import RewardModel, RewardStats, load_reward, score, spread
 from engine.session import Session
+from tests.engine.conftest import with_adapter
+from tests.engine.rows import QUICK, pair_rows, prompts
 from workbench.errors import UserError
-from workbench.jsonl import encode, write_atomic
 from workbench.judgement import Judgement
 from workbench.metrics import GLOSSARY
 from workbench.protocol import Metrics, ModelRef, Warned
 from workbench.recipes import RewardRecipe
-from workbench.records import Message
-from workbench.rows import PairRow, PromptRow
 from workbench.run_folder import RunFolder
 
-GOOD, BAD = ("the hat", "then tea", "an ant in the heat", "that inn"), ("xx", "zz qq", "qx zx", "jj")
 ROWS = [[5, 6, 2], [7, 8, 9, 10, 11, 12, 2], [13, 2]]
-
-
-def rows(count=12, name="p"):
-    return [
-        PairRow(
-            f"{name}{index}",
-            f"g{index}",
-            f"k{index}",
-            "rater",
-            (Message("user", f"say {index}"),),
-            GOOD[index % 4],
-            BAD[(index // 2) % 4],
-        )
-        for index in range(count)
-    ]
 
 
 def encoded(tokenizer, count=8):
     made = []
-    for one in rows(count):
+    for one in pair_rows(count):
         chosen, rejected = pair_examples(tokenizer, one.prompt, one.chosen, one.rejected, 256)
         made.append(EncodedPair(one.id, one.ranking_id, chosen, rejected))
     return made
 
 
-def randomised(base, name="reward"):
-    adapters = Adapters(base)
-    adapters.add(name, rank=4, alpha=8, trainable=True)
-    with torch.no_grad():
-        for parameter in adapters.parameters(name):
-            parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
-    return adapters
-
-
 @pytest.fixture
 def model(make_base):
-    return randomised(make_base(dtype=torch.float64)), ScalarHead(64, seed=1, heads=4).double()
+    return with_adapter(make_base(dtype=torch.float64), "reward"), ScalarHead(64, seed=1, heads=4).double()
 
 
 # ---- one head is as it always was ------------------------------------------------------------------------------
@@ -93,7 +67,7 @@ def test_more_heads_than_the_rankings_can_tell_apart_are_told(runs):
     # {a}, {b} and {a, b}: two rankings make three choices, and a fourth head repeats one
     for rankings, heads, told in ((2, 4, True), (2, 3, False), (1, 2, True), (1, 1, False)):
         run_id = f"{rankings}-{heads}"
-        runs.run(runs.create("reward", rows(rankings), heads=heads, max_steps=1, batch=2, run_id=run_id))
+        runs.run(runs.create("reward", pair_rows(rankings), heads=heads, max_steps=1, batch=2, run_id=run_id))
         folder = RunFolder(runs.runs_dir / run_id)
         said = [one.message for one in folder.events() if isinstance(one, Warned) and one.code == "heads"]
         assert [one.startswith(f"{heads} heads are too many for {rankings} rankings") for one in said] == [True] * told
@@ -201,7 +175,9 @@ def test_a_head_learns_nothing_from_a_pair_that_its_coin_took_away(model, tokeni
 
 @pytest.fixture
 def trained(runs):
-    folder = runs.create("reward", rows(), rows(6, "held"), heads=4, epochs=9, max_steps=6, learning_rate=5e-3)
+    folder = runs.create(
+        "reward", pair_rows(), pair_rows(6, "held"), heads=4, epochs=9, max_steps=6, learning_rate=5e-3
+    )
     runs.run(folder)
     return folder
 
@@ -209,8 +185,8 @@ def trained(runs):
 def test_a_run_with_heads_learns_judges_with_spreads_and_names_its_numbers(runs, metric):
     folder = runs.create(
         "reward",
-        rows(),
-        rows(4, "held"),
+        pair_rows(),
+        pair_rows(4, "held"),
         heads=4,
         epochs=100,
         max_steps=25,
@@ -266,14 +242,14 @@ def test_a_response_scores_the_same_alone_in_a_batch_in_training_and_in_other_pr
 def test_each_heads_level_is_known_from_the_calibration_set(trained, tiny_model_dir):
     adapters = Adapters(load_base(tiny_model_dir, quantisation="bf16", device=torch.device("cpu")))
     ours = load_reward(adapters, trained.path / "final")
-    responses = {(one.prompt, text) for one in rows() for text in (one.chosen, one.rejected)}
+    responses = {(one.prompt, text) for one in pair_rows() for text in (one.chosen, one.rejected)}
     by_head = ours.ids_by_head([ours.encode(prompt, text) for prompt, text in responses])
     assert ours.stats.head_means == pytest.approx(by_head.mean(0).tolist(), abs=1e-4)
     assert ours.stats.mean == pytest.approx(sum(ours.stats.head_means) / 4, abs=1e-5)
 
 
 def test_a_model_of_one_head_is_the_file_it_always_was(runs, tmp_path):
-    folder = runs.create("reward", rows(), max_steps=1)
+    folder = runs.create("reward", pair_rows(), max_steps=1)
     runs.run(folder)
     assert not (folder.path / "final" / HEADS_FILE).exists()
     assert load_head(folder.path / "final").count == 1
@@ -296,7 +272,10 @@ def test_heads_of_another_model_and_damaged_ones_are_refused(trained):
 
 def test_the_resumed_run_is_the_uninterrupted_one_bit_for_bit(runs, metric):
     settings = {"epochs": 2, "batch": 4, "micro_batch": 2, "learning_rate": 5e-3, "heads": 3}
-    whole, broken = runs.create("reward", rows(), **settings), runs.create("reward", rows(), run_id="2", **settings)
+    whole, broken = (
+        runs.create("reward", pair_rows(), **settings),
+        runs.create("reward", pair_rows(), run_id="2", **settings),
+    )
     runs.run(whole)
     runs.run(broken, stop_at=2)
     runs.run(broken)
@@ -307,7 +286,7 @@ def test_the_resumed_run_is_the_uninterrupted_one_bit_for_bit(runs, metric):
 
 
 def test_training_further_keeps_the_heads_and_says_so(runs, trained):
-    again = runs.create("reward", rows(), run_id="2", max_steps=1, heads=2, adapter=trained.path / "final")
+    again = runs.create("reward", pair_rows(), run_id="2", max_steps=1, heads=2, adapter=trained.path / "final")
     runs.run(again)
     assert load_head(again.path / "final").count == 4
     [said] = [one for one in again.events() if isinstance(one, Warned) and one.code == "heads"]
@@ -316,17 +295,12 @@ def test_training_further_keeps_the_heads_and_says_so(runs, trained):
 
 # ---- PPO -------------------------------------------------------------------------------------------------------
 
-QUICK = {"episodes": 8, "batch": 8, "micro_batch": 4, "ppo_epochs": 1, "response_length": 8, "temperature": 1.0}
+SHORT = QUICK | {"rule": "", "episodes": 8, "ppo_epochs": 1, "mini_batches": 1, "response_length": 8}
 
 
 def ppo_run(runs, adapter, run_id="ppo", **changes):
-    prompts = [PromptRow(f"p{index}", (Message("user", f"Say {index}."),)) for index in range(6)]
-    folder = runs.create("ppo", prompts, prompts[:2], run_id=run_id, **(QUICK | changes))
-    spec = folder.spec()
-    ref = ModelRef(model_id="r", name="judge", base=str(runs.base), adapter=str(adapter))
-    fields = {name: getattr(spec, name) for name in spec.__struct_fields__} | {"reward": ref}
-    write_atomic(folder.path / "recipe.json", encode(type(spec)(**fields)))
-    return folder
+    judge = ModelRef(model_id="r", name="judge", base=str(runs.base), adapter=str(adapter))
+    return runs.create("ppo", prompts(), prompts(2), reward=judge, run_id=run_id, **(SHORT | changes))
 
 
 def test_what_the_heads_disagree_on_is_taken_off_the_score(runs, trained, metric):
@@ -358,7 +332,7 @@ def test_the_value_starts_as_the_mean_of_the_heads(runs, trained):
 
 
 def test_a_penalty_without_an_ensemble_is_told(runs):
-    single = runs.create("reward", rows(), run_id="single", max_steps=1)
+    single = runs.create("reward", pair_rows(), run_id="single", max_steps=1)
     runs.run(single)
     folder = ppo_run(runs, single.path / "final", uncertainty_penalty=1.0)
     runs.run(folder)
