@@ -20,7 +20,7 @@ from engine.batching import Schedule, in_batches
 from engine.eval_samples import write_eval_samples, write_final_samples
 from engine.losses import dpo_loss, orpo_loss, simpo_loss
 from engine.masking import Example
-from engine.memory import run_micro_batched
+from engine.memory import run_batches, run_micro_batched
 from engine.meters import Meters, Throughput
 from engine.optim import Group, Optimiser
 from engine.pairs import EncodedPair, encode_pairs, micro_batches, unique_sides
@@ -66,10 +66,11 @@ def run(session: Session) -> None:
     session.progress(start, total)
 
     def measure(step: int) -> None:
+        nonlocal micro_batch
         if heldout and eval_due(session, step, total):
             session.phase("evaluating")
-            parts = [part for batch in eval_batches for part in cut(batch, micro_batch)]
-            session.metrics(step, evaluate(adapters, parts, reference, recipe))
+            values, micro_batch = evaluate(session, adapters, eval_batches, reference, micro_batch)
+            session.metrics(step, values)
             session.phase("training")
 
     def reset() -> None:
@@ -179,14 +180,25 @@ def judge(
 
 @torch.no_grad()
 def evaluate(
-    adapters: Adapters, batches: Sequence[Sequence[EncodedPair]], reference: Reference, recipe: DpoRecipe
-) -> dict[str, float]:
-    """Loss and implicit rewards on held-out pairs."""
-    meters = Meters()
-    for part in batches:
-        pair_loss(adapters, part, reference, recipe, meters)
+    session: Session,
+    adapters: Adapters,
+    batches: Sequence[Sequence[EncodedPair]],
+    reference: Reference,
+    micro_batch: int,
+) -> tuple[dict[str, float], int]:
+    """Loss and implicit rewards on held-out pairs, and the micro-batch that fitted."""
+    meters, recipe = Meters(), cast(DpoRecipe, session.recipe)
+    _, micro_batch = run_batches(
+        session,
+        batches,
+        micro_batch,
+        lambda part: pair_loss(adapters, part, reference, recipe, meters),
+        cut=micro_batches(session.device),
+        reset=meters.reset,
+    )
     values = meters.flush("eval_")
-    return {key: value for key, value in values.items() if key == "eval_loss" or key.startswith("eval_rewards/")}
+    kept = {key: value for key, value in values.items() if key == "eval_loss" or key.startswith("eval_rewards/")}
+    return kept, micro_batch
 
 
 def unusable(chosen: Example, rejected: Example) -> str:

@@ -29,12 +29,12 @@ def write_final_samples(session: Session, write: Callable[[], None]) -> None:
         session.warn("samples", f"No samples were drawn from the finished model: {error}", "draw some in Compare")
 
 
-def write_scored_pairs(session: Session, model: RewardModel, step: int) -> None:
+def write_scored_pairs(session: Session, model: RewardModel, step: int, micro_batch: int) -> None:
     """Score both responses of the first held-out pairs (training pairs where none is held out) and keep the scores."""
     rows = cast(list[PairRow], [*session.rows("heldout"), *session.rows("train")])
     rows = [one for one in rows if one.tier_distance][:SCORED_PAIRS]  # a tie has nothing to show
     texts = [(row, text) for row in rows for text in (row.chosen, row.rejected)]
-    scores = model.score([(row.prompt, text) for row, text in texts], session.recipe.micro_batch)
+    scores = model.score([(row.prompt, text) for row, text in texts], micro_batch)
     session.write_samples(
         step,
         [

@@ -10,7 +10,7 @@ adapter's file holds that one for every other tool, and the heads lie beside it.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -65,19 +65,35 @@ def mean_head(weight: Tensor) -> Tensor:
     return weight if len(weight) == 1 else weight.mean(0, keepdim=True)
 
 
-def bootstrap_weights(units: Sequence[str], heads: int, seed: int) -> Tensor:
-    """How much each head learns from each pair, [P, K]: 1 for a single head, else 0 or 2 by a coin.
+def bootstrap_weights(rankings: Iterable[str], heads: int, seed: int) -> dict[str, Tensor]:
+    """How much each head learns from each ranking of a run, [K] by its id: 1 for a single head, else by coins.
 
-    Double-or-nothing bootstrap (Owen & Eckles 2012; for heads on a shared trunk: Osband et al. 2016, section 3 and
-    appendix): weights of mean 1, so that the expected loss is that of all pairs. The coin is tossed once for a
-    ranking (``units``, [P]) and a head, and follows from the seed: the pairs of a ranking are one piece of evidence,
-    and a later epoch shows a head the pairs that it had before.
+    Double-or-nothing bootstrap (Owen & Eckles 2012), as Bernoulli(1/2) masks for heads on a shared trunk (Osband et
+    al. 2016, section 3 and appendix). A coin is tossed once for a ranking and a head, and follows from the seed: the
+    pairs of a ranking are one piece of evidence, and a later epoch shows a head the pairs that it had before.
+
+    Two rules of our own mend what plain coins leave out where heads or rankings are few. A ranking that no head got
+    is tossed again until one has it: else 2^-K of the labels would be lost. Then a head without a ranking, which
+    would stay a random direction within the mean, tosses again for all until it has one. Otherwise all coins are
+    independent. A ranking then goes to a head with the chance 1 / (2 - 2^(1-K)), and the weight of heads is its
+    inverse: the mean is 1, and the expected loss that of all pairs.
     """
+    kinds = sorted(set(rankings))
     if heads == 1:
-        return torch.ones(len(units), 1)
-    return torch.tensor(
-        [[2.0 * random.Random(f"{seed}/head/{head}/{unit}").getrandbits(1) for head in range(heads)] for unit in units]
-    )
+        return {one: torch.ones(1) for one in kinds}
+    coins = torch.tensor([_not_all_tails(f"{seed}/ranking/{one}", heads) for one in kinds])
+    for head in range(heads):
+        if not coins[:, head].any():
+            coins[:, head] = torch.tensor(_not_all_tails(f"{seed}/head/{head}", len(kinds)))
+    return dict(zip(kinds, coins * (2 - 2.0 ** (1 - heads)), strict=True))
+
+
+def _not_all_tails(seed: str, count: int) -> list[int]:
+    source = random.Random(seed)
+    while True:
+        coins = [source.getrandbits(1) for _ in range(count)]
+        if any(coins):
+            return coins
 
 
 def save_heads(folder: Path, weight: Tensor) -> None:

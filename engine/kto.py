@@ -25,7 +25,7 @@ from engine.completions import encode_completions
 from engine.eval_samples import write_eval_samples, write_final_samples
 from engine.losses import kto_loss, kto_zero
 from engine.masking import Example, fit
-from engine.memory import run_micro_batched
+from engine.memory import run_batches, run_micro_batched
 from engine.meters import Meters, Throughput
 from engine.optim import Group, Optimiser
 from engine.reference import Reference, reference_logps
@@ -84,13 +84,12 @@ def run(session: Session) -> None:
     start = trainee.resume(session)
     session.progress(start, total)
 
-    def parts(measured: Sequence[Sequence[EncodedThumb]]) -> list[Sequence[EncodedThumb]]:
-        return [part for rows in measured for part in cut(rows, micro_batch)]
-
     def measure(step: int) -> None:
+        nonlocal micro_batch
         if heldout and eval_due(session, step, total):
             session.phase("evaluating")
-            session.metrics(step, evaluate(adapters, parts(eval_batches), parts(eval_others), reference, recipe))
+            values, micro_batch = evaluate(session, adapters, eval_batches, eval_others, reference, micro_batch)
+            session.metrics(step, values)
             session.phase("training")
 
     def reset() -> None:
@@ -256,21 +255,30 @@ def with_margin(values: dict[str, float], prefix: str = "") -> dict[str, float]:
 
 @torch.no_grad()
 def evaluate(
+    session: Session,
     adapters: Adapters,
     batches: Sequence[Sequence[EncodedThumb]],
     others: Sequence[Sequence[EncodedThumb]],
     reference: Reference,
-    recipe: KtoRecipe,
-) -> dict[str, float]:
-    """Loss, rewards and KL on held-out responses; all of them share one zero."""
-    ratios = [log_ratios(adapters, part, reference) for part in others]
-    zero = zero_of(ratios, adapters.base.device)
-    meters = Meters()
-    for part in batches:
-        thumb_loss(adapters, part, reference, zero, recipe, meters)
+    micro_batch: int,
+) -> tuple[dict[str, float], int]:
+    """Loss, rewards and KL on held-out responses, and the micro-batch that fitted; all of them share one zero."""
+    meters, recipe, cut = Meters(), cast(KtoRecipe, session.recipe), cutter(length_of, session.device)
+    ratios, micro_batch = run_batches(
+        session, others, micro_batch, lambda part: log_ratios(adapters, part, reference), cut=cut
+    )
+    zero = zero_of(ratios, session.device)
+    _, micro_batch = run_batches(
+        session,
+        batches,
+        micro_batch,
+        lambda part: thumb_loss(adapters, part, reference, zero, recipe, meters),
+        cut=cut,
+        reset=meters.reset,
+    )
     values = with_margin(meters.flush("eval_"), "eval_")
     kept = {key: value for key, value in values.items() if key == "eval_loss" or key.startswith("eval_rewards/")}
-    return kept | {"eval_kl": float(zero)}
+    return kept | {"eval_kl": float(zero)}, micro_batch
 
 
 def _of_reference(rows: Sequence[EncodedThumb], reference: Reference, like: Tensor) -> Tensor:

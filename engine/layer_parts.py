@@ -115,4 +115,4 @@ def rotate(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 def wide(tensor: Tensor) -> Tensor:
     """In fp32, or fp64 where it is that already."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -27,8 +27,7 @@ class _TokenLogps(torch.autograd.Function):
         ctx: Any, hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float, chunk: int, wants_grad: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         rows = hidden.shape[0]
-        wide = _wide(hidden.dtype)
-        logps = torch.empty(rows, dtype=wide, device=hidden.device)
+        logps = torch.empty(rows, dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
         entropy = torch.empty_like(logps)
         correct = torch.empty(rows, dtype=torch.bool, device=hidden.device)
         slope = torch.empty_like(hidden) if wants_grad else None
@@ -62,7 +61,8 @@ def _softmax_stats(
     """
     size = weight.shape[0]
     block = size if hidden.is_cuda else VOCABULARY_BLOCK
-    top = torch.full(targets.shape, -torch.inf, dtype=_wide(hidden.dtype), device=hidden.device)
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    top = torch.full(targets.shape, -torch.inf, dtype=wide, device=hidden.device)
     norm, energy, chosen, rest = (torch.zeros_like(top) for _ in range(4))
     mean = torch.zeros(hidden.shape, dtype=top.dtype, device=hidden.device) if wants_mean else None
     for start in range(0, size, block):
@@ -97,10 +97,6 @@ def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
     if right.dtype == total.dtype:
         return total.addmm_(left, right)
     return total + (left.to(right.dtype) @ right)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:

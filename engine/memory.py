@@ -73,6 +73,27 @@ def run_micro_batched(
         )
 
 
+def run_batches(
+    session: Session,
+    batches: Sequence[Sequence[T]],
+    micro_batch: int,
+    work: Callable[[Sequence[T]], R],
+    *,
+    cut: Callable[[Sequence[T], int], Sequence[Sequence[T]]],
+    reset: Callable[[], None] = lambda: None,
+) -> tuple[list[R], int]:
+    """Measure the rows of several batches as one sum: :func:`run_micro_batched`, with each batch cut by itself.
+
+    Then the rows pass in the very parts that they would have batch by batch, as a reference's did.
+    """
+    rows = [row for batch in batches for row in batch]
+
+    def parts(_: Sequence[T], most: int) -> list[Sequence[T]]:
+        return [part for batch in batches for part in cut(batch, most)]
+
+    return run_micro_batched(session, rows, micro_batch, work, reset=reset, cut=parts)
+
+
 def warn_of_less_room(session: Session, tried: int, room: int) -> None:
     """Say that sampling ran out of memory and goes on with fewer rows at once; nothing that was drawn is lost."""
     session.warn(

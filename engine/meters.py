@@ -24,7 +24,8 @@ class Meters:
         """Add values (any shape), each of which counts once."""
         if isinstance(values, Tensor):
             detached = values.detach()
-            self.add_sum(key, detached.sum(dtype=_wide(detached)), detached.numel())
+            wide = torch.promote_types(detached.dtype, torch.float32)
+            self.add_sum(key, detached.sum(dtype=wide), detached.numel())
         else:
             self.add_sum(key, values, 1)
 
@@ -108,7 +109,3 @@ def wilson(successes: float, trials: int) -> Interval:
 def calibration_error(margins: Tensor) -> float:
     """Expected calibration error of margins [P] (:func:`workbench.calibration.calibration_error`)."""
     return calibration.calibration_error(margins.tolist())
-
-
-def _wide(values: Tensor) -> torch.dtype:
-    return torch.float64 if values.dtype == torch.float64 else torch.float32

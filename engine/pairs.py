@@ -45,6 +45,11 @@ class EncodedPair:
         """Tokens of the longer side."""
         return max(len(self.chosen.input_ids), len(self.rejected.input_ids))
 
+    @property
+    def length_difference(self) -> int:
+        """Tokens that the chosen side has more than the rejected one."""
+        return len(self.chosen.input_ids) - len(self.rejected.input_ids)
+
 
 def encode_pairs(
     session: Session,

@@ -9,9 +9,10 @@ their mean, and how far they are apart says how much it is a guess.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -20,12 +21,12 @@ import torch
 from torch import Tensor
 
 from engine.adapters import Adapters
-from engine.batching import Schedule, in_batches
+from engine.batching import Schedule, cutter, in_batches
 from engine.eval_samples import write_final_samples, write_scored_pairs
 from engine.heads import ScalarHead, bootstrap_weights, has_head, load_head
 from engine.losses import bradley_terry, centering
 from engine.masking import Example
-from engine.memory import run_micro_batched
+from engine.memory import run_batches, run_micro_batched
 from engine.meters import Meters, Throughput, calibration_error, wilson
 from engine.optim import Group, Optimiser
 from engine.pairs import EncodedPair, encode_pairs, micro_batches, unique_sides
@@ -51,7 +52,8 @@ def run(session: Session) -> None:
     session.phase("preparing", "tokenising the preferences")
     limit = window(session, adapters)
     train = encode_pairs(session, adapters, "train", limit, unusable)
-    _warn_of_idle_heads(session, head, train)
+    weights = bootstrap_weights((one.unit for one in train), head.count, recipe.seed)
+    _warn_of_heads_alike(session, head, len(weights))
     every_heldout = encode_pairs(session, adapters, "heldout", limit, unusable)
     heldout = every_heldout[:EVAL_ROWS]
     schedule = Schedule(
@@ -69,13 +71,16 @@ def run(session: Session) -> None:
     ]
     trainee = Trainee(adapters, REWARD, Optimiser(groups, recipe, total), Throughput(), head)
     meters, micro_batch, cut = Meters(), recipe.micro_batch, micro_batches(session.device)
+    uncalibrated = RewardModel(adapters, REWARD, head, RewardStats(), limit)
     start = trainee.resume(session)
     session.progress(start, total)
 
     def measure(step: int) -> None:
+        nonlocal micro_batch
         if heldout and eval_due(session, step, total):
             session.phase("evaluating")
-            session.metrics(step, evaluate(adapters, head, heldout, recipe))
+            values, micro_batch = evaluate(session, adapters, head, heldout, micro_batch)
+            session.metrics(step, values)
             session.phase("training")
 
     def reset() -> None:
@@ -85,7 +90,7 @@ def run(session: Session) -> None:
     def save(folder: Path) -> None:
         trainee.save(folder)
         if session.control.stop_asked():  # what is left of this run may be used as it is
-            calibrate(session, adapters, head, train, limit, STOPPED_ROWS).write(folder)
+            calibrate(session, uncalibrated, train, micro_batch, STOPPED_ROWS).write(folder)
 
     session.phase("training")
     if start == 0:
@@ -96,7 +101,7 @@ def run(session: Session) -> None:
 
         def work(part: Sequence[EncodedPair], pairs: int = len(batch)) -> int:
             chosen, rejected, tokens = pair_scores(adapters, head, part)
-            loss = pair_loss(chosen, rejected, part, recipe, bootstrapped=True)
+            loss = pair_loss(chosen, rejected, part, recipe, weights)
             (loss.sum() / pairs).backward()
             _record(meters, chosen.mean(-1), rejected.mean(-1), loss, [one.tier_distance > 0 for one in part])
             return tokens
@@ -106,10 +111,10 @@ def run(session: Session) -> None:
         session.metrics(step, trainee.step(session, step, meters.flush(), names, sum(tokens), schedule.epoch(step)))
         measure(step)
         if session.sample_asked():
-            write_scored_pairs(session, RewardModel(adapters, REWARD, head, RewardStats(), limit), step)
+            write_scored_pairs(session, uncalibrated, step, micro_batch)
         session.at_step_end(step, total, save)
-    stats = calibrate(session, adapters, head, train, limit)
-    judgement = judge(session, adapters, head, every_heldout, total)
+    stats = calibrate(session, uncalibrated, train, micro_batch)
+    judgement = judge(session, adapters, head, every_heldout, total, micro_batch)
 
     def write_final(folder: Path) -> None:
         trainee.save_model(folder)
@@ -119,7 +124,7 @@ def run(session: Session) -> None:
 
     session.finish(write_final)
     finished = RewardModel(adapters, REWARD, head, stats, limit)
-    write_final_samples(session, lambda: write_scored_pairs(session, finished, total))
+    write_final_samples(session, lambda: write_scored_pairs(session, finished, total, micro_batch))
 
 
 def pair_scores(adapters: Adapters, head: ScalarHead, pairs: Sequence[EncodedPair]) -> tuple[Tensor, Tensor, int]:
@@ -136,14 +141,13 @@ def pair_loss(
     rejected: Tensor,
     pairs: Sequence[EncodedPair],
     recipe: RewardRecipe,
-    *,
-    bootstrapped: bool = False,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Bradley-Terry with the recipe's margin, label smoothing and centering, per pair [P]. A tie is half a label.
 
-    ``chosen`` and ``rejected`` are [P, K] by head; a pair's loss is the mean over heads, ``mean_k w_k l_k`` where it is
-    ``bootstrapped`` (:func:`engine.heads.bootstrap_weights`). Each head is centred by itself: that holds their levels
-    together (Eisenstein et al. 2023, section 2).
+    ``chosen`` and ``rejected`` are [P, K] by head; a pair's loss is the mean over heads, ``mean_k w_k l_k`` where its
+    ranking has ``weights`` [K] (:func:`engine.heads.bootstrap_weights`). Each head is centred by itself: that holds
+    their levels together (Eisenstein et al. 2023, section 2).
     """
     tiers = torch.tensor([one.tier_distance for one in pairs], dtype=chosen.dtype, device=chosen.device)[:, None]
     margin = recipe.margin_per_tier * tiers if recipe.margin_per_tier else None
@@ -153,34 +157,36 @@ def pair_loss(
     loss = bradley_terry(chosen, rejected, margin, target)
     if recipe.center_coefficient:
         loss = loss + recipe.center_coefficient * centering(chosen, rejected)
-    if bootstrapped and (heads := chosen.shape[-1]) > 1:
-        loss = loss * bootstrap_weights([one.unit for one in pairs], heads, recipe.seed).to(loss)
+    if weights is not None:
+        loss = loss * torch.stack([weights[one.unit] for one in pairs]).to(loss)
     return loss.mean(-1)
 
 
 @torch.no_grad()
 def evaluate(
-    adapters: Adapters, head: ScalarHead, pairs: Sequence[EncodedPair], recipe: RewardRecipe
-) -> dict[str, float]:
+    session: Session, adapters: Adapters, head: ScalarHead, pairs: Sequence[EncodedPair], micro_batch: int
+) -> tuple[dict[str, float], int]:
     """Loss, strict accuracy with Wilson's interval over rankings, margin and calibration error on held-out pairs.
 
-    All of the score, the mean over heads; of several heads also how far their margins are apart.
+    All of the score, the mean over heads; of several heads also how far their margins are apart. Also returns the
+    micro-batch that fitted.
     """
-    margins, losses, stds = [], [], []
-    cut = micro_batches(adapters.base.device)
-    batches = in_batches(pairs, lambda one: one.length, recipe.micro_batch)
-    for part in (part for batch in batches for part in cut(batch, recipe.micro_batch)):
+    recipe = cast(RewardRecipe, session.recipe)
+
+    def work(part: Sequence[EncodedPair]) -> tuple[Tensor, Tensor, Tensor]:
         chosen, rejected, _ = pair_scores(adapters, head, part)
-        stds.append(spread(chosen - rejected))
+        std = spread(chosen - rejected)
         chosen, rejected = chosen.mean(-1, keepdim=True), rejected.mean(-1, keepdim=True)
-        margins.append((chosen - rejected)[:, 0])
-        losses.append(pair_loss(chosen, rejected, part, recipe))
-    gaps, loss = torch.cat(margins).double(), torch.cat(losses).double()
+        return (chosen - rejected)[:, 0], pair_loss(chosen, rejected, part, recipe), std
+
+    batches = in_batches(pairs, lambda one: one.length, micro_batch)
+    found, micro_batch = run_batches(session, batches, micro_batch, work, cut=micro_batches(session.device))
+    gaps, loss, stds = (torch.cat(one).double() for one in zip(*found, strict=True))
     # The pairs of one ranking hang together: as evidence they count as one.
     rankings = len({one.unit for one in pairs})
     accuracy = wilson(float((gaps > 0).double().mean()) * rankings, rankings)
-    more = {"eval_margin_std_heads": float(torch.cat(stds).double().mean())} if head.count > 1 else {}
-    return more | {
+    more = {"eval_margin_std_heads": float(stds.mean())} if head.count > 1 else {}
+    values = {
         "eval_loss": float(loss.mean()),
         "eval_accuracy": accuracy.value,
         "eval_accuracy_low": accuracy.low,
@@ -188,14 +194,14 @@ def evaluate(
         "eval_margin": float(gaps.mean()),
         "eval_ece": calibration_error(gaps),
     }
+    return values | more, micro_batch
 
 
 def calibrate(
     session: Session,
-    adapters: Adapters,
-    head: ScalarHead,
+    model: RewardModel,
     train: Sequence[EncodedPair],
-    limit: int,
+    micro_batch: int,
     most: int = CALIBRATION_ROWS,
 ) -> RewardStats:
     """Find the zero and the unit of the scores: the demonstrations' mean, and the spread of ranked responses.
@@ -205,23 +211,37 @@ def calibrate(
     demonstrations are all good and lie close together.
     """
     session.phase("evaluating", "calibrating the scores")
-    model = RewardModel(adapters, REWARD, head, RewardStats(), limit)
-    micro_batch = 2 * session.recipe.micro_batch
+    at_once = 2 * micro_batch  # sequences: a pair has two
+    cut: Callable[[Sequence[Sequence[int]], int], list[Sequence[Sequence[int]]]] = cutter(len, session.device)
+
+    def stats_of(rows: Sequence[Sequence[int]], reference: str) -> RewardStats:
+        nonlocal at_once
+        rows = sorted(rows, key=len, reverse=True)
+        found, at_once = run_micro_batched(
+            session, rows, at_once, lambda part: model.ids_by_head(part, len(part)), cut=cut
+        )
+        return RewardStats.of(torch.cat(found), reference)
+
     source = random.Random(f"{session.recipe.seed}/calibration")
     responses, _ = unique_sides(train)
     drawn = source.sample(responses, min(most, len(responses)))
-    stats = RewardStats.of(model.ids_by_head([one.input_ids for one in drawn], micro_batch), "ranked responses")
+    stats = stats_of([one.input_ids for one in drawn], "ranked responses")
     shown = cast(list[SftRow], session.rows("demonstrations"))
     if not shown:
         return stats
     shown = source.sample(shown, min(most, len(shown)))
-    by_head = model.ids_by_head([model.encode(one.prompt, one.completion) for one in shown], micro_batch)
-    return replace(RewardStats.of(by_head, "demonstrations"), std=stats.std)
+    demonstrations = stats_of([model.encode(one.prompt, one.completion) for one in shown], "demonstrations")
+    return replace(demonstrations, std=stats.std)
 
 
 @torch.no_grad()
 def judge(
-    session: Session, adapters: Adapters, head: ScalarHead, pairs: Sequence[EncodedPair], step: int
+    session: Session,
+    adapters: Adapters,
+    head: ScalarHead,
+    pairs: Sequence[EncodedPair],
+    step: int,
+    micro_batch: int,
 ) -> Judgement | None:
     """Score all held-out pairs once. None where there are none, on a stop, and where it goes wrong, which is told.
 
@@ -231,20 +251,26 @@ def judge(
         return None
     session.phase("evaluating", f"judging {len(pairs)} held-out pairs")
     raters = {row.id: row.rater_id for row in cast(list[PairRow], session.rows("heldout"))}
-    judged: list[JudgedPair] = []
+
+    def work(part: Sequence[EncodedPair]) -> list[JudgedPair]:
+        session.control.check_cancelled()
+        if session.control.stop_asked():
+            return []
+        chosen, rejected, _ = pair_scores(adapters, head, part)
+        gaps, stds = (chosen.mean(-1) - rejected.mean(-1)).tolist(), spread(chosen - rejected).tolist()
+        return [
+            JudgedPair(one.id, one.unit, gap, one.tier_distance, one.length_difference, raters[one.id], std)
+            for one, gap, std in zip(part, gaps, stds, strict=True)
+        ]
+
     try:
-        for part in micro_batches(session.device)(pairs, session.recipe.micro_batch):
-            session.control.check_cancelled()
-            if session.control.stop_asked():
-                return None
-            chosen, rejected, _ = pair_scores(adapters, head, part)
-            gaps, stds = (chosen.mean(-1) - rejected.mean(-1)).tolist(), spread(chosen - rejected).tolist()
-            for one, gap, std in zip(part, gaps, stds, strict=True):
-                length = len(one.chosen.input_ids) - len(one.rejected.input_ids)
-                judged.append(JudgedPair(one.id, one.unit, gap, one.tier_distance, length, raters[one.id], std))
+        parts, _ = run_micro_batched(session, pairs, micro_batch, work, cut=micro_batches(session.device))
     except (RuntimeError, MemoryError) as error:
         session.warn("judgement", f"The held-out pairs were not judged: {error}", "use a smaller micro_batch")
         return None
+    judged = list(itertools.chain.from_iterable(parts))
+    if len(judged) < len(pairs):
+        return None  # a stop
     if not all(math.isfinite(one.gap) for one in judged):
         session.warn("judgement", "The held-out pairs were not judged: some scores are not finite")
         return None
@@ -274,16 +300,14 @@ def _starting_head(session: Session, adapters: Adapters) -> ScalarHead:
     return head
 
 
-def _warn_of_idle_heads(session: Session, head: ScalarHead, train: Sequence[EncodedPair]) -> None:
-    """With few rankings a head's coins may all have fallen on nothing: it stays as it began, and the mean holds it."""
-    weights = bootstrap_weights(sorted({one.unit for one in train}), head.count, session.recipe.seed)
-    idle = int((weights.sum(0) == 0).sum())
-    if idle:
+def _warn_of_heads_alike(session: Session, head: ScalarHead, rankings: int) -> None:
+    """N rankings can be chosen from in 2^N - 1 ways; of more heads than that some must learn from the same ones."""
+    if head.count > 1 and head.count.bit_length() > rankings:  # K >= 2^N
         session.warn(
             "heads",
-            f"{idle} of {head.count} heads have no ranking to learn from and stay as they began: their coins left out "
-            f"all {len(weights)}",
-            "rank more, choose another seed, or set heads to 1",
+            f"{head.count} heads are too many for {rankings} rankings: some learn from the same ones, and are apart "
+            "only by how they began",
+            "rank more, or set heads to 1",
         )
 
 

@@ -16,7 +16,7 @@ from engine.batching import Schedule, cutter, in_batches
 from engine.completions import encode_demonstrations
 from engine.eval_samples import write_eval_samples, write_final_samples
 from engine.masking import Example
-from engine.memory import run_micro_batched
+from engine.memory import run_batches, run_micro_batched
 from engine.meters import Meters, Throughput
 from engine.neftune import noisy_embeddings
 from engine.optim import Group, Optimiser
@@ -52,9 +52,11 @@ def run(session: Session) -> None:
     session.progress(start, total)
 
     def measure(step: int) -> None:
+        nonlocal micro_batch
         if heldout and eval_due(session, step, total):
             session.phase("evaluating")
-            session.metrics(step, evaluate(adapters, heldout[:EVAL_ROWS], recipe.micro_batch))
+            values, micro_batch = evaluate(session, adapters, heldout[:EVAL_ROWS], micro_batch)
+            session.metrics(step, values)
             session.phase("training")
 
     def reset() -> None:
@@ -104,13 +106,15 @@ def loss_sum(
 
 
 @torch.no_grad()
-def evaluate(adapters: Adapters, heldout: Sequence[Example], micro_batch: int) -> dict[str, float]:
-    """Loss and token accuracy over the trained tokens of held-out rows."""
-    meters = Meters()
-    cut = cutter(tokens_of, adapters.base.device)
-    for batch in in_batches(heldout, tokens_of, micro_batch):
-        for part in cut(batch, micro_batch):
-            loss_sum(adapters, part, meters)
+def evaluate(
+    session: Session, adapters: Adapters, heldout: Sequence[Example], micro_batch: int
+) -> tuple[dict[str, float], int]:
+    """Loss and token accuracy over the trained tokens of held-out rows, and the micro-batch that fitted."""
+    meters, cut = Meters(), cutter(tokens_of, session.device)
+    batches = in_batches(heldout, tokens_of, micro_batch)
+    _, micro_batch = run_batches(
+        session, batches, micro_batch, lambda part: loss_sum(adapters, part, meters), cut=cut, reset=meters.reset
+    )
     values = meters.flush("eval_")
     values.pop("eval_entropy", None)
-    return values
+    return values, micro_batch

@@ -18,9 +18,9 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>")
 MERGES = (("t", "h"), ("th", "e"), ("i", "n"), ("a", "n"), ("Ċ", "Ċ"))
 
 
-def build_tokenizer(template: str | None = CHATML) -> Any:
-    """256 bytes with a few merges; ``<|im_end|>`` is both EOS and pad."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+def build_tokenizer(template: str | None = CHATML, *, bos: bool = False) -> Any:
+    """256 bytes with a few merges; ``<|im_end|>`` is both EOS and pad, as in SmolLM2, but without a template."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = {text: number for number, text in enumerate(SPECIAL)}
@@ -30,12 +30,17 @@ def build_tokenizer(template: str | None = CHATML) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 3)])
+    end = "<|im_end|>" if template else "<|endoftext|>"
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=end, pad_token=end, bos_token="<s>" if bos else None
+    )
     fast.chat_template = template
     return fast
 
 
-def build_model(*, seed: int = 0, hidden: int = 64, layers: int = 2) -> Any:
+def build_model(*, seed: int = 0, hidden: int = 64, layers: int = 2, context: int = 1024) -> Any:
     """A random Llama with grouped-query attention and tied embeddings, in float32."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -47,7 +52,7 @@ def build_model(*, seed: int = 0, hidden: int = 64, layers: int = 2) -> Any:
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=1024,
+        max_position_embeddings=context,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=2,

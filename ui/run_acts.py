@@ -8,7 +8,7 @@ from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QMessageBox, QWidget
 
 from ui.run_history import RunHistory
-from workbench.alarms import Line
+from workbench.alarms import ALARM_KEYS, Line
 from workbench.ids import new_id, now
 from workbench.protocol import Cancel, Command, Pause, Resume, Sample, SaveNow, Stop
 from workbench.records import ModelRecord, Response, RunRecord
@@ -22,20 +22,12 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "stop": (Cancel(), "It ends now, without saving"),
     "unqueue": (Cancel(), "It was taken out of the queue"),
 }
-_ALARM_KEYS = (
-    "objective/scores",
-    "objective/kl",
-    "ppo/mean_length",
-    "ppo/eos_missing",
-    "ppo/repetition",
-    "eval_objective/scores",
-)
 
 
 def alarm_lines(history: RunHistory) -> dict[str, Line]:
     """Return what the alarm looks at, thinned to a few hundred points however long the run is."""
     lines: dict[str, Line] = {}
-    for key in _ALARM_KEYS:
+    for key in ALARM_KEYS:
         line = history.lines.get(key)
         if line:
             stride = -(-len(line) // ALARM_POINTS)

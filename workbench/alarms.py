@@ -20,8 +20,22 @@ LENGTH_FACTOR = 1.5
 REPETITION_LIMIT = 0.15
 REPETITION_FACTOR = 2.0
 CUT_OFF_LIMIT = 0.5
+DISAGREEMENT_FACTOR = 1.5
+LEAST_DISAGREEMENT = 0.1
+"""Heads that are closer than a tenth of the spread of ranked responses agree, however close they began."""
 LEAST_POINTS = 6
 """Fewer reports than this say nothing."""
+DISAGREEMENT = "objective/score_std_heads"
+ALARM_KEYS = (
+    "objective/scores",
+    "objective/kl",
+    "ppo/mean_length",
+    "ppo/eos_missing",
+    "ppo/repetition",
+    "eval_objective/scores",
+    DISAGREEMENT,
+)
+"""The metrics that :func:`reward_hacking` reads."""
 
 Line = tuple[Sequence[float], Sequence[float]]
 """Steps and values of one metric, as logged."""
@@ -59,9 +73,11 @@ class Alarm:
     @property
     def advice(self) -> str:
         """What to do about it, without a claim that cannot be kept."""
+        penalty = "an uncertainty_penalty, " if any(one.key == DISAGREEMENT for one in self.signals) else ""
         return (
             f"This can mean that the policy exploits the reward model. Read the samples of step {self.step} before "
-            "you trust the score; a stronger KL leash, more rankings of such samples or an earlier checkpoint may help."
+            f"you trust the score; a stronger KL leash, {penalty}more rankings of such samples or an earlier "
+            "checkpoint may help."
         )
 
 
@@ -72,6 +88,9 @@ def reward_hacking(lines: Mapping[str, Line], *, response_length: int = 0, max_k
     the first quarter's by more than two standard errors. KL has run away above 10 nats a response (or 0.25 nats a
     token, or ``max_kl``); length when it grew by half, or when half the responses are cut off at
     ``response_length``; repetition above 0.15 and twice what it was; the validation score when it fell meanwhile.
+    The heads of an ensemble have when the spread of their scores of the policy's own samples grew by half, by more than
+    two standard errors and above 0.1: there the reward model guesses, and to charge for it is what holds
+    over-optimisation back in Coste et al. 2024 (arXiv 2310.02743).
     """
     risen = _risen(lines.get("objective/scores"))
     if risen is None:
@@ -84,6 +103,7 @@ def reward_hacking(lines: Mapping[str, Line], *, response_length: int = 0, max_k
             _length(lines, response_length),
             _repetition(lines),
             _validation(lines),
+            _disagreement(lines),
         )
         if one is not None
     ]
@@ -145,6 +165,18 @@ def _validation(lines: Mapping[str, Line]) -> Signal | None:
     before, now = -fallen[0], -fallen[1]
     text = f"the score of the validation prompts fell from {before:.2f} to {now:.2f}"
     return Signal("eval_objective/scores", text, int(line[0][-1]), now, before)
+
+
+def _disagreement(lines: Mapping[str, Line]) -> Signal | None:
+    risen = _risen(lines.get(DISAGREEMENT))
+    if risen is None:
+        return None
+    before, now = risen
+    limit = max(LEAST_DISAGREEMENT, DISAGREEMENT_FACTOR * before)
+    if now <= limit:
+        return None
+    text = f"the reward model's heads moved apart on the policy's responses (from {before:.2f} to {now:.2f})"
+    return Signal(DISAGREEMENT, text, _crossing(lines[DISAGREEMENT], limit), now, limit)
 
 
 def _ends(line: Line | None) -> tuple[float, float] | None:

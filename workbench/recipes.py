@@ -176,8 +176,8 @@ class RewardRecipe(CommonRecipe):
     )
     heads: int = setting(
         1,
-        "Scalar heads on the one adapter, each with a start and half the rankings of its own: the score is their mean, "
-        "their spread says how much it is a guess; 1: none, 4 to 16 for an ensemble, at no cost worth naming",
+        "Scalar heads on the one adapter, each with a start and about half the rankings of its own: the score is their "
+        "mean, their spread says how much it is a guess; 1: none, 4 to 16 for an ensemble, at no cost worth naming",
         low=1,
         high=64,
         source="Coste et al. 2024 (5 models), Osband et al. 2016 (heads)",

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from engine.adapters import Adapters
-from engine.base_model import LoadedBase, prepare
+from engine.base_model import LoadedBase, load_base, prepare
 from engine.control import Stopped
 from engine.session import Session
+from tests import tiny_model
 from workbench.protocol import Metrics, ModelRef, RunSpec, SampleNow, Stop
 from workbench.recipes import RECIPES
 from workbench.run_folder import RunFolder
@@ -32,55 +33,13 @@ CHATML = (
 
 
 def build_tokenizer(*, template: str | None = CHATML, bos: bool = False) -> Any:
-    """A byte-level BPE over 256 bytes with a few merges; ``<|im_end|>`` is both EOS and pad, as in SmolLM2."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2, "<s>": 3}
-    for letter in alphabet:
-        vocabulary[letter] = len(vocabulary)
-    merges = [("t", "h"), ("th", "e"), ("i", "n"), ("a", "n"), ("Ċ", "Ċ")]
-    for first, second in merges:
-        vocabulary[first + second] = len(vocabulary)
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = [AddedToken(text, special=True) for text in ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>")]
-    tokenizer.add_special_tokens(special)
-    if bos:
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 3)])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>" if template else "<|endoftext|>",
-        pad_token="<|im_end|>" if template else "<|endoftext|>",
-        bos_token="<s>" if bos else None,
-    )
-    fast.chat_template = template
-    return fast
+    """The tiny tokenizer with a template that names a system, as SmolLM2's does."""
+    return tiny_model.build_tokenizer(template, bos=bos)
 
 
 def build_model(*, dtype: torch.dtype = torch.float32, seed: int = 0, hidden: int = 64, layers: int = 2) -> Any:
-    """A random Llama with grouped-query attention and tied embeddings."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=272,
-        hidden_size=hidden,
-        intermediate_size=2 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=2,
-        pad_token_id=2,
-        initializer_range=0.15,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config).to(dtype)
+    """The tiny model, in a precision."""
+    model = tiny_model.build_model(seed=seed, hidden=hidden, layers=layers, context=512).to(dtype)
     return norms_in_fp64(model) if dtype == torch.float64 else model
 
 
@@ -136,6 +95,38 @@ def adapters() -> Adapters:
     return Adapters(build_base())
 
 
+def randomise(adapters: Adapters, name: str, std: float = 0.1, seed: int = 0) -> None:
+    """Draw every weight of an adapter, so that it changes something and all of it has a gradient."""
+    source = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in adapters.parameters(name):
+            parameter.normal_(std=std, generator=source)
+
+
+def with_adapter(base: LoadedBase, name: str) -> Adapters:
+    """A base with one random adapter to be trained."""
+    found = Adapters(base)
+    found.add(name, rank=4, alpha=8, trainable=True)
+    randomise(found, name)
+    return found
+
+
+@pytest.fixture
+def policy() -> Adapters:
+    """A tiny fp64 base with a random adapter "policy"."""
+    return with_adapter(build_base(dtype=torch.float64), "policy")
+
+
+@pytest.fixture
+def sft_adapter(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    """The folder of an adapter that is not the base."""
+    start = Adapters(load_base(tiny_model_dir, quantisation="fp32", device=torch.device("cpu")))
+    start.add("sft", rank=2, alpha=4, trainable=True)
+    randomise(start, "sft", 0.3)
+    start.save("sft", tmp_path / "sft")
+    return tmp_path / "sft"
+
+
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model saved as a Hugging Face folder (fp32 safetensors, tokenizer, template)."""
@@ -160,6 +151,7 @@ class Runs:
         demonstrations: Any = (),
         *,
         adapter: Path | str = "",
+        reward: ModelRef | None = None,
         run_id: str = "run-1",
         **changes: Any,
     ) -> RunFolder:
@@ -167,7 +159,8 @@ class Runs:
         settings = {"quantisation": "bf16", "lora_rank": 8, "lora_alpha": 16, "max_length": 256, "save_every": 0}
         recipe = dataclasses.replace(RECIPES[method](), **(settings | {"eval_every": 0} | changes))
         model = ModelRef(model_id="m", name="tiny", base=str(self.base), adapter=str(adapter))
-        spec = RunSpec(run_id=run_id, method=method, name=run_id, recipe=dataclasses.asdict(recipe), model=model)
+        fields = {"name": run_id, "recipe": dataclasses.asdict(recipe), "model": model, "reward": reward}
+        spec = RunSpec(run_id=run_id, method=method, **fields)
         return RunFolder.create(self.runs_dir, spec, train, heldout, demonstrations)
 
     def run(self, folder: RunFolder, stop_at: int = 0, *, ask_samples: bool = False) -> None:

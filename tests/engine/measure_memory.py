@@ -54,9 +54,9 @@ def in_fork(work: Callable[[], Any]) -> None:
         raise SystemExit(f"a process ended with status {status}")
 
 
-def conftest() -> Any:
-    """The tests' own tokenizer."""
-    spec = importlib.util.spec_from_file_location("engine_conftest", Path(__file__).with_name("conftest.py"))
+def tiny_model() -> Any:
+    """The module that builds the tests' own tokenizer."""
+    spec = importlib.util.spec_from_file_location("tiny_model", Path(__file__).parent.with_name("tiny_model.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true")
     options = parser.parse_args()
     base = options.folder / "base"
-    tokenizer = conftest().build_tokenizer()
+    tokenizer = tiny_model().build_tokenizer()
     in_fork(lambda: write_model(base, options.hidden, options.layers))
     tokenizer.save_pretrained(base)
     for method in options.methods or METHODS:

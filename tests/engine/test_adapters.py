@@ -10,16 +10,10 @@ from engine.heads import ScalarHead, load_head
 from engine.logps import token_logps
 from engine.masking import Example
 from engine.score import RewardStats, load_reward, score
+from tests.engine.conftest import randomise
 from workbench.errors import UserError
 
 ROWS = [[5, 6, 7, 8, 9, 10, 2], [11, 12, 13, 2]]
-
-
-def randomise(adapters, name, seed=0):
-    source = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in adapters.parameters(name):
-            parameter.copy_(torch.randn(parameter.shape, generator=source) * 0.2)
 
 
 def nll(adapters, name):
@@ -51,7 +45,7 @@ def test_every_linear_layer_but_the_head_is_adapted(adapters):
 
 def test_the_forward_equals_the_formula_of_lora(adapters):
     adapters.add("policy", rank=4, alpha=8, trainable=True)
-    randomise(adapters, "policy")
+    randomise(adapters, "policy", 0.2)
     layer = adapters.base.model.model.layers[0].mlp.up_proj
     x = torch.randn(3, 64)
     expected = x @ (layer.base_layer.weight + 2.0 * layer.lora_B["policy"].weight @ layer.lora_A["policy"].weight).T
@@ -66,7 +60,7 @@ def test_switching_between_forward_and_backward_keeps_every_gradient(make_base, 
         adapters = Adapters(make_base(dtype=torch.float64))
         for name in ("policy", "value", "reward"):
             adapters.add(name, rank=4, alpha=8, trainable=name != "reward", seed=len(name))
-            randomise(adapters, name, len(name))
+            randomise(adapters, name, 0.2, len(name))
         adapters.checkpointing(checkpointing)
         loss = nll(adapters, "policy")
         if between == "switch":
@@ -88,7 +82,7 @@ def test_one_backward_over_two_adapters_reaches_both(make_base):
     adapters = Adapters(make_base(dtype=torch.float64))
     for name in ("policy", "value"):
         adapters.add(name, rank=4, alpha=8, trainable=True)
-        randomise(adapters, name, len(name))
+        randomise(adapters, name, 0.2, len(name))
     adapters.checkpointing(True)
     (nll(adapters, "policy") + nll(adapters, "value")).backward()
     together = {name: [one.grad.clone() for one in adapters.parameters(name)] for name in ("policy", "value")}
@@ -123,7 +117,7 @@ def test_removing_an_adapter_leaves_the_others_as_they_were(adapters):
 
 def test_saved_and_loaded_an_adapter_gives_the_same_numbers(adapters, make_base, tmp_path):
     adapters.add("policy", rank=4, alpha=8, trainable=True)
-    randomise(adapters, "policy")
+    randomise(adapters, "policy", 0.2)
     adapters.save("policy", tmp_path)
     other = Adapters(make_base())
     other.load("start", tmp_path, trainable=False)
@@ -136,7 +130,7 @@ def test_peft_itself_loads_what_we_save(adapters, make_base, tmp_path):
     from peft import PeftModel
 
     adapters.add("policy", rank=4, alpha=8, trainable=True)
-    randomise(adapters, "policy")
+    randomise(adapters, "policy", 0.2)
     adapters.save("policy", tmp_path)
     model = PeftModel.from_pretrained(make_base().model, str(tmp_path))
     ids = torch.tensor([ROWS[0]])
@@ -152,7 +146,7 @@ def test_a_saved_reward_adapter_scores_the_same_in_transformers_and_peft(tiny_mo
 
     adapters = Adapters(load_base(tiny_model_dir, quantisation="fp32", device=torch.device("cpu")))
     adapters.add("reward", rank=4, alpha=8, trainable=True)
-    randomise(adapters, "reward")
+    randomise(adapters, "reward", 0.2)
     head = ScalarHead(64, seed=3)
     adapters.save("reward", tmp_path, head.weight)
     RewardStats(0.5, 2.0, 8, "demonstrations").write(tmp_path)
@@ -182,7 +176,7 @@ def test_an_adapter_of_another_base_is_refused(adapters, make_base, tmp_path):
 def test_an_imported_adapter_never_changes_the_base_as_it_is_loaded(adapters, tmp_path):
     # peft's "pissa" subtracts the principal part of the adapter from the base's own weights as it is injected
     adapters.add("policy", rank=4, alpha=8, trainable=True)
-    randomise(adapters, "policy")
+    randomise(adapters, "policy", 0.2)
     adapters.save("policy", tmp_path)
     config = tmp_path / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"init_lora_weights": "pissa"}))

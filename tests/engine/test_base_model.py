@@ -11,6 +11,7 @@ from engine.adapters import Adapters
 from engine.base_model import compute_dtype, load_base
 from engine.lora_linear import dense_weight
 from engine.masking import Example
+from tests.engine.conftest import randomise
 from workbench.errors import UserError
 
 CPU = torch.device("cpu")
@@ -54,9 +55,7 @@ def test_nf4_trains_adapters_as_its_own_dense_weights_would(tiny_model_dir, monk
     assert packed == 14
     for adapters in (small, dense):
         adapters.add("policy", rank=4, alpha=8, trainable=True)
-        with torch.no_grad():
-            for parameter in adapters.parameters("policy"):
-                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+        randomise(adapters, "policy")
         with adapters.use("policy"):
             hidden = adapters.flat(adapters.lay_out(ROWS))
         hidden.square().sum().backward()

@@ -14,7 +14,7 @@ from engine.base_model import prepare
 from engine.layer_parts import Norm, has_plain_layers
 from engine.masking import Example
 from engine.packing import lay_out
-from tests.engine.conftest import build_tokenizer, norms_in_fp64
+from tests.engine.conftest import build_tokenizer, norms_in_fp64, randomise
 
 CPU, F64 = torch.device("cpu"), torch.float64
 SIZES: dict[str, Any] = {
@@ -55,9 +55,7 @@ def adapters_of(config: PretrainedConfig, dtype: torch.dtype = F64) -> Adapters:
         norms_in_fp64(model)
     found = Adapters(prepare(model, build_tokenizer(), CPU, dtype))
     found.add("policy", rank=3, alpha=6, trainable=True)
-    with torch.no_grad():
-        for parameter in found.parameters("policy"):
-            parameter.normal_(std=0.2, generator=torch.Generator().manual_seed(3))
+    randomise(found, "policy", 0.2, seed=3)
     return found
 
 

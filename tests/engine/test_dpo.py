@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
@@ -10,67 +9,21 @@ from engine import base_model, dpo
 from engine.adapters import Adapters
 from engine.base_model import load_base
 from engine.dpo import completion_logps, pair_loss
-from engine.masking import Example, pair_examples
+from engine.masking import Example
 from engine.meters import Meters
 from engine.pairs import EncodedPair
+from tests.engine.rows import pair_rows, ranked
 from workbench.protocol import Metrics, Phase, Warned
 from workbench.recipes import DpoRecipe
 from workbench.records import Message
 from workbench.rows import PairRow
 
-GOOD, BAD = ("the hat", "then tea", "an ant in the heat", "that inn"), ("xx", "zz qq", "qx zx", "jj")
 LN2 = math.log(2)
-
-
-def rows(count=12, name="p"):
-    return [
-        PairRow(
-            f"{name}{index}",
-            f"g{index}",
-            f"k{index}",
-            "rater",
-            (Message("user", f"say {index}"),),
-            GOOD[index % 4],
-            BAD[(index // 2) % 4],
-        )
-        for index in range(count)
-    ]
-
-
-def preferences(tokenizer, texts=("the hat", "an ant", "xx", "zz")):
-    pairs = []
-    for better, worse in itertools.combinations(texts, 2):
-        chosen, rejected = pair_examples(tokenizer, [Message("user", "say")], better, worse, 256)
-        pairs.append(EncodedPair(f"{better}>{worse}", "k", chosen, rejected))
-    return pairs
-
-
-def randomise(adapters, name, std=0.1):
-    with torch.no_grad():
-        for parameter in adapters.parameters(name):
-            parameter.normal_(std=std, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def policy(make_base):
-    adapters = Adapters(make_base(dtype=torch.float64))
-    adapters.add("policy", rank=4, alpha=8, trainable=True)
-    randomise(adapters, "policy")
-    return adapters
-
-
-@pytest.fixture
-def sft_adapter(tiny_model_dir, tmp_path):
-    start = Adapters(load_base(tiny_model_dir, quantisation="fp32", device=torch.device("cpu")))
-    start.add("sft", rank=2, alpha=4, trainable=True)
-    randomise(start, "sft", 0.3)
-    start.save("sft", tmp_path / "sft")
-    return tmp_path / "sft"
 
 
 def test_the_margin_grows_and_the_loss_falls(runs, metric):
     folder = runs.create(
-        "dpo", rows(), rows(4, "held"), epochs=100, max_steps=25, batch=6, micro_batch=3, learning_rate=5e-3
+        "dpo", pair_rows(), pair_rows(4, "held"), epochs=100, max_steps=25, batch=6, micro_batch=3, learning_rate=5e-3
     )
     runs.run(folder)
     losses = [value for _, value in metric(folder, "loss")]
@@ -90,7 +43,14 @@ def test_the_first_loss_is_log_2(runs, metric, monkeypatch, sft_adapter, start, 
     monkeypatch.setattr(base_model, "compute_dtype", lambda _device: dtype)
     adapter = sft_adapter if start == "adapter" else ""
     folder = runs.create(
-        "dpo", rows(), rows(4, "held"), adapter=adapter, max_steps=1, batch=8, micro_batch=3, loss_type=loss_type
+        "dpo",
+        pair_rows(),
+        pair_rows(4, "held"),
+        adapter=adapter,
+        max_steps=1,
+        batch=8,
+        micro_batch=3,
+        loss_type=loss_type,
     )
     runs.run(folder)
     assert metric(folder, "loss")[0][1] == pytest.approx(LN2, abs=1e-4)
@@ -101,7 +61,7 @@ def test_the_first_loss_is_log_2(runs, metric, monkeypatch, sft_adapter, start, 
 def test_the_reference_of_a_run_from_an_adapter_is_that_adapter_and_not_the_bare_base(runs, metric, sft_adapter):
     values = []
     for index, adapter in enumerate(("", sft_adapter)):
-        folder = runs.create("dpo", rows(), run_id=f"run-{index}", adapter=adapter, max_steps=1)
+        folder = runs.create("dpo", pair_rows(), run_id=f"run-{index}", adapter=adapter, max_steps=1)
         runs.run(folder)
         values.append(metric(folder, "logps/chosen")[0][1])
     assert abs(values[0] - values[1]) > 0.1  # the two starts differ, and both began at log 2 above
@@ -109,7 +69,7 @@ def test_the_reference_of_a_run_from_an_adapter_is_that_adapter_and_not_the_bare
 
 def test_the_reference_is_computed_once_and_read_from_disk_after_that(runs, monkeypatch, metric):
     settings = {"epochs": 2, "batch": 4, "micro_batch": 2, "learning_rate": 5e-3}
-    folder = runs.create("dpo", rows(), rows(4, "held"), **settings)
+    folder = runs.create("dpo", pair_rows(), pair_rows(4, "held"), **settings)
     runs.run(folder, stop_at=2)
     [kept] = (folder.path / "cache").iterdir()
     phases = [one.name for one in folder.events() if isinstance(one, Phase)]
@@ -124,9 +84,9 @@ def test_the_reference_is_computed_once_and_read_from_disk_after_that(runs, monk
 def test_the_resumed_loss_curve_is_the_uninterrupted_one_bit_for_bit(runs, metric, stop_at, loss_type, sft_adapter):
     settings = {"epochs": 2, "batch": 4, "micro_batch": 2, "learning_rate": 5e-3, "adapter": sft_adapter}
     settings |= {"loss_type": loss_type, "beta": 2.0 if loss_type == "simpo" else 0.1}
-    whole = runs.create("dpo", rows(), **settings)
+    whole = runs.create("dpo", pair_rows(), **settings)
     runs.run(whole)
-    broken = runs.create("dpo", rows(), run_id="run-2", **settings)
+    broken = runs.create("dpo", pair_rows(), run_id="run-2", **settings)
     runs.run(broken, stop_at=stop_at)
     runs.run(broken)
     for key in ("loss", "rewards/margins", "logps/chosen", "grad_norm", "learning_rate"):
@@ -138,7 +98,7 @@ def test_the_resumed_loss_curve_is_the_uninterrupted_one_bit_for_bit(runs, metri
 def test_every_number_sent_is_in_the_glossary(runs):
     from workbench.metrics import GLOSSARY
 
-    folder = runs.create("dpo", rows(), rows(4, "held"), max_steps=2)
+    folder = runs.create("dpo", pair_rows(), pair_rows(4, "held"), max_steps=2)
     runs.run(folder)
     sent = {key for one in folder.events() if isinstance(one, Metrics) for key in one.values}
     assert {key for key in sent if key not in GLOSSARY or "dpo" not in GLOSSARY[key].methods} == set()
@@ -146,7 +106,7 @@ def test_every_number_sent_is_in_the_glossary(runs):
 
 
 def test_log_probabilities_are_sums_over_the_completion_with_its_eos(policy, tokenizer):
-    pairs = preferences(tokenizer)
+    pairs = ranked(tokenizer)
     chosen, rejected, *_ = completion_logps(policy, "policy", pairs)
     for sums, side in ((chosen, "chosen"), (rejected, "rejected")):
         for value, pair in zip(sums, pairs, strict=True):
@@ -159,7 +119,7 @@ def test_log_probabilities_are_sums_over_the_completion_with_its_eos(policy, tok
 
 
 def test_one_step_of_eight_equals_eight_accumulated_steps_of_one(policy, tokenizer):
-    pairs = preferences(tokenizer) + preferences(tokenizer, ("in", "tea", "jj"))[:2]
+    pairs = ranked(tokenizer) + ranked(tokenizer, ("in", "tea", "jj"))[:2]
     reference = {pair.id: (-20.0, -15.0 - index) for index, pair in enumerate(pairs)}
 
     def gradients(size):
@@ -177,7 +137,7 @@ def test_one_step_of_eight_equals_eight_accumulated_steps_of_one(policy, tokeniz
 
 
 def test_implicit_rewards_by_hand(policy, tokenizer):
-    pairs = preferences(tokenizer)[:1]
+    pairs = ranked(tokenizer)[:1]
     chosen, rejected, *_ = completion_logps(policy, "policy", pairs)
     meters = Meters()
     # ref = pi - (2, 1): rewards 0.5 * 2 and 0.5 * 1, D = 1, loss log(1 + e^-0.5)
@@ -195,7 +155,7 @@ def test_implicit_rewards_by_hand(policy, tokenizer):
 def test_a_loss_without_a_reference_sees_the_mean_of_a_token_and_makes_no_reference_pass(
     policy, tokenizer, runs, metric, loss_type
 ):
-    pairs = preferences(tokenizer)[:1]
+    pairs = ranked(tokenizer)[:1]
     recipe = DpoRecipe(loss_type=loss_type, beta=2.0, simpo_gamma=0.5, orpo_lambda=0.3)
     chosen, rejected, *_ = completion_logps(policy, "policy", pairs)
     c = float(chosen.detach()) / pairs[0].chosen.trained_tokens
@@ -210,7 +170,7 @@ def test_a_loss_without_a_reference_sees_the_mean_of_a_token_and_makes_no_refere
         expected, scale = -c + 0.3 * math.log1p(odds[0] / odds[1]), 0.3
     assert values["loss"] == pytest.approx(expected)
     assert values["rewards/margins"] == pytest.approx(scale * (c - r))
-    folder = runs.create("dpo", rows(), rows(4, "held"), max_steps=1, loss_type=loss_type)
+    folder = runs.create("dpo", pair_rows(), pair_rows(4, "held"), max_steps=1, loss_type=loss_type)
     runs.run(folder)
     assert "reference" not in {one.name for one in folder.events() if isinstance(one, Phase)}
     assert not (folder.path / "cache").exists()
@@ -221,7 +181,7 @@ def test_a_loss_without_a_reference_sees_the_mean_of_a_token_and_makes_no_refere
 def test_the_other_losses_train_too(runs, metric, loss_type):
     folder = runs.create(
         "dpo",
-        rows(),
+        pair_rows(),
         epochs=100,
         max_steps=12,
         batch=6,
@@ -237,7 +197,7 @@ def test_the_other_losses_train_too(runs, metric, loss_type):
 
 def test_pairs_that_became_identical_are_left_out_and_counted(runs):
     same = PairRow("same", "g", "k", "r", (Message("user", "a"),), "y" * 200 + "a", "y" * 200 + "b")
-    folder = runs.create("dpo", [*rows(4), same], max_steps=1, max_length=64)
+    folder = runs.create("dpo", [*pair_rows(4), same], max_steps=1, max_length=64)
     runs.run(folder)
     said = [one.message for one in folder.events() if isinstance(one, Warned)]
     assert any("1 of 5 pairs were left out" in one for one in said)
@@ -275,13 +235,3 @@ def test_sums_and_losses_of_the_demo_model_are_the_reference_numbers(golden, dem
         loss, _ = pair_loss(adapters, pairs, reference, DpoRecipe(beta=g["beta"]), Meters())
     torch.testing.assert_close(loss, torch.tensor(g["loss_per_pair"]), atol=tolerance["loss_fp32"], rtol=0)
     assert dpo.POLICY == "policy"
-
-
-def test_answers_to_fixed_prompts_are_kept_at_the_end_and_when_asked(runs):
-    folder = runs.create("dpo", rows(), rows(2, "held"), max_steps=2)
-    runs.run(folder, stop_at=1, ask_samples=True)
-    runs.run(folder)
-    samples = folder.samples()
-    assert [one.step for one in samples] == [1] * 4 + [2] * 4
-    assert [one.prompt for one in samples[:4]] == [one.prompt for one in samples[4:]]
-    assert [one.prompt_id for one in samples[:2]] == ["held0", "held1"]

@@ -5,20 +5,17 @@ import math
 import pytest
 import torch
 
-from engine.adapters import Adapters
-from engine.base_model import load_base
 from engine.kto import EncodedThumb, completion_logps, log_ratios, mismatched, thumb_loss, unsorted_schedule
 from engine.losses import kto_zero
 from engine.masking import Example, sft_example
 from engine.meters import Meters
+from tests.engine.rows import BAD, GOOD
 from workbench.errors import UserError
 from workbench.metrics import GLOSSARY
 from workbench.protocol import Metrics, Phase, Warned
 from workbench.recipes import KtoRecipe
 from workbench.records import Message
 from workbench.rows import ThumbRow
-
-GOOD, BAD = ("the hat", "then tea", "an ant in the heat", "that inn"), ("xx", "zz qq", "qx zx", "jj")
 
 
 def thumb(name, prompt, text, desirable):
@@ -42,29 +39,6 @@ def encoded(tokenizer, texts, prompts=None):
         )
         for index, text in enumerate(texts)
     ]
-
-
-def randomise(adapters, name, std=0.1):
-    with torch.no_grad():
-        for parameter in adapters.parameters(name):
-            parameter.normal_(std=std, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def policy(make_base):
-    adapters = Adapters(make_base(dtype=torch.float64))
-    adapters.add("policy", rank=4, alpha=8, trainable=True)
-    randomise(adapters, "policy")
-    return adapters
-
-
-@pytest.fixture
-def sft_adapter(tiny_model_dir, tmp_path):
-    start = Adapters(load_base(tiny_model_dir, quantisation="fp32", device=torch.device("cpu")))
-    start.add("sft", rank=2, alpha=4, trainable=True)
-    randomise(start, "sft", 0.3)
-    start.save("sft", tmp_path / "sft")
-    return tmp_path / "sft"
 
 
 # ---- learning --------------------------------------------------------------------------------------------------
@@ -275,9 +249,3 @@ def test_a_run_without_rows_says_what_is_missing(runs):
     folder = runs.create("kto", [])
     with pytest.raises(UserError, match="There is nothing to train"):
         runs.run(folder)
-
-
-def test_answers_to_fixed_prompts_are_kept_at_the_end(runs):
-    folder = runs.create("kto", rows(), rows(2, "held"), max_steps=1)
-    runs.run(folder)
-    assert [one.prompt_id for one in folder.samples()][:2] == ["held0", "held1"]

@@ -13,19 +13,15 @@ import torch
 from engine import dpo, kto, logps, reward, sft
 from engine.adapters import Adapters
 from engine.ppo_models import Players
+from engine.score import RewardStats
+from engine.session import Session
+from tests.engine.rows import rows_of
+from workbench.judgement import Judgement
 from workbench.protocol import Metrics, Warned
-from workbench.records import Message
-from workbench.rows import PairRow, PromptRow, SftRow, ThumbRow
+from workbench.records import METHODS, Message
+from workbench.rows import ThumbRow
 
-ASK = [(Message("user", f"say {number}"),) for number in range(4)]
-GOOD, BAD = ("the hat", "then tea", "an ant", "that inn"), ("xx", "zz qq", "qx zx", "jj")
-ROWS = {
-    "sft": [SftRow(f"d{n}", f"p{n}", ASK[n], GOOD[n]) for n in range(4)],
-    "reward": [PairRow(f"d{n}", f"p{n}", f"r{n}", "me", ASK[n], GOOD[n], BAD[n]) for n in range(4)],
-    "kto": [ThumbRow(f"d{n}", f"p{n}", f"r{n}", "me", ASK[n], (GOOD, BAD)[n % 2][n], n % 2 == 0) for n in range(4)],
-    "ppo": [PromptRow(f"p{n}", ASK[n]) for n in range(4)],
-}
-ROWS["dpo"] = ROWS["reward"]
+ROWS = {method: rows_of(method, 4) for method in METHODS}
 PPO = {"rule": "contains:a", "episodes": 8, "ppo_epochs": 1, "response_length": 8, "temperature": 1.0}
 
 
@@ -75,6 +71,73 @@ def test_the_phase_is_named_the_batch_stays_and_the_losses_are_the_same(
     before, after = ([one.values[key] for one in run.events() if isinstance(one, Metrics)] for run in (plain, tight))
     assert len(before) == 2
     assert after == pytest.approx(before, rel=1e-4)  # one step of 4 rows is one step of 4 rows
+
+
+MEASURED = {
+    "sft": ("eval_loss", "eval_mean_token_accuracy"),
+    "reward": ("eval_loss", "eval_margin", "eval_accuracy", "eval_accuracy_low", "eval_ece"),
+    "dpo": ("eval_loss", "eval_rewards/chosen", "eval_rewards/margins"),
+    "kto": ("eval_loss", "eval_rewards/desirable", "eval_kl"),
+}
+
+
+def break_model(monkeypatch, most, where):
+    """Let the model run out of memory as Linux does, for more than ``most`` sequences at once.
+
+    In the phases whose name or words hold ``where``; "update": in everything since the first pass with gradients.
+    """
+    real, enter, broken = Adapters.flat, Session.phase, []
+
+    def phase(session, *words):
+        if where != "update":
+            broken[:] = [1] * (where in " ".join(words))
+        enter(session, *words)
+
+    def short(adapters, layout):
+        if where == "update" and torch.is_grad_enabled():
+            broken.append(1)
+        if broken and len(layout.last) > most:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8589934592 bytes.")
+        return real(adapters, layout)
+
+    monkeypatch.setattr(Session, "phase", phase)
+    monkeypatch.setattr(Adapters, "flat", short)
+
+
+@pytest.mark.parametrize(
+    ("method", "where", "tried"),
+    [
+        *((method, where, (4, 2)) for method in ("sft", "reward", "dpo", "kto") for where in ("evaluating", "update")),
+        ("reward", "calibrating", (8, 4)),  # responses, not pairs
+        ("reward", "judging", (4, 2)),
+    ],
+)
+def test_measurements_take_the_micro_batch_that_fitted_halve_it_themselves_and_say_the_same(
+    runs, metric, monkeypatch, method, where, tried
+):
+    held = [dataclasses.replace(row, id=f"held-{row.id}") for row in ROWS[method]]
+    shown = ROWS["sft"] if method == "reward" else ()
+    settings = {"batch": 4, "micro_batch": 4, "epochs": 2.0, "learning_rate": 1e-6}
+    plain, tight = (
+        runs.create(method, ROWS[method], held, shown, run_id=run, **settings) for run in ("plain", "tight")
+    )
+    runs.run(plain)
+    break_model(monkeypatch, 2 if method in {"reward", "dpo"} else 1, where)  # one pair, or one row
+    runs.run(tight)
+    said = [one for one in tight.events() if isinstance(one, Warned)]
+    phase = "update" if where == "update" else "evaluating"
+    assert [(one.code, one.message.split(";")[0]) for one in said] == [
+        ("oom", f"Memory ran out in the {phase} phase with {rows} rows at once") for rows in tried
+    ]
+    for key in MEASURED[method]:
+        assert [step for step, _ in metric(tight, key)] == [0, 2]
+        values = [value for _, value in metric(plain, key)]
+        assert [value for _, value in metric(tight, key)] == pytest.approx(values, rel=1e-3, abs=1e-5)
+    if method == "reward":
+        stats, same = (RewardStats.read(run.path / "final") for run in (plain, tight))
+        assert (same.mean, same.std) == pytest.approx((stats.mean, stats.std), rel=1e-3)
+        judged, rejudged = (Judgement.read(run.path / "final").pairs for run in (plain, tight))
+        assert [one.gap for one in rejudged] == pytest.approx([one.gap for one in judged], abs=1e-3)
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto"])

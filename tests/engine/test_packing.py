@@ -9,6 +9,7 @@ from engine.adapters import Adapters
 from engine.logps import token_logps
 from engine.masking import Example
 from engine.packing import can_pack, lay_out
+from tests.engine.conftest import randomise
 
 CPU, F64 = torch.device("cpu"), torch.float64
 PROMPT, OTHER = (5, 6, 7, 8), (9, 10)
@@ -69,9 +70,7 @@ def sums_and_gradients(make_base, rows, *, packed, together=True):
     adapters = Adapters(make_base(dtype=F64))
     assert adapters.base.packs
     adapters.add("policy", rank=4, alpha=8, trainable=True)
-    with torch.no_grad():
-        for parameter in adapters.parameters("policy"):
-            parameter.normal_(std=0.2, generator=torch.Generator().manual_seed(3))
+    randomise(adapters, "policy", 0.2, seed=3)
     parts = [rows] if together else [[one] for one in rows]
     sums = []
     with adapters.use("policy"):

@@ -16,24 +16,13 @@ from engine.ppo_report import repetition, samples_of
 from engine.rules import rule_scorer
 from engine.score import RewardStats
 from engine.session import DivergedError, Session
+from tests.engine.conftest import randomise
+from tests.engine.rows import QUICK, prompts
 from workbench.errors import UserError
-from workbench.jsonl import encode, write_atomic
 from workbench.metrics import GLOSSARY
 from workbench.protocol import Checkpoint, Diverged, Metrics, ModelRef, Paused, SampleNow, Stop, Warned
 from workbench.recipes import PpoRecipe
-from workbench.records import Message, Sampling
-from workbench.rows import PromptRow
-
-QUICK = {
-    "rule": "contains:a",
-    "episodes": 16,
-    "batch": 8,
-    "micro_batch": 4,
-    "ppo_epochs": 2,
-    "mini_batches": 2,
-    "response_length": 12,
-    "temperature": 1.0,
-}
+from workbench.records import Sampling
 
 GROUPS = {"responses_per_prompt": 4, "batch": 8}
 OF_A_VALUE = {"loss/value_avg", "val/clipfrac_avg", "ppo/returns_mean", "ppo/values_mean", "ppo/explained_variance"}
@@ -46,26 +35,12 @@ def advantage_of(method):
     return {"advantage": method} | ({} if method == "gae" else GROUPS)
 
 
-def prompts(count=6, size=1):
-    return [PromptRow(f"p{index}", (Message("user", f"{'Say ' * size}{index}."),)) for index in range(count)]
-
-
-def tell(folder, **changes):
-    """Change fields of a frozen recipe.json."""
-    spec = folder.spec()
-    fields = {name: getattr(spec, name) for name in spec.__struct_fields__} | changes
-    write_atomic(folder.path / "recipe.json", encode(type(spec)(**fields)))
-    return folder
-
-
 @pytest.fixture
 def trained_adapter(tiny_model_dir, tmp_path):
     """A start adapter that is not the base."""
     adapters = Adapters(load_base(tiny_model_dir, quantisation="bf16", device=torch.device("cpu")))
     adapters.add("made", rank=4, alpha=8, trainable=False)
-    with torch.no_grad():
-        for one in adapters.parameters("made"):
-            one.copy_(torch.randn(one.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
+    randomise(adapters, "made", seed=1)
     adapters.save("made", tmp_path / "start")
     return tmp_path / "start"
 
@@ -74,9 +49,7 @@ def trained_adapter(tiny_model_dir, tmp_path):
 def reward_ref(tiny_model_dir, tmp_path):
     adapters = Adapters(load_base(tiny_model_dir, quantisation="bf16", device=torch.device("cpu")))
     adapters.add("made", rank=4, alpha=8, trainable=False)
-    with torch.no_grad():
-        for one in adapters.parameters("made"):
-            one.copy_(torch.randn(one.shape, generator=torch.Generator().manual_seed(2)) * 0.1)
+    randomise(adapters, "made", seed=2)
     adapters.save("made", tmp_path / "reward", ScalarHead(64, seed=3).weight)
     RewardStats(0.7, 2.5, 9, "demonstrations").write(tmp_path / "reward")
     return ModelRef(model_id="r", name="reward", base=str(tiny_model_dir), adapter=str(tmp_path / "reward"))
@@ -134,13 +107,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(runs, metric, sta
     if start == "adapter":
         changes["adapter"] = request.getfixturevalue("trained_adapter")
     if start == "reward model":
-        changes["rule"] = ""
-
-    def made(run_id):
-        folder = runs.create("ppo", prompts(), prompts(2), run_id=run_id, **changes)
-        return tell(folder, reward=request.getfixturevalue("reward_ref")) if start == "reward model" else folder
-
-    whole, broken = made("whole"), made("broken")
+        changes |= {"rule": "", "reward": request.getfixturevalue("reward_ref")}
+    whole, broken = (
+        runs.create("ppo", prompts(), prompts(2), run_id=run_id, **changes) for run_id in ("whole", "broken")
+    )
     runs.run(whole)
     runs.run(broken, stop_at=2)
     runs.run(broken)
@@ -184,10 +154,8 @@ def test_a_rule_is_learnt_and_the_leash_holds(runs, metric, method):
 
 
 def test_only_policy_value_and_value_head_ever_change(runs, reward_ref, trained_adapter):
-    folder = tell(
-        runs.create("ppo", prompts(), adapter=trained_adapter, **(QUICK | {"rule": "", "learning_rate": 1e-2})),
-        reward=reward_ref,
-    )
+    changes = QUICK | {"rule": "", "learning_rate": 1e-2}
+    folder = runs.create("ppo", prompts(), adapter=trained_adapter, reward=reward_ref, **changes)
     session, players, trainer, rows = opened(folder)
     assert set(players.adapters.names) == {"policy", "reference", "reward", "value"}
     before = {name: [one.clone() for one in players.adapters.parameters(name)] for name in players.adapters.names}
@@ -217,7 +185,7 @@ def step(session, trainer, rows, number=1):
 @pytest.mark.parametrize("method", ["rloo", "grpo"])
 def test_without_a_value_function_there_is_no_value_adapter_and_only_the_policy_changes(runs, reward_ref, method):
     changes = QUICK | {"rule": "", "learning_rate": 1e-2} | advantage_of(method)
-    session, players, trainer, rows = opened(tell(runs.create("ppo", prompts(), **changes), reward=reward_ref))
+    session, players, trainer, rows = opened(runs.create("ppo", prompts(), reward=reward_ref, **changes))
     assert set(players.adapters.names) == {"policy", "reward"}
     assert (players.head, trainer.value_optimiser, players.value_parameters()) == (None, None, [])
     before = {name: [one.clone() for one in players.adapters.parameters(name)] for name in players.adapters.names}
@@ -250,7 +218,7 @@ def test_the_responses_to_one_prompt_lie_together_and_are_all_drawn_anew(runs):
 
 
 def test_the_value_starts_as_the_reward_model_normalised(runs, reward_ref):
-    folder = tell(runs.create("ppo", prompts(), **(QUICK | {"rule": ""})), reward=reward_ref)
+    folder = runs.create("ppo", prompts(), reward=reward_ref, **(QUICK | {"rule": ""}))
     _, players, _, rows = opened(folder)
     episodes = [Episode(one.id, one.text, one.ids, (5, 9, 2), True, "") for one in rows]
     values = players.values(players.layout(episodes), 4)
@@ -462,17 +430,17 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_prompts_of_its_batch(ru
 
 
 def test_without_anything_to_score_with_the_run_is_refused(runs, reward_ref, tmp_path):
-    folder = runs.create("ppo", prompts(), **(QUICK | {"rule": ""}))
+    changes = QUICK | {"rule": ""}
     with pytest.raises(UserError, match="nothing to score with"):
-        runs.run(folder)
+        runs.run(runs.create("ppo", prompts(), **changes))
     other = ModelRef(model_id="r", name="r", base=str(tmp_path), adapter=reward_ref.adapter)
     with pytest.raises(UserError, match="another base"):
-        runs.run(tell(folder, reward=other))
+        runs.run(runs.create("ppo", prompts(), reward=other, run_id="other", **changes))
 
 
 def test_an_uncalibrated_reward_model_is_used_raw_and_said_aloud(runs, reward_ref, tmp_path):
     (tmp_path / "reward" / "reward_stats.json").unlink()
-    folder = tell(runs.create("ppo", prompts(), **(QUICK | {"rule": "", "episodes": 8})), reward=reward_ref)
+    folder = runs.create("ppo", prompts(), reward=reward_ref, **(QUICK | {"rule": "", "episodes": 8}))
     runs.run(folder)
     assert [one.code for one in folder.events() if isinstance(one, Warned)] == ["reward-uncalibrated"]
 

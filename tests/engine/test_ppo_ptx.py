@@ -10,27 +10,14 @@ from engine.batching import in_passes
 from engine.masking import sft_example
 from engine.ppo_models import POLICY, Players, open_players
 from engine.session import DivergedError, Session
+from tests.engine.rows import QUICK, prompts
 from workbench.errors import UserError
 from workbench.metrics import GLOSSARY
 from workbench.protocol import Warned
 from workbench.records import Message
-from workbench.rows import PromptRow, SftRow
+from workbench.rows import SftRow
 
-QUICK = {
-    "rule": "contains:a",
-    "episodes": 16,
-    "batch": 8,
-    "micro_batch": 4,
-    "ppo_epochs": 2,
-    "mini_batches": 2,
-    "response_length": 12,
-    "temperature": 1.0,
-}
 WORDS = ("the hat", "then tea", "an ant in the heat", "that inn", "ten")
-
-
-def prompts(count=6):
-    return [PromptRow(f"p{index}", (Message("user", f"Say {index}."),)) for index in range(count)]
 
 
 def shown(count=5):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import replace
 
@@ -11,13 +10,14 @@ from engine import reward
 from engine.adapters import Adapters
 from engine.base_model import load_base
 from engine.heads import ScalarHead, load_head
-from engine.masking import Example, pair_examples
+from engine.masking import Example
 from engine.meters import calibration_error
 from engine.packing import lay_out
-from engine.pairs import EncodedPair
 from engine.reward import pair_loss, pair_scores
 from engine.score import RewardModel, RewardStats, load_reward, score
 from engine.session import Session
+from tests.engine.conftest import with_adapter
+from tests.engine.rows import GOOD, pair_rows, ranked
 from workbench.errors import UserError
 from workbench.judgement import Judgement, report
 from workbench.protocol import Metrics, Stop, Warned
@@ -25,47 +25,22 @@ from workbench.recipes import RewardRecipe
 from workbench.records import Message
 from workbench.rows import PairRow, SftRow
 
-GOOD, BAD = ("the hat", "then tea", "an ant in the heat", "that inn"), ("xx", "zz qq", "qx zx", "jj")
-
-
-def rows(count=12, name="p"):
-    return [
-        PairRow(
-            f"{name}{index}",
-            f"g{index}",
-            f"k{index}",
-            "rater",
-            (Message("user", f"say {index}"),),
-            GOOD[index % 4],
-            BAD[(index // 2) % 4],
-            1 + index % 2,
-        )
-        for index in range(count)
-    ]
-
-
-def ranked(tokenizer, texts=("the hat", "an ant", "xx", "zz")):
-    """All six pairs of one ranking of four responses."""
-    pairs = []
-    for better, worse in itertools.combinations(texts, 2):
-        chosen, rejected = pair_examples(tokenizer, [Message("user", "say")], better, worse, 256)
-        pairs.append(EncodedPair(f"{better}>{worse}", "k", chosen, rejected))
-    return pairs
-
 
 @pytest.fixture
 def model(make_base):
-    adapters = Adapters(make_base(dtype=torch.float64))
-    adapters.add("reward", rank=4, alpha=8, trainable=True)
-    with torch.no_grad():
-        for parameter in adapters.parameters("reward"):
-            parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
-    return adapters, ScalarHead(64, seed=1).double()
+    return with_adapter(make_base(dtype=torch.float64), "reward"), ScalarHead(64, seed=1).double()
 
 
 def test_the_reward_model_learns_what_is_preferred(runs, metric):
     folder = runs.create(
-        "reward", rows(), rows(4, "held"), epochs=100, max_steps=25, batch=6, micro_batch=3, learning_rate=5e-3
+        "reward",
+        pair_rows(),
+        pair_rows(4, "held"),
+        epochs=100,
+        max_steps=25,
+        batch=6,
+        micro_batch=3,
+        learning_rate=5e-3,
     )
     runs.run(folder)
     losses = [value for _, value in metric(folder, "loss")]
@@ -79,8 +54,8 @@ def test_the_reward_model_learns_what_is_preferred(runs, metric):
 
 def test_at_the_end_every_held_out_pair_is_judged_once_by_the_finished_model(runs, tiny_model_dir, monkeypatch):
     monkeypatch.setattr(reward, "EVAL_ROWS", 2)  # a measurement on the way looks at some, the judgement at all
-    held = rows(6, "held")
-    folder = runs.create("reward", rows(), held, epochs=9, max_steps=3, learning_rate=5e-3)
+    held = pair_rows(6, "held")
+    folder = runs.create("reward", pair_rows(), held, epochs=9, max_steps=3, learning_rate=5e-3)
     runs.run(folder)
     judgement = Judgement.read(folder.path / "final")
     assert judgement.step == 3
@@ -108,7 +83,7 @@ def test_a_judgement_that_fails_is_told_and_takes_no_model(runs, monkeypatch):
 
     monkeypatch.setattr(reward, "pair_scores", broken)
     monkeypatch.setattr(reward, "eval_due", lambda *_: False)
-    folder = runs.create("reward", rows(), rows(3, "held"), max_steps=1)
+    folder = runs.create("reward", pair_rows(), pair_rows(3, "held"), max_steps=1)
     runs.run(folder)
     assert folder.final_dir() is not None
     assert Judgement.read(folder.path / "final") is None
@@ -117,18 +92,18 @@ def test_a_judgement_that_fails_is_told_and_takes_no_model(runs, monkeypatch):
 
 def test_scores_that_are_not_finite_judge_nothing_and_a_stop_waits_for_nothing(runs, model, tokenizer):
     adapters, head = model
-    session = Session(runs.create("reward", rows(), [row_of(pair) for pair in ranked(tokenizer)]).path)
+    session = Session(runs.create("reward", pair_rows(), [row_of(pair) for pair in ranked(tokenizer)]).path)
     pairs = ranked(tokenizer)
-    assert len(reward.judge(session, adapters, head, pairs, 1).pairs) == 6
-    assert reward.judge(session, adapters, head, [], 1) is None
+    assert len(reward.judge(session, adapters, head, pairs, 1, 4).pairs) == 6
+    assert reward.judge(session, adapters, head, [], 1, 4) is None
     with torch.no_grad():
         head.weight.fill_(math.nan)
-    assert reward.judge(session, adapters, head, pairs, 1) is None
+    assert reward.judge(session, adapters, head, pairs, 1, 4) is None
     session._stepped = True
     session.control.obey(Stop(save=True))
     with torch.no_grad():
         head.weight.zero_()
-    assert reward.judge(session, adapters, head, pairs, 1) is None
+    assert reward.judge(session, adapters, head, pairs, 1, 4) is None
 
 
 def row_of(pair):
@@ -138,7 +113,7 @@ def row_of(pair):
 def test_every_number_sent_is_in_the_glossary(runs):
     from workbench.metrics import GLOSSARY
 
-    folder = runs.create("reward", rows(), rows(4, "held"), max_steps=2)
+    folder = runs.create("reward", pair_rows(), pair_rows(4, "held"), max_steps=2)
     runs.run(folder)
     sent = {key for one in folder.events() if isinstance(one, Metrics) for key in one.values}
     assert {key for key in sent if key not in GLOSSARY or "reward" not in GLOSSARY[key].methods} == set()
@@ -204,11 +179,11 @@ def test_ties_draw_scores_together_and_are_no_preference(runs, metric):
     # each ranking: GOOD over BAD, and GOOD beside another GOOD
     tied = [
         replace(row, id=f"{row.id}-tie", rejected=GOOD[(index + 1) % 4], tier_distance=0)
-        for index, row in enumerate(rows())
+        for index, row in enumerate(pair_rows())
     ]
-    mixed = sorted([*rows(), *tied], key=lambda row: row.ranking_id)
+    mixed = sorted([*pair_rows(), *tied], key=lambda row: row.ranking_id)
     settings = {"epochs": 100, "max_steps": 25, "batch": 12, "micro_batch": 6, "learning_rate": 5e-3}
-    folder = runs.create("reward", mixed, rows(4, "held"), ties=True, label_smoothing=0.1, **settings)
+    folder = runs.create("reward", mixed, pair_rows(4, "held"), ties=True, label_smoothing=0.1, **settings)
     runs.run(folder)
     assert metric(folder, "accuracy")[-1][1] == 1  # of the preferences: the ties are not counted
     # half the pairs want 0.9 (least loss 0.325), half are ties (least loss log 2)
@@ -241,9 +216,9 @@ def test_the_score_is_read_at_eos_even_where_pad_is_eos(model):
 @pytest.mark.parametrize("stop_at", [1, 4])
 def test_the_resumed_loss_curve_is_the_uninterrupted_one_bit_for_bit(runs, metric, stop_at):
     settings = {"epochs": 2, "batch": 4, "micro_batch": 2, "learning_rate": 5e-3}
-    whole = runs.create("reward", rows(), **settings)
+    whole = runs.create("reward", pair_rows(), **settings)
     runs.run(whole)
-    broken = runs.create("reward", rows(), run_id="run-2", **settings)
+    broken = runs.create("reward", pair_rows(), run_id="run-2", **settings)
     runs.run(broken, stop_at=stop_at)
     assert RewardStats.read(broken.checkpoints()[0]).count > 0
     runs.run(broken)
@@ -255,7 +230,7 @@ def test_the_resumed_loss_curve_is_the_uninterrupted_one_bit_for_bit(runs, metri
 
 def test_scores_are_centred_on_the_demonstrations(runs, tiny_model_dir):
     shown = [SftRow(f"d{index}", "g", (Message("user", f"say {index}"),), GOOD[index % 4]) for index in range(6)]
-    folder = runs.create("reward", rows(), (), shown, max_steps=3, learning_rate=5e-3)
+    folder = runs.create("reward", pair_rows(), (), shown, max_steps=3, learning_rate=5e-3)
     runs.run(folder)
     adapters = Adapters(load_base(tiny_model_dir, quantisation="bf16", device=torch.device("cpu")))
     trained = load_reward(adapters, folder.path / "final")
@@ -264,24 +239,24 @@ def test_scores_are_centred_on_the_demonstrations(runs, tiny_model_dir):
     centred = [trained.stats.standardise(value) for value in scores]
     assert sum(centred) / 6 == pytest.approx(0, abs=1e-4)
     # The unit is the spread of ranked responses: good answers lie close together and would make it tiny.
-    ranked_rows = [(one.prompt, text) for one in rows() for text in (one.chosen, one.rejected)]
+    ranked_rows = [(one.prompt, text) for one in pair_rows() for text in (one.chosen, one.rejected)]
     spread = torch.tensor(trained.score(list(dict.fromkeys(ranked_rows)))).std(correction=0)
     assert trained.stats.std == pytest.approx(float(spread), rel=1e-3)
 
 
 def test_without_demonstrations_scores_are_centred_on_the_training_responses(runs):
-    folder = runs.create("reward", rows(), max_steps=1)
+    folder = runs.create("reward", pair_rows(), max_steps=1)
     runs.run(folder)
     stats = RewardStats.read(folder.path / "final")
     assert stats.reference == "ranked responses"
-    assert stats.count == len({(one.prompt, text) for one in rows() for text in (one.chosen, one.rejected)})
+    assert stats.count == len({(one.prompt, text) for one in pair_rows() for text in (one.chosen, one.rejected)})
 
 
 def test_a_run_from_an_sft_adapter_starts_as_a_copy_of_it(runs, adapters, tmp_path, tiny_model_dir):
     start = Adapters(load_base(tiny_model_dir, quantisation="fp32", device=torch.device("cpu")))
     start.add("sft", rank=2, alpha=4, trainable=True, seed=5)
     start.save("sft", tmp_path / "sft")
-    folder = runs.create("reward", rows(), max_steps=1, learning_rate=1e-8, adapter=tmp_path / "sft")
+    folder = runs.create("reward", pair_rows(), max_steps=1, learning_rate=1e-8, adapter=tmp_path / "sft")
     runs.run(folder)
     final = Adapters(start.base)
     final.load("final", folder.path / "final", trainable=False)
@@ -290,11 +265,11 @@ def test_a_run_from_an_sft_adapter_starts_as_a_copy_of_it(runs, adapters, tmp_pa
 
 
 def test_training_a_reward_model_further_keeps_its_head(runs):
-    first = runs.create("reward", rows(), max_steps=2, head_learning_rate=0.1)
+    first = runs.create("reward", pair_rows(), max_steps=2, head_learning_rate=0.1)
     runs.run(first)
     again = runs.create(
         "reward",
-        rows(),
+        pair_rows(),
         run_id="run-2",
         max_steps=1,
         adapter=first.path / "final",
@@ -308,7 +283,7 @@ def test_training_a_reward_model_further_keeps_its_head(runs):
 
 def test_a_pair_that_would_lose_its_ending_is_left_out_and_counted(runs):
     long = PairRow("long", "g", "k", "r", (Message("user", "a"),), "y" * 100, "no")
-    folder = runs.create("reward", [*rows(4), long], max_steps=1, max_length=64)
+    folder = runs.create("reward", [*pair_rows(4), long], max_steps=1, max_length=64)
     runs.run(folder)
     said = [one.message for one in folder.events() if isinstance(one, Warned)]
     assert any("1 of 5 pairs were left out" in one for one in said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -18,54 +19,29 @@ from engine.ppo_models import open_players
 from engine.reward import pair_loss, pair_scores
 from engine.score import RewardModel, RewardStats, load_reward, score, spread
 from engine.session import Session
+from tests.engine.conftest import with_adapter
+from tests.engine.rows import QUICK, pair_rows, prompts
 from workbench.errors import UserError
-from workbench.jsonl import encode, write_atomic
 from workbench.judgement import Judgement
 from workbench.metrics import GLOSSARY
 from workbench.protocol import Metrics, ModelRef, Warned
 from workbench.recipes import RewardRecipe
-from workbench.records import Message
-from workbench.rows import PairRow, PromptRow
+from workbench.run_folder import RunFolder
 
-GOOD, BAD = ("the hat", "then tea", "an ant in the heat", "that inn"), ("xx", "zz qq", "qx zx", "jj")
 ROWS = [[5, 6, 2], [7, 8, 9, 10, 11, 12, 2], [13, 2]]
-
-
-def rows(count=12, name="p"):
-    return [
-        PairRow(
-            f"{name}{index}",
-            f"g{index}",
-            f"k{index}",
-            "rater",
-            (Message("user", f"say {index}"),),
-            GOOD[index % 4],
-            BAD[(index // 2) % 4],
-        )
-        for index in range(count)
-    ]
 
 
 def encoded(tokenizer, count=8):
     made = []
-    for one in rows(count):
+    for one in pair_rows(count):
         chosen, rejected = pair_examples(tokenizer, one.prompt, one.chosen, one.rejected, 256)
         made.append(EncodedPair(one.id, one.ranking_id, chosen, rejected))
     return made
 
 
-def randomised(base, name="reward"):
-    adapters = Adapters(base)
-    adapters.add(name, rank=4, alpha=8, trainable=True)
-    with torch.no_grad():
-        for parameter in adapters.parameters(name):
-            parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
-    return adapters
-
-
 @pytest.fixture
 def model(make_base):
-    return randomised(make_base(dtype=torch.float64)), ScalarHead(64, seed=1, heads=4).double()
+    return with_adapter(make_base(dtype=torch.float64), "reward"), ScalarHead(64, seed=1, heads=4).double()
 
 
 # ---- one head is as it always was ------------------------------------------------------------------------------
@@ -84,25 +60,17 @@ def test_a_single_head_scores_to_the_last_bit_as_a_product_with_its_weights():
     head, hidden = ScalarHead(64, seed=1), torch.randn(7, 64, generator=torch.Generator().manual_seed(0))
     assert torch.equal(head(hidden), hidden @ head.weight[0])
     assert not spread(head.each(hidden)).any()
-    assert torch.equal(bootstrap_weights(["a", "b"], 1, 0), torch.ones(2, 1))
+    assert bootstrap_weights(["a", "b", "a"], 1, 0) == {"a": torch.ones(1), "b": torch.ones(1)}
 
 
-def test_a_head_whose_coins_left_out_every_ranking_is_told(runs):
-    """Of 2 rankings a head sees none with a chance of 1/4: it would stay a random direction within the mean."""
-
-    def idle(seed):
-        return int((bootstrap_weights(["k0", "k1"], 4, seed).sum(0) == 0).sum())
-
-    for wanted in (0, 1, 4):
-        seed = next(seed for seed in range(10_000) if idle(seed) == wanted)
-        folder = runs.create("reward", rows(2), heads=4, seed=seed, max_steps=1, batch=2, run_id=f"idle-{wanted}")
-        runs.run(folder)
+def test_more_heads_than_the_rankings_can_tell_apart_are_told(runs):
+    # {a}, {b} and {a, b}: two rankings make three choices, and a fourth head repeats one
+    for rankings, heads, told in ((2, 4, True), (2, 3, False), (1, 2, True), (1, 1, False)):
+        run_id = f"{rankings}-{heads}"
+        runs.run(runs.create("reward", pair_rows(rankings), heads=heads, max_steps=1, batch=2, run_id=run_id))
+        folder = RunFolder(runs.runs_dir / run_id)
         said = [one.message for one in folder.events() if isinstance(one, Warned) and one.code == "heads"]
-        told = f"{wanted} of 4 heads have no ranking to learn from and stay as they began: their coins left out all 2"
-        assert said == ([told] if wanted else [])
-    single = runs.create("reward", rows(1), seed=0, max_steps=1, batch=2, run_id="single")
-    runs.run(single)
-    assert not [one for one in single.events() if isinstance(one, Warned) and one.code == "heads"]
+        assert [one.startswith(f"{heads} heads are too many for {rankings} rankings") for one in said] == [True] * told
 
 
 # ---- many heads: formulas --------------------------------------------------------------------------------------
@@ -122,15 +90,39 @@ def test_the_spread_forgets_the_level_of_each_head():
     assert float(spread(torch.tensor([0.0, 0.0, 3.0]))) == pytest.approx(math.sqrt(2))
 
 
-def test_coins_fall_by_ranking_and_head_for_good_and_double_or_nothing():
-    units = [f"k{number}" for number in range(400)]
-    weights = bootstrap_weights(units, 8, 3)
-    assert set(weights.flatten().tolist()) == {0.0, 2.0}
-    assert float(weights.mean()) == pytest.approx(1, abs=4 / math.sqrt(3200))  # 4 standard errors
-    assert torch.equal(weights, bootstrap_weights(units, 8, 3))
-    assert torch.equal(weights[[5, 5, 2]], bootstrap_weights(["k5", "k5", "k2"], 8, 3))  # pairs of one ranking alike
-    assert not torch.equal(weights[:, 0], weights[:, 1])
-    assert not torch.equal(weights, bootstrap_weights(units, 8, 4))
+def table(rankings, heads, seed):
+    """The weights of all rankings, [N, K]."""
+    return torch.stack(list(bootstrap_weights(rankings, heads, seed).values()))
+
+
+@pytest.mark.parametrize("heads", [2, 3, 8])
+def test_coins_fall_by_ranking_and_head_for_good_and_weigh_1_in_the_mean(heads):
+    units = [f"k{number:04}" for number in range(4000)]
+    weights = table(units, heads, 3)
+    # p = P(a head's coin | not all K are tails) = 2^(K-1) / (2^K - 1); weights 1/p or 0: variance 1/p - 1
+    p = 2 ** (heads - 1) / (2**heads - 1)
+    assert sorted(weights.unique().tolist()) == pytest.approx([0, 1 / p])
+    assert weights.mean(0).tolist() == pytest.approx([1] * heads, abs=4 * math.sqrt((1 / p - 1) / 4000))
+    assert torch.equal(weights, table(units[::-1] * 2, heads, 3))  # whatever the order, and how many pairs each has
+    assert torch.equal(weights[:100], table(units[:100], heads, 3))  # a ranking's coins are its own
+    assert not torch.equal(weights, table(units, heads, 4))
+
+
+def test_the_coins_of_two_heads_are_independent_but_for_the_toss_that_is_tossed_again():
+    drawn = table([f"k{number}" for number in range(8000)], 2, 0) > 0
+    for first, second in itertools.product((True, False), repeat=2):
+        share = float((drawn == torch.tensor([first, second])).all(1).double().mean())
+        assert share == pytest.approx((first or second) / 3, abs=4 * math.sqrt(2 / 9 / 8000))
+
+
+@pytest.mark.parametrize(("rankings", "heads"), [(1, 1), (1, 4), (2, 2), (2, 16), (3, 4), (8, 2), (40, 2)])
+def test_every_head_gets_a_ranking_and_every_ranking_a_head(rankings, heads):
+    units = [f"k{number}" for number in range(rankings)]
+    for seed in range(300):
+        drawn = table(units, heads, seed) > 0
+        assert drawn.any(0).all()
+        assert drawn.any(1).all()
+        assert torch.equal(drawn, table(units, heads, seed) > 0)
 
 
 def test_the_loss_is_the_mean_over_heads_of_bradley_terry_on_the_pairs_of_each(tokenizer):
@@ -138,29 +130,30 @@ def test_the_loss_is_the_mean_over_heads_of_bradley_terry_on_the_pairs_of_each(t
     source = torch.Generator().manual_seed(4)
     chosen, rejected = (torch.randn(3, 4, generator=source, dtype=torch.float64) for _ in range(2))
     recipe = RewardRecipe(heads=4, seed=9, center_coefficient=0.1)
-    coins = bootstrap_weights([one.unit for one in pairs], 4, 9)
-    found = pair_loss(chosen, rejected, pairs, recipe, bootstrapped=True).tolist()
+    weights = bootstrap_weights([one.unit for one in pairs], 4, 9)
+    found = pair_loss(chosen, rejected, pairs, recipe, weights).tolist()
     for pair in range(3):
         expected = 0.0
         for head in range(4):
             c, r = float(chosen[pair, head]), float(rejected[pair, head])
-            expected += float(coins[pair, head]) * (math.log1p(math.exp(r - c)) + 0.1 * (c + r) ** 2) / 4
+            expected += float(weights[pairs[pair].unit][head]) * (math.log1p(math.exp(r - c)) + 0.1 * (c + r) ** 2) / 4
         assert found[pair] == pytest.approx(expected, rel=1e-12)
 
 
 def test_one_step_of_eight_equals_eight_accumulated_steps_of_one(model, tokenizer):
     adapters, head = model
     pairs, recipe = encoded(tokenizer), RewardRecipe(heads=4, center_coefficient=0.1)
-    weights = [*adapters.parameters("reward"), *head.parameters()]
+    trained = [*adapters.parameters("reward"), *head.parameters()]
+    weights = bootstrap_weights([one.unit for one in pairs], 4, 0)
 
     def gradients(size):
-        for weight in weights:
-            weight.grad = None
+        for one in trained:
+            one.grad = None
         for start in range(0, 8, size):
             part = pairs[start : start + size]
             chosen, rejected, _ = pair_scores(adapters, head, part)
-            (pair_loss(chosen, rejected, part, recipe, bootstrapped=True).sum() / 8).backward()
-        return [weight.grad.clone() for weight in weights]
+            (pair_loss(chosen, rejected, part, recipe, weights).sum() / 8).backward()
+        return [one.grad.clone() for one in trained]
 
     at_once = gradients(8)
     for size in (1, 3):
@@ -172,11 +165,9 @@ def test_a_head_learns_nothing_from_a_pair_that_its_coin_took_away(model, tokeni
     adapters, head = model
     pair = encoded(tokenizer, 1)
     chosen, rejected, _ = pair_scores(adapters, head, pair)
-    pair_loss(chosen, rejected, pair, RewardRecipe(heads=4), bootstrapped=True).sum().backward()
-    coins = bootstrap_weights([pair[0].unit], 4, 0)[0] > 0
-    assert coins.any()
-    assert not coins.all()
-    assert torch.equal(head.weight.grad.abs().sum(1) > 0, coins)
+    coins = torch.tensor([1.875, 0, 0, 1.875])
+    pair_loss(chosen, rejected, pair, RewardRecipe(heads=4), {pair[0].unit: coins}).sum().backward()
+    assert torch.equal(head.weight.grad.abs().sum(1) > 0, coins > 0)
 
 
 # ---- a run, its file, and the same score by every path ---------------------------------------------------------
@@ -184,7 +175,9 @@ def test_a_head_learns_nothing_from_a_pair_that_its_coin_took_away(model, tokeni
 
 @pytest.fixture
 def trained(runs):
-    folder = runs.create("reward", rows(), rows(6, "held"), heads=4, epochs=9, max_steps=6, learning_rate=5e-3)
+    folder = runs.create(
+        "reward", pair_rows(), pair_rows(6, "held"), heads=4, epochs=9, max_steps=6, learning_rate=5e-3
+    )
     runs.run(folder)
     return folder
 
@@ -192,8 +185,8 @@ def trained(runs):
 def test_a_run_with_heads_learns_judges_with_spreads_and_names_its_numbers(runs, metric):
     folder = runs.create(
         "reward",
-        rows(),
-        rows(4, "held"),
+        pair_rows(),
+        pair_rows(4, "held"),
         heads=4,
         epochs=100,
         max_steps=25,
@@ -249,14 +242,14 @@ def test_a_response_scores_the_same_alone_in_a_batch_in_training_and_in_other_pr
 def test_each_heads_level_is_known_from_the_calibration_set(trained, tiny_model_dir):
     adapters = Adapters(load_base(tiny_model_dir, quantisation="bf16", device=torch.device("cpu")))
     ours = load_reward(adapters, trained.path / "final")
-    responses = {(one.prompt, text) for one in rows() for text in (one.chosen, one.rejected)}
+    responses = {(one.prompt, text) for one in pair_rows() for text in (one.chosen, one.rejected)}
     by_head = ours.ids_by_head([ours.encode(prompt, text) for prompt, text in responses])
     assert ours.stats.head_means == pytest.approx(by_head.mean(0).tolist(), abs=1e-4)
     assert ours.stats.mean == pytest.approx(sum(ours.stats.head_means) / 4, abs=1e-5)
 
 
 def test_a_model_of_one_head_is_the_file_it_always_was(runs, tmp_path):
-    folder = runs.create("reward", rows(), max_steps=1)
+    folder = runs.create("reward", pair_rows(), max_steps=1)
     runs.run(folder)
     assert not (folder.path / "final" / HEADS_FILE).exists()
     assert load_head(folder.path / "final").count == 1
@@ -279,7 +272,10 @@ def test_heads_of_another_model_and_damaged_ones_are_refused(trained):
 
 def test_the_resumed_run_is_the_uninterrupted_one_bit_for_bit(runs, metric):
     settings = {"epochs": 2, "batch": 4, "micro_batch": 2, "learning_rate": 5e-3, "heads": 3}
-    whole, broken = runs.create("reward", rows(), **settings), runs.create("reward", rows(), run_id="2", **settings)
+    whole, broken = (
+        runs.create("reward", pair_rows(), **settings),
+        runs.create("reward", pair_rows(), run_id="2", **settings),
+    )
     runs.run(whole)
     runs.run(broken, stop_at=2)
     runs.run(broken)
@@ -290,7 +286,7 @@ def test_the_resumed_run_is_the_uninterrupted_one_bit_for_bit(runs, metric):
 
 
 def test_training_further_keeps_the_heads_and_says_so(runs, trained):
-    again = runs.create("reward", rows(), run_id="2", max_steps=1, heads=2, adapter=trained.path / "final")
+    again = runs.create("reward", pair_rows(), run_id="2", max_steps=1, heads=2, adapter=trained.path / "final")
     runs.run(again)
     assert load_head(again.path / "final").count == 4
     [said] = [one for one in again.events() if isinstance(one, Warned) and one.code == "heads"]
@@ -299,17 +295,12 @@ def test_training_further_keeps_the_heads_and_says_so(runs, trained):
 
 # ---- PPO -------------------------------------------------------------------------------------------------------
 
-QUICK = {"episodes": 8, "batch": 8, "micro_batch": 4, "ppo_epochs": 1, "response_length": 8, "temperature": 1.0}
+SHORT = QUICK | {"rule": "", "episodes": 8, "ppo_epochs": 1, "mini_batches": 1, "response_length": 8}
 
 
 def ppo_run(runs, adapter, run_id="ppo", **changes):
-    prompts = [PromptRow(f"p{index}", (Message("user", f"Say {index}."),)) for index in range(6)]
-    folder = runs.create("ppo", prompts, prompts[:2], run_id=run_id, **(QUICK | changes))
-    spec = folder.spec()
-    ref = ModelRef(model_id="r", name="judge", base=str(runs.base), adapter=str(adapter))
-    fields = {name: getattr(spec, name) for name in spec.__struct_fields__} | {"reward": ref}
-    write_atomic(folder.path / "recipe.json", encode(type(spec)(**fields)))
-    return folder
+    judge = ModelRef(model_id="r", name="judge", base=str(runs.base), adapter=str(adapter))
+    return runs.create("ppo", prompts(), prompts(2), reward=judge, run_id=run_id, **(SHORT | changes))
 
 
 def test_what_the_heads_disagree_on_is_taken_off_the_score(runs, trained, metric):
@@ -341,7 +332,7 @@ def test_the_value_starts_as_the_mean_of_the_heads(runs, trained):
 
 
 def test_a_penalty_without_an_ensemble_is_told(runs):
-    single = runs.create("reward", rows(), run_id="single", max_steps=1)
+    single = runs.create("reward", pair_rows(), run_id="single", max_steps=1)
     runs.run(single)
     folder = ppo_run(runs, single.path / "final", uncertainty_penalty=1.0)
     runs.run(folder)
@@ -356,7 +347,7 @@ def test_heads_are_further_apart_on_what_they_never_saw():
     difference[:, 16:] *= 0.05  # what the training responses hardly differ in
     difference = difference * torch.sign(difference @ truth)[:, None]
     head = ScalarHead(32, seed=1, heads=16)
-    coins = bootstrap_weights([str(number) for number in range(400)], 16, 0)
+    coins = table([str(number) for number in range(400)], 16, 0)
     optimiser = torch.optim.Adam(head.parameters(), 0.02)
     for _ in range(200):
         loss = (coins * -torch.nn.functional.logsigmoid(head.each(difference))).mean()

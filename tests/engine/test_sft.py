@@ -77,16 +77,11 @@ def gradients(adapters, examples, parts):
     return [parameter.grad.clone() for parameter in adapters.parameters("policy")]
 
 
-def test_one_step_of_eight_equals_eight_accumulated_steps_of_one(make_base, tokenizer):
-    adapters = Adapters(make_base(dtype=torch.float64))
-    adapters.add("policy", rank=4, alpha=8, trainable=True)
-    with torch.no_grad():
-        for parameter in adapters.parameters("policy"):
-            parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+def test_one_step_of_eight_equals_eight_accumulated_steps_of_one(policy, tokenizer):
     examples = [sft_example(tokenizer, row.prompt, row.completion, 256) for row in rows(8, length=7)]
-    at_once = gradients(adapters, examples, 8)
+    at_once = gradients(policy, examples, 8)
     for parts in (1, 3):
-        for one, other in zip(at_once, gradients(adapters, examples, parts), strict=True):
+        for one, other in zip(at_once, gradients(policy, examples, parts), strict=True):
             torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 
 
@@ -189,13 +184,3 @@ def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(runs, 
     assert [one.code for one in tight.events() if isinstance(one, Warned)] == ["oom"]
     for (_, one), (_, other) in zip(metric(plain, "loss"), metric(tight, "loss"), strict=True):
         assert one == pytest.approx(other, rel=1e-5)
-
-
-def test_answers_to_fixed_prompts_are_kept_at_the_end_and_when_asked(runs):
-    folder = runs.create("sft", rows(), rows(2, "held"), max_steps=2)
-    runs.run(folder, stop_at=1, ask_samples=True)
-    runs.run(folder)
-    samples = folder.samples()
-    assert [one.step for one in samples] == [1] * 4 + [2] * 4
-    assert [one.prompt for one in samples[:4]] == [one.prompt for one in samples[4:]]
-    assert [one.prompt_id for one in samples[:2]] == ["held0", "held1"]

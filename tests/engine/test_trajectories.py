@@ -16,6 +16,7 @@ from engine import batching
 from engine.adapters import Adapters
 from engine.base_model import load_base
 from engine.heads import ScalarHead
+from tests.engine.conftest import randomise
 from workbench.records import Message
 from workbench.rows import PairRow, SftRow
 
@@ -54,9 +55,7 @@ def start(tmp_path: Path, model: Path) -> Path:
 def make_start(model: Path, folder: Path, head: Any = None) -> Path:
     adapters = Adapters(load_base(model, quantisation="fp32", device=torch.device("cpu")))
     adapters.add("policy", rank=4, alpha=8, trainable=True)
-    with torch.no_grad():
-        for parameter in adapters.parameters("policy"):
-            parameter.normal_(std=0.05, generator=torch.Generator().manual_seed(2))
+    randomise(adapters, "policy", 0.05, seed=2)
     adapters.save("policy", folder, head)
     return folder
 

@@ -7,6 +7,7 @@ import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QDialog, QListWidget, QPushButton, QWidget
 
+from tests.ui.waiting import to_front, wait
 from ui.checklist import Checklist
 from ui.compare_pane import ComparePane
 from ui.compare_prompts import ConversationSheet
@@ -22,19 +23,6 @@ from workbench.records import Message, ModelRecord
 K = Qt.Key
 SHIFT = Qt.KeyboardModifier.ShiftModifier
 Settle = Callable[[], None]
-
-
-def wait(qtbot: Any, check: Callable[[], object]) -> None:
-    """Wait for something; a busy machine is given time."""
-    qtbot.waitUntil(lambda: bool(check()), timeout=30_000)
-
-
-def to_front(qtbot: Any, window: QWidget) -> None:
-    def front() -> bool:
-        window.activateWindow()
-        return window.isActiveWindow()
-
-    wait(qtbot, front)
 
 
 def answers(request: SampleRequest) -> list[Any]:

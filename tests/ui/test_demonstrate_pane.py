@@ -11,6 +11,7 @@ from PySide6.QtCore import Qt
 from PySide6.QtGui import QAction
 from PySide6.QtWidgets import QApplication, QMenu, QMessageBox, QWidget
 
+from tests.ui.waiting import to_front, wait
 from ui.context import Context
 from ui.demonstrate_pane import DemonstratePane
 from ui.operations import operations
@@ -38,21 +39,6 @@ K = Qt.Key
 CTRL = Qt.KeyboardModifier.ControlModifier
 SHIFT = Qt.KeyboardModifier.ShiftModifier
 Settle = Callable[[], None]
-
-
-def wait(qtbot: Any, check: Callable[[], object]) -> None:
-    """Wait for something; a busy machine is given time."""
-    qtbot.waitUntil(lambda: bool(check()), timeout=30_000)
-
-
-def to_front(qtbot: Any, window: QWidget) -> None:
-    """Make a window the active one; without a window manager one asking is not always enough."""
-
-    def front() -> bool:
-        window.activateWindow()
-        return window.isActiveWindow()
-
-    wait(qtbot, front)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from typing import Any
 from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QApplication
 
+from tests.ui.waiting import to_front
 from ui.context import Context
 from ui.rank_pane import RankPane
 from workbench.ids import new_id, now
@@ -22,11 +23,7 @@ def test_the_first_card_after_the_empty_page_begins_at_its_first_response(
     pane.resize(1280, 800)
     pane.show()
 
-    def front() -> bool:
-        pane.activateWindow()
-        return pane.isActiveWindow()
-
-    qtbot.waitUntil(front, timeout=20_000)
+    to_front(qtbot, pane)
     pane.activate()
 
     def rank_one(keys: str) -> None:

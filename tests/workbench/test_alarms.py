@@ -1,9 +1,10 @@
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.alarms import KL_LIMIT_NATS, reward_hacking
+from workbench.alarms import ALARM_KEYS, KL_LIMIT_NATS, reward_hacking
 from workbench.metrics import GLOSSARY
 
 STEPS = list(range(1, 41))
@@ -66,6 +67,34 @@ def test_a_validation_score_that_falls_meanwhile_is_named():
     assert "fell" in alarm.headline
 
 
+def test_heads_that_move_apart_on_the_policys_samples_are_named_with_the_penalty_as_a_way_out():
+    apart = line(0.2, 0.8, 0.02)
+    alarm = reward_hacking(HEALTHY | {"objective/score_std_heads": apart})
+    [signal] = alarm.signals
+    assert signal.key in GLOSSARY
+    assert "the reward model's heads moved apart" in alarm.headline
+    before = sum(apart[1][:10]) / 10  # the first quarter
+    assert signal.limit == pytest.approx(1.5 * before)
+    assert apart[1][alarm.step - 1] > signal.limit >= apart[1][alarm.step - 2]
+    assert "an uncertainty_penalty" in alarm.advice
+    other = reward_hacking(HEALTHY | {"objective/kl": line(0, 30)})
+    assert "penalty" not in other.advice
+
+
+@pytest.mark.parametrize(
+    "spread",
+    [
+        line(0.4, 0.55, 0.02),  # by less than half
+        line(0.01, 0.05, 0.001),  # five times next to nothing
+        line(0.8, 0.2, 0.02),
+        (STEPS, [0.1] * 30 + [0.01, 0.5] * 5),  # a few wild responses: within two standard errors
+    ],
+    ids=["little", "tiny", "falling", "noise"],
+)
+def test_heads_that_agree_as_much_as_before_are_no_sign(spread):
+    assert reward_hacking(HEALTHY | {"objective/score_std_heads": spread}) is None
+
+
 def test_several_signals_make_one_sentence():
     alarm = reward_hacking(HEALTHY | {"ppo/repetition": line(0.03, 0.5), "objective/kl": line(0, 30)})
     assert len(alarm.signals) == 2
@@ -92,7 +121,7 @@ def test_a_value_back_under_its_limit_at_the_end_points_to_the_newest_step():
 
 
 def test_every_key_it_reads_is_in_the_glossary():
-    assert set(HEALTHY) <= set(GLOSSARY)
+    assert set(HEALTHY) < set(ALARM_KEYS) <= set(GLOSSARY)
 
 
 finite = st.lists(st.floats(-1e6, 1e6), min_size=0, max_size=60)
