@@ -27,11 +27,13 @@ from torch import Tensor, nn
 
 from engine.base_model import LoadedBase
 from engine.decoder_layer import Frame, run_layer, spans_of
+from engine.half_weights import hold_halves, is_wide
 from engine.heads import HEAD_KEY, mean_head, save_heads
 from engine.layer_parts import LayerParts, parts_of
 from engine.logps import token_stats
 from engine.lora_linear import GatedMlp, Lora, lora_gated_mlp, lora_linear
 from engine.masking import Example
+from engine.memory import free_bytes
 from engine.packing import Layout, lay_out
 from workbench.errors import UserError
 
@@ -210,6 +212,17 @@ class Adapters:
     def lay_out(self, examples: Sequence[Example]) -> Layout:
         """Lay sequences out for one forward pass of this base."""
         return lay_out(examples, self.base.device, packed=self.base.packs)
+
+    def hold_halves(self, *, sampling: bool = False) -> None:
+        """Hold layers in fp16 as well where that is faster (:mod:`engine.half_weights`), once and for all.
+
+        Those that are much wider than their input; for a process that samples much, all of them and the LM head.
+        """
+        if not self.base.packs:
+            return
+        groups = [[one.base for one in group] for parts in active_layers(self.base) for group in parts.groups]
+        head = [self.base.model.get_output_embeddings()]
+        hold_halves([*groups, head] if sampling else list(filter(is_wide, groups)), free_bytes(self.base.device))
 
     def checkpointing(self, on: bool) -> None:
         """Recompute activations in the backward pass, from now on. Sampling must switch it off: it has no KV cache."""

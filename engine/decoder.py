@@ -11,12 +11,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.adapters import active_layers
 from engine.base_model import LoadedBase
 from engine.decoder_layer import Attention, additive, attend, layer_forward, spans_of
+from engine.half_weights import half_for, half_linear
 from engine.kv_cache import RowsCache
+from engine.lora_linear import Lora, project
 from engine.packing import Block
 
 
@@ -26,6 +28,7 @@ class Decoder:
     def __init__(self, base: LoadedBase) -> None:
         self._base = base
         self._layers = list(active_layers(base))
+        self._loras: dict[nn.Module, tuple[Tensor, Tensor] | None] = {}  # by the first layer of their group
 
     def prefill(self, prompts: Sequence[Sequence[int]], cache: RowsCache) -> Tensor:
         """Fill an empty cache with prompts, a row each. Returns the logits behind each, [rows, V]."""
@@ -66,13 +69,39 @@ class Decoder:
         cosine, sine = (one[0][:, None] for one in decoder.rotary_emb(embedded, positions))
         hidden = embedded[0]
         for parts, attention in zip(self._layers, attentions, strict=True):
-            hidden = layer_forward(hidden, parts, cosine, sine, attention)[0]  # nothing else outlives its layer
+            hidden = layer_forward(hidden, parts, cosine, sine, attention, self._project)[0]  # nothing else outlives it
         normed: Tensor = decoder.norm(hidden)
         return normed
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        """[rows, V], its columns lying together: few rows against a large matrix, see :mod:`engine.lora_linear`."""
-        return (self._base.head_weight @ hidden.T).T
+        """[rows, V]; few rows against a large matrix: see :mod:`engine.lora_linear`."""
+        half = half_for([self._base.model.get_output_embeddings()], len(hidden))
+        return half_linear(half, hidden) if half else (self._base.head_weight @ hidden.T).T
+
+    def _project(self, layers: Sequence[Lora], rows: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """As :func:`engine.lora_linear.project`, with the LoRA of layers held in fp16 in one product of its own."""
+        half = half_for([layer.base for layer in layers], len(rows))
+        if half is None:
+            return project(layers, rows)
+        out = half_linear(half, rows)
+        lora = self._lora(layers, half.widths)
+        if lora is not None:
+            first, second = lora
+            out.addmm_(rows @ first, second)
+        return list(out.split(half.widths, 1)), None
+
+    def _lora(self, layers: Sequence[Lora], widths: Sequence[int]) -> tuple[Tensor, Tensor] | None:
+        """A of all layers side by side [I, R] and their scaled B on a diagonal [R, O], made once."""
+        key = layers[0].base
+        if key not in self._loras:
+            firsts = [layer.first.detach() for layer in layers if layer.first is not None]
+            seconds = [
+                torch.empty(width, 0) if layer.second is None else layer.second.detach() * layer.scaling
+                for layer, width in zip(layers, widths, strict=True)
+            ]
+            joined = (torch.cat(firsts).T.contiguous(), torch.block_diag(*seconds).T.contiguous()) if firsts else None
+            self._loras[key] = joined
+        return self._loras[key]
 
 
 def attend_to_cache(

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from engine.layer_parts import LayerParts, Norm, rotate, wide
-from engine.lora_linear import MlpKept, masters_of, mlp_backward, mlp_forward, project, project_grads, trains
+from engine.lora_linear import MlpKept, Project, masters_of, mlp_backward, mlp_forward, project, project_grads, trains
 from engine.packing import Block
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -105,11 +105,14 @@ class _LayerStep(torch.autograd.Function):
 
 
 def layer_forward(
-    x: Tensor, parts: LayerParts, cosine: Tensor, sine: Tensor, attention: Attention
+    x: Tensor, parts: LayerParts, cosine: Tensor, sine: Tensor, attention: Attention, run: Project = project
 ) -> tuple[Tensor, Kept]:
-    """Pass tokens [T, D] through a layer with whatever attention they have. Returns ([T, D], what backward needs)."""
+    """Pass tokens [T, D] through a layer with whatever attention they have. Returns ([T, D], what backward needs).
+
+    ``run`` applies the linear layers; one that keeps nothing (:class:`engine.decoder.Decoder`) has no backward pass.
+    """
     normed, x_scale = parts.attention_norm(x)
-    outs, inner = project((parts.query, parts.key, parts.value), normed)
+    outs, inner = run((parts.query, parts.key, parts.value), normed)
     del normed
     query, key, value = (one.view(len(x), -1, parts.width) for one in outs)
     query_scale = key_scale = None
@@ -121,10 +124,10 @@ def layer_forward(
         query, key = rotate(query, cosine, sine), rotate(key, cosine, sine)
     kept_query, kept_key = (query, key) if query_scale is None else raw
     attended, log_sum = attention(query, key, value)
-    [out], output_inner = project((parts.output,), attended.flatten(1))
+    [out], output_inner = run((parts.output,), attended.flatten(1))
     y = out.add_(x)
     normed, y_scale = parts.mlp_norm(y)
-    out, mlp = mlp_forward(parts.mlp, normed)
+    out, mlp = mlp_forward(parts.mlp, normed, run)
     kept = Kept(
         x, x_scale, kept_query, query_scale, kept_key, key_scale, value, inner, attended, log_sum, output_inner, y,
         y_scale, *mlp,

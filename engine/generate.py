@@ -22,7 +22,7 @@ from torch import Tensor
 from engine.base_model import LoadedBase
 from engine.decoder import Decoder
 from engine.kv_cache import RowsCache, new_cache
-from engine.memory import free_memory, is_out_of_memory
+from engine.memory import free_bytes, free_memory, is_out_of_memory
 from engine.templates import stop_ids
 from workbench.errors import UserError
 from workbench.records import Sampling
@@ -165,14 +165,8 @@ def rows_that_fit(base: LoadedBase, tokens: int) -> int:
     per_token = 2 * config.num_hidden_layers * heads * width * base.head_weight.element_size()
     # Compacting holds the cache twice for a moment; the logits are held in fp32, as probabilities and summed in fp64.
     per_row = 2 * tokens * per_token + 24 * base.head_weight.shape[0]
-    if base.device.type == "cuda":
-        # What the allocator keeps and nobody uses is free too: after an update it is most of the memory.
-        kept = torch.cuda.memory_reserved(base.device) - torch.cuda.memory_allocated(base.device)
-        budget, most = (torch.cuda.mem_get_info(base.device)[0] + kept) // 2, 256
-    else:
-        import psutil
-
-        budget, most = min(3 * 2**30, psutil.virtual_memory().available // 4), 64
+    free = free_bytes(base.device)
+    budget, most = (free // 2, 256) if base.device.type == "cuda" else (min(3 * 2**30, free // 4), 64)
     return int(max(1, min(most, budget // per_row)))
 
 
@@ -370,18 +364,16 @@ def _pick_from_all(logits: Tensor, temperature: float, uniforms: Tensor) -> Tens
     stretch do not. The stretches' sums are those of the very numbers that are summed up within one.
     """
     rows, size = logits.shape
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    # Vocabulary first: that is how the CPU's decoder gives its logits, and no pass depends on it.
-    powers = logits.T.to(wide).sub(logits.amax(1).to(wide)).div_(temperature).exp_()  # [V, rows]
-    short = -size % _STRETCH
-    stretches = torch.nn.functional.pad(powers, (0, 0, 0, short)).view(-1, _STRETCH, rows)
-    cumulative = stretches.sum(1, dtype=torch.float64).T.cumsum(1)  # [rows, stretches]
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    powers = wide.sub(wide.amax(1, keepdim=True)).div_(temperature).exp_()
+    stretches = torch.nn.functional.pad(powers, (0, -size % _STRETCH)).view(rows, -1, _STRETCH)
+    cumulative = stretches.sum(2, dtype=torch.float64).cumsum(1)  # [rows, stretches]
     total = cumulative[:, -1]
     threshold = uniforms * total
     stretch = _search(cumulative, threshold)
     row = torch.arange(rows, device=logits.device)
     before = torch.where(stretch > 0, cumulative[row, (stretch - 1).clamp(min=0)], 0)
-    within = stretches[stretch, :, row].cumsum(1, dtype=torch.float64)  # [rows, _STRETCH]
+    within = stretches[row, stretch].cumsum(1, dtype=torch.float64)  # [rows, _STRETCH]
     index = (stretch * _STRETCH + _search(within, threshold - before)).clamp(max=size - 1)
     return torch.where(torch.isfinite(total), index, -1)
 

@@ -58,6 +58,11 @@ class LayerParts:
     rotary: bool  # SmolLM 3 has layers without
 
     @property
+    def groups(self) -> tuple[tuple[Lora, ...], ...]:
+        """The linear layers, those together that read the same input."""
+        return (self.query, self.key, self.value), (self.output,), self.mlp[:2], self.mlp[2:]
+
+    @property
     def linears(self) -> tuple[Lora, ...]:
         """The linear layers in the order of their masters' gradients."""
         return (self.query, self.key, self.value, self.output, *self.mlp)

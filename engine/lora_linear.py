@@ -8,11 +8,13 @@ dtype in the forward pass; their gradients are fp32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from engine.half_weights import half_for, half_linear
 
 FEW_ROWS = 96
 
@@ -30,14 +32,24 @@ def project(layers: Sequence[Lora], rows: Tensor) -> tuple[list[Tensor], Tensor 
     """Run layers on the same input [N, I]. Returns each output [N, O], and ``A x`` of all side by side [N, R]."""
     firsts = [layer.first.to(rows.dtype) for layer in layers if layer.first is not None]
     inner = rows @ torch.cat(firsts).T if firsts else None
-    outs = []
-    for layer, lora in zip(layers, _adapted(layers, inner), strict=True):
-        out = _linear(layer.base, rows)
+    outs = _linears([layer.base for layer in layers], rows)
+    for out, lora in zip(outs, _adapted(layers, inner), strict=True):
         if lora is not None:
             _, second, scaling, part = lora
             out.addmm_(part, second.to(rows.dtype).T, alpha=scaling)
-        outs.append(out)
     return outs, inner
+
+
+Project = Callable[[Sequence[Lora], Tensor], tuple[list[Tensor], Tensor | None]]
+"""What :func:`project` is: layers and their input to each output, and A x where it is kept."""
+
+
+def _linears(bases: Sequence[nn.Module], rows: Tensor) -> list[Tensor]:
+    """Frozen layers on the same input [N, I]: in one product where they are held in fp16 and that pays."""
+    half = half_for(bases, len(rows))
+    if half is None:
+        return [_linear(base, rows) for base in bases]
+    return list(half_linear(half, rows).split(half.widths, 1))
 
 
 def _linear(base: nn.Module, rows: Tensor) -> Tensor:
@@ -137,10 +149,10 @@ class MlpKept(NamedTuple):
     down_inner: Tensor | None
 
 
-def mlp_forward(mlp: GatedMlp, rows: Tensor) -> tuple[Tensor, MlpKept]:
+def mlp_forward(mlp: GatedMlp, rows: Tensor, run: Project = project) -> tuple[Tensor, MlpKept]:
     """Run a gated MLP on [N, D]. Returns its output [N, D] and what its backward pass needs."""
-    (gate, up), inner = project(mlp[:2], rows)
-    [out], down_inner = project((mlp.down,), nn.functional.silu(gate).mul_(up))
+    (gate, up), inner = run(mlp[:2], rows)
+    [out], down_inner = run((mlp.down,), nn.functional.silu(gate).mul_(up))
     return out, MlpKept(gate, up, inner, down_inner)
 
 
@@ -148,13 +160,11 @@ def mlp_backward(
     mlp: GatedMlp, rows: Tensor, kept: MlpKept, grad: Tensor, *, wants_input: bool
 ) -> tuple[Tensor | None, list[Tensor]]:
     """The gradients of a gated MLP's input [N, D] and of its masters (gate, up, down), from that of its output."""
-    share = torch.sigmoid(kept.gate)
-    silu = kept.gate * share
+    silu = nn.functional.silu(kept.gate)
     product_grad, down_masters = project_grads((mlp.down,), silu * kept.up, kept.down_inner, [grad], wants_input=True)
     assert product_grad is not None
-    # d silu(g) / dg = s + g s (1 - s) = s + silu (1 - s)
-    gate_grad = torch.addcmul(share, silu, share.neg().add_(1)).mul_(kept.up).mul_(product_grad)
-    up_grad = product_grad.mul_(silu)
+    up_grad = silu.mul_(product_grad)
+    gate_grad = torch.ops.aten.silu_backward(product_grad.mul_(kept.up), kept.gate)
     x_grad, masters = project_grads(mlp[:2], rows, kept.inner, [gate_grad, up_grad], wants_input=wants_input)
     return x_grad, [*masters, *down_masters]
 

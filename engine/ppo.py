@@ -34,6 +34,7 @@ from engine.batching import cutter, in_passes
 from engine.checkpoints import load_state, save_state
 from engine.completions import encode_demonstrations
 from engine.generate import SEED_LIMIT, generate, row_seeds
+from engine.kept_passes import KeptPasses, Pass
 from engine.masking import Example
 from engine.memory import run_micro_batched, warn_of_less_room
 from engine.meters import Throughput
@@ -76,6 +77,7 @@ class Rollout:
     ref_logps: Tensor  # [B, R]
     values: Tensor | None  # [B, R]; None without a value function
     scores: Tensor  # [B], the penalties for a missing EOS and for the heads' disagreement taken off
+    kept: KeptPasses = field(default_factory=KeptPasses)  # of the mini-batch that is learnt from first
     score_stds: Tensor | None = None  # [B] over the reward model's heads; None without an ensemble
 
     @property
@@ -160,7 +162,8 @@ def run(session: Session) -> None:
         trainer.throughput.restart()
         chosen = prompts_of_step(prompts, recipe.prompts_per_rollout, recipe.seed, step)
         session.phase("rollout", f"{recipe.batch} responses")
-        batch = rollout(session, trainer, chosen, step_seed(recipe.seed, step), count=recipe.responses_per_prompt)
+        seed = step_seed(recipe.seed, step)
+        batch = rollout(session, trainer, chosen, seed, count=recipe.responses_per_prompt, step=step)
         session.phase("score")
         score(session, trainer, batch)
         targets = advantage(trainer, batch)
@@ -191,9 +194,12 @@ def rollout(
     seed: int,
     *,
     count: int = 1,
+    step: int = 0,
     with_values: bool = True,
 ) -> Rollout:
     """Draw ``count`` responses to each prompt, then measure them under policy, reference and value.
+
+    With a ``step`` of the run the graphs of its first mini-batch are kept for its update; 0: nothing is learnt.
 
     The sampler's own probabilities are not used: they come from other kernels and another batch shape. The prompts are
     dealt out to mini-batches at random. In each, episodes lie by length, so that micro-batches hold rows of like
@@ -225,24 +231,30 @@ def rollout(
     minis = mini_batches(len(episodes), recipe.mini_batches)
     episodes = [one for mini in minis for one in longest_group_first(episodes[mini.start : mini.stop])]
     width = recipe.response_length
+    kept = KeptPasses()
+    if step:
+        kept = KeptPasses(in_order(minis, recipe.seed, step, 0)[0], players.tokens_to_keep())
 
-    def measure(part: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
+    def measure(part: Sequence[int]) -> tuple[Pass, Tensor]:
         rows = players.layout([episodes[index] for index in part])
-        logps, _ = players.policy_logps(POLICY, rows, width)
+        with torch.set_grad_enabled(kept.wants(part, rows.tokens)):
+            made = players.passed(rows, width, with_values=with_values)
+        if made.logps.requires_grad:
+            kept.keep(part, rows.tokens, made)
         ref_logps, _ = players.policy_logps(players.reference, rows, width)
-        return logps, ref_logps, players.values(rows, width) if with_values else None
+        return made.detached(), ref_logps
 
-    measured: list[tuple[Tensor, Tensor, Tensor | None]] = []
+    measured: list[tuple[Pass, Tensor]] = []
     for mini in minis:
         done, trainer.micro_batch = run_micro_batched(
-            session, mini, trainer.micro_batch, measure, cut=micro_batches(players, episodes)
+            session, mini, trainer.micro_batch, measure, reset=kept.drop, cut=micro_batches(players, episodes)
         )
         measured += done
-    logps, ref_logps = torch.cat([one[0] for one in measured]), torch.cat([one[1] for one in measured])
-    values = [one[2] for one in measured if one[2] is not None]
+    logps, ref_logps = torch.cat([one.logps for one, _ in measured]), torch.cat([one for _, one in measured])
+    values = [one.values for one, _ in measured if one.values is not None]
     lengths = torch.tensor([len(one.ids) for one in episodes], device=logps.device)
     scores = torch.zeros(len(episodes), device=logps.device)
-    return Rollout(episodes, minis, lengths, logps, ref_logps, torch.cat(values) if values else None, scores)
+    return Rollout(episodes, minis, lengths, logps, ref_logps, torch.cat(values) if values else None, scores, kept)
 
 
 def score(session: Session, trainer: Trainer, batch: Rollout) -> None:
@@ -253,7 +265,9 @@ def score(session: Session, trainer: Trainer, batch: Rollout) -> None:
     a response that was cut off.
     """
     players, recipe = trainer.players, trainer.players.recipe
-    found, trainer.micro_batch = run_micro_batched(session, batch.episodes, trainer.micro_batch, players.scores)
+    found, trainer.micro_batch = run_micro_batched(
+        session, batch.episodes, trainer.micro_batch, players.scores, reset=batch.kept.drop
+    )
     scores = torch.tensor([one for part, _ in found for one in part], dtype=batch.logps.dtype)
     if players.heads > 1:
         stds = torch.tensor([one for _, part in found for one in part], dtype=batch.logps.dtype)
@@ -305,8 +319,7 @@ def update(session: Session, trainer: Trainer, batch: Rollout, targets: Advantag
     meters = UpdateMeters()
     cut = _cut_both(players, micro_batches(players, batch.episodes))
     for epoch in range(recipe.ppo_epochs):
-        order = random.Random(f"{recipe.seed}/minis/{step}/{epoch}")
-        for place, mini in enumerate(order.sample(batch.minis, len(batch.minis)), 1):
+        for place, mini in enumerate(in_order(batch.minis, recipe.seed, step, epoch), 1):
             whole = slice(mini.start, mini.stop)
             number = ((step - 1) * recipe.ppo_epochs + epoch) * len(batch.minis) + place
             shown = demonstrations_of(trainer, len(mini), number)
@@ -326,9 +339,10 @@ def update(session: Session, trainer: Trainer, batch: Rollout, targets: Advantag
                     return
                 first, last = cast(tuple[int, int], (part[0], part[-1]))
                 at = slice(first, last + 1)
-                rows = players.layout(batch.episodes[at])
                 mask = targets.mask[at]
-                logps, entropy = players.policy_logps(POLICY, rows, width)
+                made = batch.kept.take(cast(Sequence[int], part))
+                rows = players.layout(batch.episodes[at])
+                logps, entropy = (made.logps, made.entropy) if made else players.policy_logps(POLICY, rows, width)
                 policy = policy_loss(logps, batch.logps[at], targets.advantages[at], mask, recipe.clip_range)
                 loss, kl, value = policy.loss, None, None
                 if recipe.advantage == "grpo":
@@ -336,7 +350,7 @@ def update(session: Session, trainer: Trainer, batch: Rollout, targets: Advantag
                     loss = loss + trainer.kl_coefficient * kl
                 (loss / tokens).backward()
                 if batch.values is not None:
-                    values = players.values(rows, width)
+                    values = players.values(rows, width) if made is None or made.values is None else made.values
                     value = value_loss(
                         values, batch.values[at], targets.returns[at], targets.value_mask[at], recipe.value_clip_range
                     )
@@ -346,6 +360,7 @@ def update(session: Session, trainer: Trainer, batch: Rollout, targets: Advantag
             def reset() -> None:
                 for one in trainer.optimisers:
                     one.zero()
+                batch.kept.drop()
                 meters.forget_mini_batch()
 
             rows: list[int | Example] = [*mini, *shown]
@@ -432,6 +447,11 @@ def demonstrations_of(trainer: Trainer, count: int, number: int) -> list[Example
 def step_seed(seed: int, step: int) -> int:
     """The seed of a step's sampling; step 0 is the evaluation's."""
     return random.Random(f"{seed}/sampling/{step}").randrange(SEED_LIMIT)
+
+
+def in_order(minis: Sequence[range], seed: int, step: int, epoch: int) -> list[range]:
+    """The mini-batches of a rollout in the order in which an epoch of its update takes them."""
+    return random.Random(f"{seed}/minis/{step}/{epoch}").sample(minis, len(minis))
 
 
 def mini_batches(rows: int, count: int) -> list[range]:

@@ -21,6 +21,7 @@ from engine.advantages import response_mask
 from engine.base_model import LoadedBase
 from engine.checkpoints import load_tensors, save_tensors
 from engine.heads import ScalarHead, mean_head
+from engine.kept_passes import Pass, room_for_passes
 from engine.masking import Example
 from engine.packing import Layout
 from engine.rules import Rule, rule_scorer
@@ -106,6 +107,17 @@ class Players:
         head = cast(ScalarHead, self.head)
         return _spread(head(hidden[rows.through]) + self.value_offset, keep)[:, :width]
 
+    def passed(self, rows: Layout, width: int, *, with_values: bool) -> Pass:
+        """What policy and, where asked and there is one, value make of a layout."""
+        logps, entropy = self.policy_logps(POLICY, rows, width)
+        return Pass(logps, entropy, self.values(rows, width) if with_values else None)
+
+    def tokens_to_keep(self) -> int:
+        """Tokens whose graphs there is room for, from a rollout to its update."""
+        passes = 1 if self.head is None else 2
+        rank = self.adapters.configs[POLICY].r
+        return room_for_passes(self.base, rank, passes, checkpointing=self.recipe.gradient_checkpointing)
+
     @property
     def heads(self) -> int:
         """How many heads score; 0 where a rule does."""
@@ -153,6 +165,7 @@ def open_players(session: Session) -> Players:
     """Load the base and set up the players as they stand before the first rollout."""
     recipe = cast(PpoRecipe, session.recipe)
     adapters = open_start(session, POLICY)
+    adapters.hold_halves(sampling=True)
     reference = None
     if session.spec.model.adapter:
         adapters.copy(POLICY, REFERENCE, trainable=False)

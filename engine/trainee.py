@@ -107,6 +107,7 @@ def open_start(session: Session, name: str) -> Adapters:
         )
     base.head_rows = recipe.head_rows or base.head_rows
     adapters = Adapters(base)
+    adapters.hold_halves()
     if model.adapter:
         adapters.load(name, model.adapter, trainable=True)
     else:

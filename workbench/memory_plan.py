@@ -33,6 +33,9 @@ GPU_ALLOCATOR = 1.1
 NF4_BYTES = 0.53  # a weight, with double quantisation
 TRAINED_BYTES = 16  # a trained number: fp32 value, gradient and Adam's two moments
 CACHE_ROOM = 1.25  # key-value buffers grow by a quarter
+HALVES_SPARE = 3  # layers are held in fp16 as well (engine.half_weights) where so many times what that takes is free
+KEPT_BYTES = 1024 * MIB  # of graphs that PPO keeps from rollout to update at most (engine.kept_passes); on a CPU
+GPU_KEPT_BYTES = 8 * 1024 * MIB  # the same on a GPU
 PHASES = ("load", "rollout", "score", "update")
 PHASE_OF = {
     "loading": "load",
@@ -63,6 +66,18 @@ def kept_per_token(shape: Shape, rank: int, width: int, *, gpu: bool) -> int:
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     kept = width * (2 * shape.hidden + 2 * queries + 2 * keys + 2 * shape.intermediate + 7 * rank)
     return kept + (8 * shape.hidden if gpu else 4 * (2 + shape.heads))
+
+
+def graph_per_token(shape: Shape, rank: int, width: int, *, gpu: bool, checkpointing: bool) -> int:
+    """Bytes that all layers keep of a token from a forward pass until its backward pass begins."""
+    if checkpointing:
+        return width * shape.hidden * shape.layers
+    return kept_per_token(shape, rank, width, gpu=gpu) * shape.layers
+
+
+def kept_room(free: int, *, gpu: bool) -> int:
+    """Bytes that graphs may take which PPO keeps from its rollout to its update, of so many that are free."""
+    return min(GPU_KEPT_BYTES if gpu else KEPT_BYTES, free // 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +250,20 @@ class _Reckoner:
         return packed * NF4_BYTES + max(0, self.shape.parameters - packed) * self.width
 
     @property
+    def halves(self) -> float:
+        """Layers that are held in fp16 as well (``engine.half_weights``): gate and up; to sample with, all of them."""
+        if self.gpu or self.width == 2:
+            return 0.0
+        if self.recipe.quantisation not in ("bf16", "nf4"):  # what is held finer than that would be rounded
+            return 0.0
+        dense = self.recipe.quantisation == "bf16"
+        needed = 4.0 * self.shape.layers * self.shape.hidden * self.shape.intermediate * dense
+        if self.method == "ppo":
+            needed = 2.0 * (self.shape.linear_parameters * dense + self.shape.vocabulary * self.shape.hidden)
+        free = self.available - self.libraries - self.weights
+        return needed if not self.available or free >= HALVES_SPARE * needed else 0.0
+
+    @property
     def adapters(self) -> float:
         """All adapters as they are loaded: fp32."""
         return self.shape.adapter_parameters(self.rank) * (self.trained + self.frozen) * 4
@@ -269,6 +298,23 @@ class _Reckoner:
         return kept_per_token(self.shape, self.rank, self.width, gpu=self.gpu)
 
     @property
+    def graph(self) -> float:
+        """What all layers keep of a token until its backward pass begins."""
+        checkpointing = self.recipe.gradient_checkpointing
+        return graph_per_token(self.shape, self.rank, self.width, gpu=self.gpu, checkpointing=checkpointing)
+
+    @property
+    def kept(self) -> float:
+        """Graphs that PPO keeps from a rollout to its first mini-batch: see ``engine.kept_passes``."""
+        if not isinstance(self.recipe, PpoRecipe):
+            return 0.0
+        rows = sorted((max(row) for row in self.rows), reverse=True)
+        most = sum(rows[: self.recipe.batch // self.recipe.mini_batches]) * self.graph * self.trained
+        held = self.libraries + self.weights + self.halves + self.adapters + self.optimiser
+        free = max(0, int(self.available - held)) if self.available else 2**60
+        return self._allocated(min(most, kept_room(free, gpu=self.gpu)))
+
+    @property
     def passing(self) -> float:
         """What a layer needs of a token while it is passed, forwards or backwards, and gives back."""
         return self.width * (7 * self.shape.intermediate + 4 * self.shape.hidden)
@@ -290,9 +336,7 @@ class _Reckoner:
     @property
     def activations(self) -> float:
         """All that a forward and backward pass of one micro-batch holds."""
-        kept = self.layer * self.shape.layers
-        if self.recipe.gradient_checkpointing:
-            kept = self.width * self.shape.hidden * self.shape.layers + self.layer
+        kept = self.graph + (self.layer if self.recipe.gradient_checkpointing else 0)
         tokens = self.updated_tokens
         return self._allocated(tokens * (kept + self.passing) + self._head(tokens)) + self.unpacked
 
@@ -312,7 +356,8 @@ class _Reckoner:
         """Episodes that are sampled together: as ``engine.generate.rows_that_fit`` has it from what is free."""
         if not self.available:
             return self.recipe.batch
-        free = max(0.0, self.available - self.libraries - self.weights - self.adapters - self.optimiser)
+        taken = self.libraries + self.weights + self.halves + self.adapters + self.optimiser
+        free = max(0.0, self.available - taken)
         budget, most = (free / 2, 256) if self.gpu else (min(3.0 * 1024**3, free / 4), 64)
         fitting = int(budget / (2 * self.episode + 24 * self.shape.vocabulary))
         return max(1, min(self.recipe.batch, most, fitting))
@@ -329,18 +374,20 @@ class _Reckoner:
 
     def phases(self) -> list[tuple[str, float, float]]:
         """Bytes needed and bytes mapped, by phase. What is neither packed nor widened stays as its file has it."""
-        held = self.libraries + self.weights + self.adapters
+        held = self.libraries + self.weights + self.halves + self.adapters
         made_anew = self.recipe.quantisation == "nf4" or self.width == 4
         found = [("load", held + self.unpacked, 2.0 * self.shape.parameters * (made_anew and not self.gpu))]
         held += 0 if self.gpu else KERNELS_BYTES
         if self.method == "ppo":
             found += [
-                ("rollout", held + self.optimiser + self.cache + self.scoring, 0.0),
-                ("score", held + self.optimiser + self.scoring, 0.0),
+                ("rollout", held + self.optimiser + max(self.cache, self.kept) + self.scoring, 0.0),
+                ("score", held + self.optimiser + self.kept + self.scoring, 0.0),
             ]
         elif self.method in ("dpo", "kto", "reward"):  # the reference's log-probabilities; the zero of the scores
             found.append(("score", held + self.scoring, 0.0))
-        return [*found, ("update", held + self.optimiser + self.activations, 0.0)]
+        # Kept graphs are used up one after the other before any other pass is made.
+        most = max(self.activations, self.kept + self.scoring)
+        return [*found, ("update", held + self.optimiser + most, 0.0)]
 
     def lines(self) -> list[str]:
         """How it was reckoned."""
@@ -356,6 +403,11 @@ class _Reckoner:
             f"frozen, {in_bytes(self.adapters + self.optimiser)} with optimiser",
             f"activations: {self.updated_tokens:,} tokens at once, {kept}, {in_bytes(self.activations)}",
         ]
+        if self.halves:
+            found.append(f"layers held in fp16 as well: {in_bytes(self.halves)}")
         if isinstance(recipe, PpoRecipe):
-            found.append(f"key-value cache of {self.drawn_at_once} episodes at once: {in_bytes(self.cache)}")
+            found += [
+                f"key-value cache of {self.drawn_at_once} episodes at once: {in_bytes(self.cache)}",
+                f"graphs kept from a rollout to its first update: {in_bytes(self.kept)}",
+            ]
         return [*found, f"{'GPU context' if self.gpu else 'libraries'}: {in_bytes(self.libraries)}"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from workbench.errors import UserError
 from workbench.model_folders import count_parameters
@@ -41,24 +43,28 @@ def read_shape(base: Path) -> Shape:
     """Read a base model's shape. Raises UserError when its files are missing or damaged."""
     try:
         config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-        config = config.get("text_config", config)
-        heads = int(config["num_attention_heads"])
-        hidden = int(config["hidden_size"])
-        return Shape(
-            parameters=count_parameters(base),
-            hidden=hidden,
-            layers=int(config["num_hidden_layers"]),
-            intermediate=int(config.get("intermediate_size") or 4 * hidden),
-            heads=heads,
-            kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or hidden // heads),
-            vocabulary=int(config["vocab_size"]),
-            context=int(config.get("max_position_embeddings") or 0),
-        )
+        return shape_of(config.get("text_config", config), count_parameters(base))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"The model in {base} cannot be read", f"config.json: {error}", "add the model again"
         ) from error
+
+
+def shape_of(config: Mapping[str, Any], parameters: int) -> Shape:
+    """Take a shape from a model's configuration. Raises KeyError, TypeError or ValueError where it does not say."""
+    heads = int(config["num_attention_heads"])
+    hidden = int(config["hidden_size"])
+    return Shape(
+        parameters=parameters,
+        hidden=hidden,
+        layers=int(config["num_hidden_layers"]),
+        intermediate=int(config.get("intermediate_size") or 4 * hidden),
+        heads=heads,
+        kv_heads=int(config.get("num_key_value_heads") or heads),
+        head_dim=int(config.get("head_dim") or hidden // heads),
+        vocabulary=int(config["vocab_size"]),
+        context=int(config.get("max_position_embeddings") or 0),
+    )
 
 
 LLAMAS = {

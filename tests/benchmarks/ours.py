@@ -73,6 +73,7 @@ def generate(work: Work, options: argparse.Namespace) -> None:
     """Sample several responses a prompt."""
     import torch
 
+    from engine.adapters import Adapters
     from engine.base_model import load_base
     from engine.generate import generate as draw
     from engine.templates import encode_prompt
@@ -81,6 +82,7 @@ def generate(work: Work, options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base = load_base(options.model, quantisation=options.quant, device=device)
+    Adapters(base).hold_halves(sampling=True)  # as every process that samples much
     prompts = [
         encode_prompt(base.tokenizer, [Message(one["role"], one["content"]) for one in row["prompt"]])
         for row in work.rows

@@ -407,6 +407,7 @@ def test_a_ratio_that_is_not_1_is_said_aloud_once(runs, monkeypatch):
         return (logps + 0.01 if torch.is_grad_enabled() else logps), entropy
 
     monkeypatch.setattr(Players, "policy_logps", skewed)
+    monkeypatch.setattr(Players, "tokens_to_keep", lambda _: 0)  # a kept pass is never another
     runs.run(folder)
     said = [one for one in folder.events() if isinstance(one, Warned)]
     assert [one.code for one in said] == ["ratio"]
@@ -422,6 +423,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_prompts_of_its_batch(ru
         return values * torch.nan if torch.is_grad_enabled() else values
 
     monkeypatch.setattr(Players, "values", broken)
+    monkeypatch.setattr(Players, "tokens_to_keep", lambda _: 0)
     with pytest.raises(DivergedError):
         runs.run(folder)
     [said] = [one for one in folder.events() if isinstance(one, Diverged)]

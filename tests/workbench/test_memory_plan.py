@@ -4,7 +4,7 @@ import pytest
 
 from engine import batching, logps
 from workbench import memory_plan
-from workbench.memory_plan import Peak, plan_memory
+from workbench.memory_plan import Peak, graph_per_token, kept_room, plan_memory
 from workbench.model_shape import LLAMAS, Shape
 from workbench.recipes import DpoRecipe, KtoRecipe, PpoRecipe, RewardRecipe, SftRecipe
 
@@ -69,8 +69,48 @@ def test_weights_are_four_bytes_on_a_cpu_without_bf16_two_with_it_and_half_of_on
     wide, packed = update(plain), update(dataclasses.replace(plain, quantisation="nf4"))
     monkeypatch.setattr(memory_plan, "cpu_has_bf16", lambda: True)
     narrow = update(plain)
-    assert wide - narrow == pytest.approx(2 * EIGHT.parameters, rel=0.02)
-    assert wide - packed == pytest.approx((4 - memory_plan.NF4_BYTES) * EIGHT.linear_parameters, rel=0.02)
+    halves = 2 * 2 * EIGHT.layers * EIGHT.hidden * EIGHT.intermediate  # gate and up, held in fp16 as well
+    assert wide - narrow == pytest.approx(2 * EIGHT.parameters + halves, rel=0.02)
+    without = (4 - memory_plan.NF4_BYTES) * EIGHT.linear_parameters
+    assert wide - packed == pytest.approx(without + halves, rel=0.02)
+
+
+def test_layers_are_held_in_fp16_as_well_on_a_cpu_without_bf16_that_has_room(monkeypatch):
+    plain, sampling = SftRecipe(quantisation="bf16"), PpoRecipe(quantisation="bf16", rule="contains:a")
+
+    def load(recipe, **given):
+        method = "sft" if isinstance(recipe, SftRecipe) else "ppo"
+        return by_name(plan_memory(method, recipe, SMALL, [[8]], gpu=False, **given))["load"]
+
+    short = 4 * SMALL.parameters  # bytes: the model alone
+    wide = 2 * SMALL.layers * SMALL.hidden * 2 * SMALL.intermediate
+    assert load(plain) - load(plain, available=short) == wide
+    every = 2 * (SMALL.linear_parameters + SMALL.vocabulary * SMALL.hidden)
+    assert load(sampling) - load(sampling, available=short) == every
+    packed = dataclasses.replace(sampling, quantisation="nf4")
+    assert load(packed) - load(packed, available=short) == 2 * SMALL.vocabulary * SMALL.hidden  # the head alone
+    finer = dataclasses.replace(plain, quantisation="fp32")
+    assert load(finer) == load(plain) - wide
+    monkeypatch.setattr(memory_plan, "cpu_has_bf16", lambda: True)
+    assert load(plain) == load(plain, available=short)
+
+
+def test_ppo_keeps_the_graphs_of_its_first_mini_batch_where_there_is_room():
+    recipe = PpoRecipe(rule="contains:a", batch=32, micro_batch=1, quantisation="nf4")
+    of = dataclasses.replace
+
+    def score(recipe, available=2**50, gpu=False):
+        return by_name(plan_memory("ppo", recipe, SMALL, [[100]] * 32, available=available, gpu=gpu))["score"]
+
+    nothing = score(of(recipe, mini_batches=32), available=1)
+    one = 1.1 * 2 * 100 * graph_per_token(SMALL, recipe.lora_rank, 4, gpu=False, checkpointing=False)
+    head = 2 * SMALL.vocabulary * SMALL.hidden  # held in fp16 as well, where there is room
+    assert score(of(recipe, mini_batches=32)) - nothing - head == pytest.approx(one, abs=2)
+    assert score(of(recipe, mini_batches=16)) - nothing - head == pytest.approx(2 * one, abs=2)
+    assert score(of(recipe, mini_batches=32, advantage="rloo")) < score(of(recipe, mini_batches=32)) - one / 2 + 1
+    assert score(of(recipe, mini_batches=1)) - nothing - head == pytest.approx(1.1 * memory_plan.KEPT_BYTES, abs=2)
+    assert (kept_room(2**50, gpu=False), kept_room(2**20, gpu=False)) == (memory_plan.KEPT_BYTES, 2**18)
+    assert (kept_room(2**50, gpu=True), kept_room(2**20, gpu=True)) == (memory_plan.GPU_KEPT_BYTES, 2**18)
 
 
 def test_ppo_rolls_out_scores_and_updates_and_only_the_rollout_has_a_cache():
@@ -79,7 +119,9 @@ def test_ppo_rolls_out_scores_and_updates_and_only_the_rollout_has_a_cache():
     found = by_name(plan)
     assert list(found) == ["load", "rollout", "score", "update"]
     # keys and values of 32 episodes of 1024 tokens, 32 layers of 8 heads of 128 in bf16, with room for a quarter more
-    assert found["rollout"] - found["score"] == int(32 * 1024 * 32 * 2 * 8 * 128 * 2 * 1.25)
+    cache = 32 * 1024 * 32 * 2 * 8 * 128 * 2 * 1.25
+    kept = 1.1 * memory_plan.GPU_KEPT_BYTES  # graphs that are kept for the update, as far as there is room for them
+    assert found["rollout"] - found["score"] == int(max(cache, kept) - kept)
     assert any("key-value cache of 32 episodes at once" in line for line in plan.lines)
     ruled = plan_memory("ppo", dataclasses.replace(recipe, rule="shorter-than:40"), EIGHT, [[1024]], gpu=True)
     rank = EIGHT.adapter_parameters(recipe.lora_rank)
@@ -87,7 +129,10 @@ def test_ppo_rolls_out_scores_and_updates_and_only_the_rollout_has_a_cache():
 
 
 def test_a_rollout_samples_no_more_episodes_at_once_than_half_of_what_is_free_holds_twice():
-    recipe, rows = PpoRecipe(quantisation="nf4", batch=32, micro_batch=1), [[2048]] * 32
+    recipe = PpoRecipe(
+        quantisation="nf4", batch=32, mini_batches=32, micro_batch=1, gradient_checkpointing=True
+    )  # an episode of 32 keeps less than the cache takes
+    rows = [[2048]] * 32
     whole = by_name(plan_memory("ppo", recipe, EIGHT, rows, gpu=True))
     bound = by_name(plan_memory("ppo", recipe, EIGHT, rows, available=16 * GIB, gpu=True))
     assert bound["update"] == whole["update"]
@@ -109,7 +154,8 @@ def test_a_reference_costs_an_adapter_only_where_one_is_continued(method, recipe
 
 
 @pytest.mark.parametrize("gpu", [True, False])
-def test_demonstrations_that_are_longer_than_the_episodes_cost_memory_in_the_update_alone(gpu):
+def test_demonstrations_that_are_longer_than_the_episodes_cost_memory_in_the_update_alone(gpu, monkeypatch):
+    monkeypatch.setattr(memory_plan, "kept_room", lambda *_, **__: 0)  # longer episodes would keep more
     recipe, rows = PpoRecipe(rule="contains:a", micro_batch=4), [[128]] * 8
     plain, mixed, short = (
         by_name(plan_memory("ppo", recipe, EIGHT, rows, mixed_in=shown, gpu=gpu)) for shown in ((), [[1024]], [[9]])

@@ -1,0 +1,192 @@
+"""Layers held in fp16 give the products of the same numbers, in decoding and in training, or are left alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from engine import half_weights
+from engine.adapters import Adapters, active_layers
+from engine.base_model import LoadedBase
+from engine.generate import generate
+from engine.half_weights import FEW_ROWS, half_for, half_linear, hold_halves
+from engine.masking import Example
+from engine.packing import lay_out
+from tests.engine.test_decoder_layer import FAMILIES, ROWS, adapters_of
+from workbench.records import Sampling
+
+PLENTY = 2**40
+
+
+def layer(outputs: int, inputs: int, *, bias: bool = False, scale: float = 0.1, seed: int = 0) -> nn.Linear:
+    """A frozen layer whose weights are bf16 numbers in fp32."""
+    source = torch.Generator().manual_seed(seed)
+    made = nn.Linear(inputs, outputs, bias=bias).requires_grad_(False)
+    made.weight.copy_((scale * torch.randn(outputs, inputs, generator=source)).bfloat16().float())
+    return made
+
+
+def rows(count: int, width: int) -> torch.Tensor:
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(1))
+
+
+def in_bf16(adapters: Adapters) -> Adapters:
+    with torch.no_grad():
+        for one in adapters.base.model.parameters():
+            one.copy_(one.bfloat16().to(one.dtype))
+        for one in adapters.parameters("policy"):
+            one.normal_(std=0.1, generator=torch.Generator().manual_seed(3))
+    return adapters
+
+
+@pytest.fixture(params=FAMILIES)
+def twins(request: pytest.FixtureRequest) -> tuple[Adapters, Adapters]:
+    """A model of every family twice; the second holds all that it can in fp16."""
+    plain, held = (in_bf16(adapters_of(FAMILIES[request.param], torch.float32)) for _ in range(2))
+    held.hold_halves(sampling=True)
+    assert all(half_for(group, 1) for group in groups_of(held.base))
+    return plain, held
+
+
+def groups_of(base: LoadedBase) -> list[list[Any]]:
+    return [[one.base for one in group] for parts in active_layers(base) for group in parts.groups]
+
+
+@pytest.mark.parametrize("scale", [1e-7, 0.05, 3e4], ids=["tiny", "usual", "large"])
+@pytest.mark.parametrize("count", [1, 8, 70])
+def test_a_product_is_as_near_to_the_true_one_as_in_fp32(count: int, scale: float) -> None:
+    group = [layer(40, 96, scale=scale), layer(24, 96, bias=True, scale=scale, seed=2)]
+    hold_halves([group], PLENTY)
+    half, x = half_for(group, 1), rows(count, 96)
+    assert half is not None
+    assert half.widths == [40, 24]
+    found = half_linear(half, x)
+    exact = torch.cat([x.double() @ one.weight.double().T + (0 if one.bias is None else one.bias) for one in group], 1)
+    fp32 = torch.cat([one(x) for one in group], 1)
+    assert (found - exact).abs().max() <= 4 * (fp32 - exact).abs().max()
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [1 / 3, 1e-30, torch.inf, torch.nan],
+    ids=["more digits than fp16 has", "far below the largest", "infinite", "not a number"],
+)
+def test_a_layer_that_would_be_rounded_is_left_alone(spoilt: float) -> None:
+    one = layer(8, 4)
+    one.weight[3, 2] = spoilt
+    hold_halves([[one]], PLENTY)
+    assert half_for([one], 1) is None
+
+
+def test_zeros_are_held() -> None:
+    one = layer(8, 4, scale=0.0)
+    hold_halves([[one]], PLENTY)
+    half = half_for([one], 1)
+    assert half is not None
+    assert torch.equal(half_linear(half, rows(3, 4)), torch.zeros(3, 8))
+
+
+def test_weights_are_held_twice_only_where_three_times_as_much_is_free() -> None:
+    one = layer(8, 4)
+    needed = 2 * one.weight.numel()
+    hold_halves([[one]], 3 * needed - 1)
+    assert half_for([one], 1) is None
+    hold_halves([[one]], 3 * needed)
+    assert half_for([one], 1) is not None
+
+
+def test_only_a_wide_layer_is_worth_it_for_many_rows() -> None:
+    wide, narrow = layer(32, 8), layer(31, 8)
+    hold_halves([[wide], [narrow]], PLENTY)
+    assert half_for([wide], FEW_ROWS + 1) is not None
+    assert half_for([narrow], FEW_ROWS) is not None
+    assert half_for([narrow], FEW_ROWS + 1) is None
+
+
+def test_a_machine_without_fbgemm_computes_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Nothing:
+        def linear_prepack_fp16(self, *_: Any) -> None:
+            raise RuntimeError("Didn't find engine for operation quantized::linear_prepack_fp16 NoQEngine")
+
+    plain, bare = (in_bf16(adapters_of(FAMILIES["llama"], torch.float32)) for _ in range(2))
+    monkeypatch.setattr(half_weights.torch.ops, "quantized", Nothing())
+    bare.hold_halves(sampling=True)
+    assert not any(half_for(group, 1) for group in groups_of(bare.base))
+    assert drawn(bare) == drawn(plain)
+
+
+def test_what_does_not_pack_or_is_not_fp32_is_left_alone() -> None:
+    for dtype in (torch.float64, torch.bfloat16):
+        other = adapters_of(FAMILIES["llama"], dtype)
+        other.hold_halves(sampling=True)
+        assert not any(half_for(group, 1) for group in groups_of(other.base))
+    padded = in_bf16(adapters_of(FAMILIES["llama"], torch.float32))
+    padded.base.packs = False
+    padded.hold_halves(sampling=True)
+    assert not any(half_for(group, 1) for group in groups_of(padded.base))
+
+
+def test_training_holds_what_is_wide_alone() -> None:
+    adapters = in_bf16(adapters_of(FAMILIES["llama"], torch.float32))
+    adapters.hold_halves()
+    held = [half_for(group, 1) is not None for group in groups_of(adapters.base)[:4]]
+    # D 32, queries 32, keys and values 16 each, MLP 56: 112 of gate and up are less than 4 x 32
+    assert held == [False, False, False, False]
+    broad = FAMILIES["llama"].to_dict() | {"intermediate_size": 64}
+    adapters = in_bf16(adapters_of(type(FAMILIES["llama"])(**broad), torch.float32))
+    adapters.hold_halves()
+    assert [half_for(group, 1) is not None for group in groups_of(adapters.base)[:4]] == [False, False, True, False]
+    assert half_for([adapters.base.model.get_output_embeddings()], 1) is None
+
+
+def drawn(adapters: Adapters) -> list[tuple[int, ...]]:
+    with adapters.use("policy"):
+        found = generate(adapters.base, [[5, 9, 30], [7] * 11, [12]], Sampling(0.0, 1.0, 0, 12, 0), count=2, ends=[2])
+    return [one.ids for row in found for one in row]
+
+
+def test_every_family_decodes_the_same_under_an_adapter_and_without(twins: tuple[Adapters, Adapters]) -> None:
+    plain, held = twins
+    assert drawn(held) == drawn(plain)
+    for base in (plain.base, held.base):
+        base.active = None
+    prompts, greedy = [[5, 9, 30], [12]], Sampling(0.0, 1.0, 0, 12, 0)
+    assert generate(held.base, prompts, greedy) == generate(plain.base, prompts, greedy)
+
+
+def test_every_family_trains_the_same(twins: tuple[Adapters, Adapters]) -> None:
+    found = []
+    for adapters in twins:
+        with adapters.use("policy"):
+            states = adapters.flat(lay_out(ROWS, torch.device("cpu"), packed=True))
+        states.square().sum().backward()
+        found.append([states.detach(), *(one.grad for one in adapters.parameters("policy"))])
+    for one, other in zip(*found, strict=True):
+        assert one is not None
+        torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-4 * one.abs().max().item())
+
+
+def test_a_new_adapter_is_seen_by_the_next_batch(twins: tuple[Adapters, Adapters]) -> None:
+    plain, held = twins
+    before = drawn(held)
+    for adapters in twins:
+        with torch.no_grad():
+            for one in adapters.parameters("policy"):
+                one.mul_(-1.5)
+    assert drawn(held) == drawn(plain) != before
+
+
+def test_a_layer_of_a_group_alone_is_not_the_group() -> None:
+    group = [layer(8, 4), layer(8, 4, seed=2)]
+    hold_halves([group], PLENTY)
+    assert half_for(group, 1) is not None
+    assert half_for(group[:1], 1) is None
+
+
+def test_examples_of_a_step_share_a_layout() -> None:
+    """The rows above do have a shared prompt and a lone one, or the tests say less than they seem to."""
+    assert len({one.input_ids[: one.prompt_length] for one in ROWS}) < len(ROWS)
+    assert all(isinstance(one, Example) for one in ROWS)
