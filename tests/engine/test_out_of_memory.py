@@ -22,7 +22,7 @@ from workbench.records import METHODS, Message
 from workbench.rows import ThumbRow
 
 ROWS = {method: rows_of(method, 4) for method in METHODS}
-PPO = {"rule": "contains:a", "episodes": 8, "ppo_epochs": 1, "response_length": 8, "temperature": 1.0}
+PPO = {"rule": "contains:a", "episodes": 8, "ppo_epochs": 2, "response_length": 8, "temperature": 1.0}
 
 
 def break_call(monkeypatch, owner, name, number, *, training):
@@ -52,7 +52,8 @@ def break_call(monkeypatch, owner, name, number, *, training):
         ("kto", kto, "completion_logps", 3, True, "update"),
         ("ppo", Players, "policy_logps", 3, False, "rollout"),
         ("ppo", Players, "scores", 1, True, "score"),
-        ("ppo", Players, "values", 2, True, "update"),
+        ("ppo", Players, "values", 2, True, "rollout"),  # a pass that is kept for the first epoch
+        ("ppo", Players, "values", 3, True, "update"),  # the second epoch's
     ],
 )
 def test_the_phase_is_named_the_batch_stays_and_the_losses_are_the_same(
