@@ -203,6 +203,7 @@ def device_name() -> str:
 
 
 COLUMNS = (
+    "model",
     "method",
     "base",
     "peer's setting",
