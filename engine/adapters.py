@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.base_model import LoadedBase
-from engine.decoder_layer import Frame, run_layer, spans_of
+from engine.decoder_layer import frames_of, run_layers
 from engine.half_weights import hold_halves, is_wide
 from engine.heads import HEAD_KEY, mean_head, save_heads
 from engine.layer_parts import LayerParts, parts_of
@@ -191,11 +191,8 @@ class Adapters:
             return hidden.flatten(0, 1)
         embedded: Tensor = decoder.get_input_embeddings()(layout.input_ids)
         cosine, sine = decoder.rotary_emb(embedded, position_ids=layout.position_ids)
-        hidden = embedded[0]
-        spans = spans_of(layout.blocks, hidden.dtype)
-        frame = Frame(cosine[0][:, None], sine[0][:, None], spans, self._checkpointing)
-        for parts in active_layers(self.base):
-            hidden = run_layer(hidden, parts, frame)
+        frames = frames_of(layout.blocks, cosine[0][:, None], sine[0][:, None], checkpointing=self._checkpointing)
+        hidden = run_layers(embedded[0], list(active_layers(self.base)), frames)
         normed: Tensor = decoder.norm(hidden)
         return normed
 

@@ -1,4 +1,4 @@
-"""A decoder layer of the Llama family in one autograd step, on packed sequences.
+"""The decoder layers of the Llama family in one autograd step, on packed sequences.
 
 ``y = x + attention(norm(x))`` and ``out = y + mlp(norm(y))``, with LoRA on every linear layer. Module by module,
 autograd passes over an activation a dozen times between two matrix products and keeps most of what it makes; here the
@@ -13,7 +13,7 @@ keys for several query heads.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,7 +23,9 @@ from torch import Tensor
 from engine.layer_parts import LayerParts, Norm, rotate, wide
 from engine.lora_linear import MlpKept, Project, masters_of, mlp_backward, mlp_forward, project, project_grads, trains
 from engine.packing import Block
+from engine.side_by_side import shares, side_by_side
 
+_ATTENTION_TOKENS = 1500  # that a token attends to cost as much as its products do
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -38,7 +40,9 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What every layer of one forward pass shares. T tokens."""
+    """What every layer shares of some of a pass's tokens, which attend to one another alone. T tokens."""
+
+    tokens: slice | Tensor  # [T] where they lie in the pass
 
     cosine: Tensor  # [T, 1, W]
     sine: Tensor  # [T, 1, W]
@@ -77,31 +81,83 @@ class Kept(NamedTuple):
         return MlpKept(self.mlp_gate, self.mlp_up, self.mlp_inner, self.mlp_down_inner)
 
 
-def run_layer(x: Tensor, parts: LayerParts, frame: Frame) -> Tensor:
-    """Pass packed tokens [T, D] through a layer. Returns [T, D]."""
-    if trains(x, parts.linears):
-        return _LayerStep.apply(x, parts, frame, *masters_of(parts.linears))
-    return layer_forward(x, parts, frame.cosine, frame.sine, _attention(parts, frame))[0]
+def run_layers(x: Tensor, layers: Sequence[LayerParts], frames: Sequence[Frame]) -> Tensor:
+    """Pass packed tokens [T, D] through all layers, frame beside frame. Returns [T, D]."""
+    linears = [linear for parts in layers for linear in parts.linears]
+    if trains(x, linears):
+        return _Layers.apply(x, layers, frames, *masters_of(linears))
+    done = side_by_side([partial(_forward, x, layers, frame, keep=False) for frame in frames])
+    return _joined([out for out, _ in done], frames)
 
 
-class _LayerStep(torch.autograd.Function):
+class _Layers(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, parts: LayerParts, frame: Frame, *masters: Tensor) -> Tensor:
-        out, kept = layer_forward(x, parts, frame.cosine, frame.sine, _attention(parts, frame))
-        ctx.parts, ctx.frame = parts, frame
-        ctx.save_for_backward(*(kept[:1] if frame.checkpointing else kept), *masters)
-        return out
+    def forward(ctx: Any, x: Tensor, layers: Sequence[LayerParts], frames: Sequence[Frame], *masters: Tensor) -> Tensor:
+        done = side_by_side([partial(_forward, x, layers, frame, keep=True) for frame in frames])
+        ctx.layers, ctx.frames = layers, frames
+        ctx.save_for_backward(*(one for _, kept in done for one in kept), *masters)
+        return _joined([out for out, _ in done], frames)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        if ctx.frame.checkpointing:
-            frame = ctx.frame
-            attention = _attention(ctx.parts, frame)
-            _, kept = layer_forward(ctx.saved_tensors[0], ctx.parts, frame.cosine, frame.sine, attention)
+        saved, works = ctx.saved_tensors, []
+        each = len(ctx.layers) * (1 if ctx.frames[0].checkpointing else len(Kept._fields))
+        for number, frame in enumerate(ctx.frames):
+            kept = list(saved[number * each : (number + 1) * each])
+            works.append(partial(_backwards, grad, ctx.layers, frame, kept, wants_input=ctx.needs_input_grad[0]))
+        del saved
+        done = side_by_side(works)
+        x_grads = [x_grad for x_grad, _ in done if x_grad is not None]
+        masters = done[0][1]
+        for _, more in done[1:]:
+            for total, one in zip(masters, more, strict=True):
+                total += one
+        return _joined(x_grads, ctx.frames) if x_grads else None, None, None, *masters
+
+
+def _forward(
+    x: Tensor, layers: Sequence[LayerParts], frame: Frame, *, keep: bool
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Pass a frame's tokens through all layers. Returns them, and what the layers keep, one after the other."""
+    hidden = x[frame.tokens]
+    found: list[Tensor | None] = []
+    for parts in layers:
+        entered = hidden
+        hidden, kept = layer_forward(hidden, parts, frame.cosine, frame.sine, _attention(parts, frame))
+        if keep:
+            found += [entered] if frame.checkpointing else kept
+        del kept
+    return hidden, found
+
+
+def _backwards(
+    grad: Tensor, layers: Sequence[LayerParts], frame: Frame, kept: list[Any], *, wants_input: bool
+) -> tuple[Tensor | None, list[Tensor]]:
+    """The gradients of a frame's input and of the masters of all layers; ``kept`` is used up."""
+    each = len(kept) // len(layers)
+    by_layer: list[list[Tensor]] = []
+    left: Tensor | None = grad[frame.tokens]
+    for number in reversed(range(len(layers))):
+        parts, own = layers[number], kept[number * each :]
+        del kept[number * each :]
+        if frame.checkpointing:
+            _, whole = layer_forward(own[0], parts, frame.cosine, frame.sine, _attention(parts, frame))
         else:
-            kept = Kept(*ctx.saved_tensors[: len(Kept._fields)])
-        x_grad, masters = _backward(grad, ctx.parts, ctx.frame, kept, wants_input=ctx.needs_input_grad[0])
-        return x_grad, None, None, *masters
+            whole = Kept(*own)
+        assert left is not None
+        left, masters = _backward(left, parts, frame, whole, wants_input=wants_input or number > 0)
+        by_layer.append(masters)
+    return left, [one for masters in reversed(by_layer) for one in masters]
+
+
+def _joined(parts: Sequence[Tensor], frames: Sequence[Frame]) -> Tensor:
+    """The frames' tokens as they lay in the pass."""
+    if len(parts) == 1:
+        return parts[0]
+    out = parts[0].new_empty(sum(len(part) for part in parts), parts[0].shape[1])
+    for part, frame in zip(parts, frames, strict=True):
+        out[frame.tokens] = part
+    return out
 
 
 def layer_forward(
@@ -244,6 +300,34 @@ def _rotated_again(states: Tensor, scale: Tensor | None, norm: Norm | None, part
 
 def _attention(parts: LayerParts, frame: Frame) -> Attention:
     return partial(attend, spans=frame.spans, scaling=parts.scaling)
+
+
+def frames_of(blocks: Sequence[Block], cosine: Tensor, sine: Tensor, *, checkpointing: bool) -> list[Frame]:
+    """Part a layout's blocks into frames of about equal work, one for each thread; cosine and sine [T, 1, W]."""
+    units: dict[int, list[int]] = {}  # blocks that attend to one another, by their root
+    for number, block in enumerate(blocks):
+        units.setdefault(block.root if block.root >= 0 else number, []).append(number)
+    lengths = [block.length for block in blocks]
+    grouped = list(units.values())
+    parts = shares([sum(_cost(blocks, number) for number in unit) for unit in grouped])
+    if len(parts) == 1:
+        return [Frame(slice(None), cosine, sine, spans_of(blocks, cosine.dtype), checkpointing)]
+    pieces = torch.arange(sum(lengths)).split(lengths)
+    frames = []
+    for part in parts:
+        numbers = sorted(number for unit in part for number in grouped[unit])
+        moved = {number: place for place, number in enumerate(numbers)}
+        own = [replace(blocks[number], root=moved.get(blocks[number].root, -1)) for number in numbers]
+        tokens = torch.cat([pieces[number] for number in numbers])
+        frames.append(Frame(tokens, cosine[tokens], sine[tokens], spans_of(own, cosine.dtype), checkpointing))
+    return frames
+
+
+def _cost(blocks: Sequence[Block], number: int) -> float:
+    """The work of a block in tokens: its products, and its attention as measured beside them."""
+    block = blocks[number]
+    seen = block.length / 2 + (blocks[block.root].length if block.root >= 0 else 0)
+    return block.length * (1 + seen / _ATTENTION_TOKENS)
 
 
 def spans_of(blocks: Sequence[Block], dtype: torch.dtype) -> list[Span]:

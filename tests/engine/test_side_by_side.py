@@ -1,0 +1,135 @@
+"""Two halves of a pass on two threads give what one thread gives, every time the same, and fail as one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from engine import decoder_layer
+from engine.adapters import Adapters
+from engine.masking import Example
+from engine.packing import lay_out
+from engine.side_by_side import shares, side_by_side
+from tests.engine.test_decoder_layer import F64, FAMILIES, adapters_of
+
+CPU = torch.device("cpu")
+# two rankings of two responses that share a prompt, and two rows of their own: three units of about equal work a half
+ROWS = [
+    *(Example.plain((5, 6, 7, 8, *answer), 4) for answer in ((11, 12, 13, 2), (14, 15, 16, 2))),
+    *(Example.plain((9, 6, 7, 8, *answer), 4) for answer in ((21, 22, 23, 2), (24, 25, 26, 2))),
+    Example.plain((31, 32, 33, 34, 35, 36, 2), 2),
+    Example.plain((41, 42, 43, 44, 45, 46, 2), 2),
+]
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def passed(adapters: Adapters) -> list[torch.Tensor]:
+    """States, and the gradients of all masters."""
+    for one in adapters.parameters("policy"):
+        one.grad = None
+    with adapters.use("policy"):
+        states = adapters.flat(lay_out(ROWS, CPU, packed=True))
+    weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    (states * weights.to(states.dtype)).sum().backward()
+    return [states.detach(), *(one.grad.clone() for one in adapters.parameters("policy") if one.grad is not None)]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_halves_give_the_states_and_gradients_of_the_whole(
+    family: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch, two_threads: None
+) -> None:
+    adapters = adapters_of(FAMILIES[family], F64)
+    adapters.checkpointing(checkpointing)
+    threads: set[str] = set()
+    forward = decoder_layer._forward
+
+    def watched(*given: object, **more: object) -> object:
+        threads.add(threading.current_thread().name)
+        return forward(*given, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(decoder_layer, "_forward", watched)
+    halves = passed(adapters)
+    assert len(threads) == 2
+    threads.clear()
+    torch.set_num_threads(1)
+    whole = passed(adapters)
+    assert threads == {threading.current_thread().name}
+    assert len(halves) == len(whole) == 1 + len(adapters.parameters("policy"))
+    torch.testing.assert_close(halves[0], whole[0], rtol=1e-10, atol=1e-10)
+    for one, other in zip(halves[1:], whole[1:], strict=True):  # masters and their gradients are fp32
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6 * other.abs().max().item())
+
+
+def test_halves_give_the_same_bits_every_time(two_threads: None) -> None:
+    adapters = adapters_of(FAMILIES["llama"], torch.float32)
+    first = passed(adapters)
+    for _ in range(5):
+        assert all(torch.equal(one, other) for one, other in zip(first, passed(adapters), strict=True))
+
+
+def test_memory_that_runs_out_in_one_half_is_the_error_of_the_pass(
+    monkeypatch: pytest.MonkeyPatch, two_threads: None
+) -> None:
+    adapters = adapters_of(FAMILIES["llama"])
+    forward = decoder_layer.layer_forward
+
+    def short(x: torch.Tensor, *given: object) -> object:
+        if threading.current_thread().name.endswith("_1"):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(x, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(decoder_layer, "layer_forward", short)
+    with pytest.raises(torch.OutOfMemoryError):
+        passed(adapters)
+    assert torch.get_num_threads() == 2
+    monkeypatch.setattr(decoder_layer, "layer_forward", forward)
+    assert len(passed(adapters)) > 1  # and the next pass is as any other
+
+
+def test_works_run_at_once_without_gradients_and_with_a_share_of_the_threads(two_threads: None) -> None:
+    meeting = threading.Barrier(2, timeout=30)
+
+    def work(number: int) -> tuple[int, bool, int]:
+        meeting.wait()  # one after the other they would never meet
+        return number, torch.is_grad_enabled(), torch.get_num_threads()
+
+    assert side_by_side([lambda: work(1), lambda: work(2)]) == [(1, False, 1), (2, False, 1)]
+    assert torch.get_num_threads() == 2
+    assert side_by_side([lambda: torch.get_num_threads()]) == [2]
+
+
+def test_every_work_has_ended_when_an_error_is_raised(two_threads: None) -> None:
+    ended: list[int] = []
+
+    def fails() -> None:
+        raise ValueError("first")
+
+    def takes_long() -> None:
+        time.sleep(0.2)
+        ended.append(1)
+
+    with pytest.raises(ValueError, match="first"):
+        side_by_side([fails, takes_long])
+    assert ended == [1]
+
+
+def test_work_is_dealt_out_evenly_or_not_at_all(two_threads: None) -> None:
+    assert shares([4, 3, 2, 1]) == [[0, 3], [1, 2]]
+    assert shares([1, 1]) == [[0], [1]]
+    assert shares([3, 1, 1, 1]) == [[0], [1, 2, 3]]
+    assert shares([2, 1]) == [[0, 1]]  # two thirds in one half: the other thread would wait
+    assert shares([5]) == [[0]]
+    torch.set_num_threads(1)
+    assert shares([1, 1]) == [[0, 1]]
