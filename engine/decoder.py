@@ -18,7 +18,7 @@ from engine.base_model import LoadedBase
 from engine.decoder_layer import Attention, additive, attend, layer_forward, spans_of
 from engine.half_weights import half_for, half_linear
 from engine.kv_cache import RowsCache
-from engine.lora_linear import Lora, project
+from engine.lora_linear import Lora, linears, project
 from engine.packing import Block
 
 
@@ -74,9 +74,9 @@ class Decoder:
         return normed
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        """[rows, V]; few rows against a large matrix: see :mod:`engine.lora_linear`."""
-        half = half_for([self._base.model.get_output_embeddings()], len(hidden))
-        return half_linear(half, hidden) if half else (self._base.head_weight @ hidden.T).T
+        """The logits of final states [rows, D], [rows, V]."""
+        [logits] = linears([self._base.model.get_output_embeddings()], hidden)
+        return logits
 
     def _project(self, layers: Sequence[Lora], rows: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """As :func:`engine.lora_linear.project`, with the LoRA of layers held in fp16 in one product of its own."""

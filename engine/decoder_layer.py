@@ -43,7 +43,6 @@ class Frame:
     """What every layer shares of some of a pass's tokens, which attend to one another alone. T tokens."""
 
     tokens: slice | Tensor  # [T] where they lie in the pass
-
     cosine: Tensor  # [T, 1, W]
     sine: Tensor  # [T, 1, W]
     spans: Sequence[Span]
@@ -100,12 +99,19 @@ class _Layers(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        saved, works = ctx.saved_tensors, []
         each = len(ctx.layers) * (1 if ctx.frames[0].checkpointing else len(Kept._fields))
-        for number, frame in enumerate(ctx.frames):
-            kept = list(saved[number * each : (number + 1) * each])
-            works.append(partial(_backwards, grad, ctx.layers, frame, kept, wants_input=ctx.needs_input_grad[0]))
-        del saved
+        saved = ctx.saved_tensors
+        works = [
+            partial(
+                _backwards,
+                grad,
+                ctx.layers,
+                frame,
+                saved[number * each : (number + 1) * each],
+                wants_input=ctx.needs_input_grad[0],
+            )
+            for number, frame in enumerate(ctx.frames)
+        ]
         done = side_by_side(works)
         x_grads = [x_grad for x_grad, _ in done if x_grad is not None]
         masters = done[0][1]
@@ -122,32 +128,37 @@ def _forward(
     hidden = x[frame.tokens]
     found: list[Tensor | None] = []
     for parts in layers:
-        entered = hidden
         hidden, kept = layer_forward(hidden, parts, frame.cosine, frame.sine, _attention(parts, frame))
         if keep:
-            found += [entered] if frame.checkpointing else kept
-        del kept
+            found += kept[:1] if frame.checkpointing else kept
+        del kept  # or it would lie beside what the next layer makes
     return hidden, found
 
 
 def _backwards(
-    grad: Tensor, layers: Sequence[LayerParts], frame: Frame, kept: list[Any], *, wants_input: bool
+    grad: Tensor, layers: Sequence[LayerParts], frame: Frame, kept: Sequence[Any], *, wants_input: bool
 ) -> tuple[Tensor | None, list[Tensor]]:
-    """The gradients of a frame's input and of the masters of all layers; ``kept`` is used up."""
+    """The gradients of a frame's input and of the masters of all layers, from what the layers kept."""
     each = len(kept) // len(layers)
     by_layer: list[list[Tensor]] = []
     left: Tensor | None = grad[frame.tokens]
     for number in reversed(range(len(layers))):
-        parts, own = layers[number], kept[number * each :]
-        del kept[number * each :]
-        if frame.checkpointing:
-            _, whole = layer_forward(own[0], parts, frame.cosine, frame.sine, _attention(parts, frame))
-        else:
-            whole = Kept(*own)
         assert left is not None
-        left, masters = _backward(left, parts, frame, whole, wants_input=wants_input or number > 0)
+        own = kept[number * each : (number + 1) * each]
+        left, masters = _layer_backwards(left, layers[number], frame, own, wants_input=wants_input or number > 0)
         by_layer.append(masters)
     return left, [one for masters in reversed(by_layer) for one in masters]
+
+
+def _layer_backwards(
+    grad: Tensor, parts: LayerParts, frame: Frame, kept: Sequence[Any], *, wants_input: bool
+) -> tuple[Tensor | None, list[Tensor]]:
+    """One layer of it; what a checkpointed one makes again is gone before the next."""
+    if frame.checkpointing:
+        _, whole = layer_forward(kept[0], parts, frame.cosine, frame.sine, _attention(parts, frame))
+    else:
+        whole = Kept(*kept)
+    return _backward(grad, parts, frame, whole, wants_input=wants_input)
 
 
 def _joined(parts: Sequence[Tensor], frames: Sequence[Frame]) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from workbench.memory_plan import HALVES_SPARE
 
-FEW_ROWS = 64
+MOST_ROWS = 64
 """As many as decoding has at most on a CPU; more are bound by arithmetic."""
 _WIDE = 4
 """Times its input: from there on FBGEMM is the faster with any number of rows."""
@@ -70,7 +70,7 @@ def half_for(group: Group, rows: int) -> Half | None:
     half: Half | None = getattr(group[0], _NAME, None)
     if half is None or len(half.widths) != len(group):  # its first layer alone, say
         return None
-    return half if half.wide or rows <= FEW_ROWS else None
+    return half if half.wide or rows <= MOST_ROWS else None
 
 
 def half_linear(half: Half, rows: Tensor) -> Tensor:

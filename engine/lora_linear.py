@@ -32,7 +32,7 @@ def project(layers: Sequence[Lora], rows: Tensor) -> tuple[list[Tensor], Tensor 
     """Run layers on the same input [N, I]. Returns each output [N, O], and ``A x`` of all side by side [N, R]."""
     firsts = [layer.first.to(rows.dtype) for layer in layers if layer.first is not None]
     inner = rows @ torch.cat(firsts).T if firsts else None
-    outs = _linears([layer.base for layer in layers], rows)
+    outs = linears([layer.base for layer in layers], rows)
     for out, lora in zip(outs, _adapted(layers, inner), strict=True):
         if lora is not None:
             _, second, scaling, part = lora
@@ -44,7 +44,7 @@ Project = Callable[[Sequence[Lora], Tensor], tuple[list[Tensor], Tensor | None]]
 """What :func:`project` is: layers and their input to each output, and A x where it is kept."""
 
 
-def _linears(bases: Sequence[nn.Module], rows: Tensor) -> list[Tensor]:
+def linears(bases: Sequence[nn.Module], rows: Tensor) -> list[Tensor]:
     """Frozen layers on the same input [N, I]: in one product where they are held in fp16 and that pays."""
     half = half_for(bases, len(rows))
     if half is None:

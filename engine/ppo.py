@@ -237,9 +237,10 @@ def rollout(
 
     def measure(part: Sequence[int]) -> tuple[Pass, Tensor]:
         rows = players.layout([episodes[index] for index in part])
-        with torch.set_grad_enabled(kept.wants(part, rows.tokens)):
+        keeps = kept.wants(part, rows.tokens)
+        with torch.set_grad_enabled(keeps):
             made = players.passed(rows, width, with_values=with_values)
-        if made.logps.requires_grad:
+        if keeps:
             kept.keep(part, rows.tokens, made)
         ref_logps, _ = players.policy_logps(players.reference, rows, width)
         return made.detached(), ref_logps

@@ -46,9 +46,8 @@ class WarmModels:
     def policy(
         self, model: ModelRef, quantisation: str, say: Say = lambda _: None
     ) -> tuple[LoadedBase, Adapters, str | None]:
-        """Return base, adapters, and the adapter's name there (None for the bare base); ready to sample."""
+        """Return base, adapters, and the adapter's name there (None for the bare base)."""
         base, adapters = self.base(model, quantisation, say)
-        adapters.hold_halves(sampling=True)
         if not model.adapter:
             return base, adapters, None
         key = self._dated(model.adapter)

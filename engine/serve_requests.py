@@ -88,6 +88,7 @@ def _say(ticket: Ticket) -> Callable[[str], None]:
 def _sample(ticket: Ticket, request: SampleRequest, in_time: InTime) -> AnyReply:
     _check_sampling(request)
     base, adapters, name = warm.policy(request.model, request.quantisation, _say(ticket))
+    adapters.hold_halves(sampling=True)
     tokenizer = base.tokenizer
     room = max(1, base.context - min(request.sampling.max_new_tokens, base.context // 2))
     prompts = []

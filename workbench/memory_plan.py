@@ -274,6 +274,16 @@ class _Reckoner:
         return self.shape.adapter_parameters(self.rank) * self.trained * (TRAINED_BYTES - 4)
 
     @property
+    def loaded(self) -> float:
+        """What stands once everything is loaded."""
+        return self.libraries + self.weights + self.halves + self.adapters
+
+    @property
+    def left(self) -> float:
+        """What is free beside that and the optimiser."""
+        return max(0.0, self.available - (self.loaded + self.optimiser))
+
+    @property
     def tokens(self) -> int:
         """Tokens of the largest forward pass over the rows."""
         return self._at_once(self.rows)
@@ -310,8 +320,7 @@ class _Reckoner:
             return 0.0
         rows = sorted((max(row) for row in self.rows), reverse=True)
         most = sum(rows[: self.recipe.batch // self.recipe.mini_batches]) * self.graph * self.trained
-        held = self.libraries + self.weights + self.halves + self.adapters + self.optimiser
-        free = max(0, int(self.available - held)) if self.available else 2**60
+        free = int(self.left) if self.available else 2**60
         return self._allocated(min(most, kept_room(free, gpu=self.gpu)))
 
     @property
@@ -356,9 +365,7 @@ class _Reckoner:
         """Episodes that are sampled together: as ``engine.generate.rows_that_fit`` has it from what is free."""
         if not self.available:
             return self.recipe.batch
-        taken = self.libraries + self.weights + self.halves + self.adapters + self.optimiser
-        free = max(0.0, self.available - taken)
-        budget, most = (free / 2, 256) if self.gpu else (min(3.0 * 1024**3, free / 4), 64)
+        budget, most = (self.left / 2, 256) if self.gpu else (min(3.0 * 1024**3, self.left / 4), 64)
         fitting = int(budget / (2 * self.episode + 24 * self.shape.vocabulary))
         return max(1, min(self.recipe.batch, most, fitting))
 
@@ -374,7 +381,7 @@ class _Reckoner:
 
     def phases(self) -> list[tuple[str, float, float]]:
         """Bytes needed and bytes mapped, by phase. What is neither packed nor widened stays as its file has it."""
-        held = self.libraries + self.weights + self.halves + self.adapters
+        held = self.loaded
         made_anew = self.recipe.quantisation == "nf4" or self.width == 4
         found = [("load", held + self.unpacked, 2.0 * self.shape.parameters * (made_anew and not self.gpu))]
         held += 0 if self.gpu else KERNELS_BYTES

@@ -25,6 +25,9 @@ QUICK = {
 }
 """Settings of PPO: two steps of two short episodes a prompt or so, scored by a rule."""
 
+LEARNS = {"epochs": 100, "max_steps": 25, "batch": 6, "micro_batch": 3, "learning_rate": 5e-3}
+"""Settings with which a reward model tells those pairs apart."""
+
 
 def pair_rows(count: int = 12, name: str = "p") -> list[PairRow]:
     """As many rankings of two responses, one of them a good one, one tier or two apart."""

@@ -12,7 +12,7 @@ from engine import half_weights
 from engine.adapters import Adapters, active_layers
 from engine.base_model import LoadedBase
 from engine.generate import generate
-from engine.half_weights import FEW_ROWS, half_for, half_linear, hold_halves
+from engine.half_weights import MOST_ROWS, half_for, half_linear, hold_halves
 from engine.masking import Example
 from engine.packing import lay_out
 from tests.engine.test_decoder_layer import FAMILIES, ROWS, adapters_of
@@ -101,9 +101,9 @@ def test_weights_are_held_twice_only_where_three_times_as_much_is_free() -> None
 def test_only_a_wide_layer_is_worth_it_for_many_rows() -> None:
     wide, narrow = layer(32, 8), layer(31, 8)
     hold_halves([[wide], [narrow]], PLENTY)
-    assert half_for([wide], FEW_ROWS + 1) is not None
-    assert half_for([narrow], FEW_ROWS) is not None
-    assert half_for([narrow], FEW_ROWS + 1) is None
+    assert half_for([wide], MOST_ROWS + 1) is not None
+    assert half_for([narrow], MOST_ROWS) is not None
+    assert half_for([narrow], MOST_ROWS + 1) is None
 
 
 def test_a_machine_without_fbgemm_computes_as_before(monkeypatch: pytest.MonkeyPatch) -> None:

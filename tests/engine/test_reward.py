@@ -17,7 +17,7 @@ from engine.reward import pair_loss, pair_scores
 from engine.score import RewardModel, RewardStats, load_reward, score
 from engine.session import Session
 from tests.engine.conftest import with_adapter
-from tests.engine.rows import GOOD, pair_rows, ranked
+from tests.engine.rows import GOOD, LEARNS, pair_rows, ranked
 from workbench.errors import UserError
 from workbench.judgement import Judgement, report
 from workbench.protocol import Metrics, Stop, Warned
@@ -36,11 +36,7 @@ def test_the_reward_model_learns_what_is_preferred(runs, metric):
         "reward",
         pair_rows(),
         pair_rows(4, "held"),
-        epochs=100,
-        max_steps=25,
-        batch=6,
-        micro_batch=3,
-        learning_rate=5e-3,
+        **LEARNS,
     )
     runs.run(folder)
     losses = [value for _, value in metric(folder, "loss")]

@@ -20,7 +20,7 @@ from engine.reward import pair_loss, pair_scores
 from engine.score import RewardModel, RewardStats, load_reward, score, spread
 from engine.session import Session
 from tests.engine.conftest import with_adapter
-from tests.engine.rows import QUICK, pair_rows, prompts
+from tests.engine.rows import LEARNS, QUICK, pair_rows, prompts
 from workbench.errors import UserError
 from workbench.judgement import Judgement
 from workbench.metrics import GLOSSARY
@@ -188,11 +188,7 @@ def test_a_run_with_heads_learns_judges_with_spreads_and_names_its_numbers(runs,
         pair_rows(),
         pair_rows(4, "held"),
         heads=4,
-        epochs=100,
-        max_steps=25,
-        batch=6,
-        micro_batch=3,
-        learning_rate=5e-3,
+        **LEARNS,
     )
     runs.run(folder)
     losses = [value for _, value in metric(folder, "loss")]
