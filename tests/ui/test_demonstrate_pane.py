@@ -508,6 +508,7 @@ def test_a_refused_final_of_a_stored_draft_is_sent_again_as_final(
     monkeypatch.undo()
     qtbot.mouseClick(pane.banner.action, Qt.MouseButton.LeftButton)
     wait(qtbot, lambda: newest(filled, prompt).status == "final")
+    wait(qtbot, lambda: not pane.editor.unsaved)  # the window hears of it after the disk
     assert pane.editor.unsaved == 0
 
 

@@ -133,7 +133,7 @@ def test_an_element_over_the_limit_is_named_and_the_rest_goes_on() -> None:
     for size in (10, 300, 5000):
         found = split(raw, size, limit=300)
         assert [one.number for one in found] == [1, 2, 3]
-        assert "the limit for one row is 300 bytes" in found[1].problem
+        assert "the limit for one row is 300 B" in found[1].problem
         assert found[1].raw.startswith(b'{"long": "x')
         assert found[2].raw == b'{"b": [2]}'
 

@@ -257,7 +257,9 @@ def test_demonstrations_that_ppo_mixes_in_count_in_its_memory_before_and_after_t
             project,
             "ppo",
             start_model_id=base.id,
-            recipe=PpoRecipe(rule="shorter-than:40", ptx_coefficient=coefficient),
+            recipe=PpoRecipe(
+                rule="shorter-than:40", ptx_coefficient=coefficient, mini_batches=32
+            ),  # an episode whose graph is kept weighs less than the demonstration
         )
         for coefficient in (0.5, 0.0)
     )
