@@ -54,11 +54,13 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     """The dtype of matrix products: bf16 where the hardware has it, else fp32.
 
     A CPU without bf16 instructions emulates them at a fifth of fp32's rate (measured on AVX2); there, weights are
-    rounded to bf16 and widened exactly, so that the model is the same and only the arithmetic is finer.
+    rounded to bf16 and widened exactly, so that the model is the same and only the arithmetic is finer. AVX-512 alone
+    does not multiply bf16, though oneDNN says that it is supported there.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    multiplies = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if multiplies else torch.float32
 
 
 def load_tokenizer(path: str | Path) -> tuple[Any, str]:
@@ -116,7 +118,7 @@ def load_base(path: str | Path, *, quantisation: str, device: torch.device) -> L
     if quantisation == "nf4":
         _keep_plain_packing(model)
     else:
-        model = model.to(device=device, dtype=dtype)
+        model = _placed(model, device, options["dtype"], dtype)
     return prepare(model, tokenizer, device, dtype, note=note, quantisation=quantisation, path=str(folder))
 
 
@@ -159,6 +161,15 @@ def _check_head(model: Any) -> None:
             f"it computes its logits in a way of its own ({odd})",
             "choose a Llama, Qwen, Mistral, SmolLM, Phi-3 or Gemma 3 model",
         )
+
+
+def _placed(model: Any, device: torch.device, held: torch.dtype, dtype: torch.dtype) -> Any:
+    """Move a model, and widen what was loaded as ``held``.
+
+    A cast touches buffers too, and transformers keeps the rotary frequencies in fp32 in a bf16 model: rounded to bf16
+    they turn a head at position 1000 by up to a radian too much.
+    """
+    return model.to(device) if held == dtype else model.to(device=device, dtype=dtype)
 
 
 def _set(config: Any, key: str) -> bool:

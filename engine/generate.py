@@ -22,6 +22,7 @@ from torch import Tensor
 from engine.base_model import LoadedBase
 from engine.decoder import Decoder
 from engine.kv_cache import RowsCache, new_cache
+from engine.logps import head_logits
 from engine.memory import free_bytes, free_memory, is_out_of_memory
 from engine.templates import stop_ids
 from workbench.errors import UserError
@@ -327,8 +328,10 @@ class _Batch:
     def _forward(self, ids: Tensor, cache: RowsCache, pads: list[int] | None = None) -> Tensor:
         """Run the model on new columns and return the logits behind the last one, [rows, V] in fp32."""
         inputs: dict[str, Any] = cache.inputs(ids, pads)
-        output = self.base.model(input_ids=ids, past_key_values=cache.cache, use_cache=True, logits_to_keep=1, **inputs)
-        return output.logits[:, -1].float()
+        output = self.base.decoder(input_ids=ids, past_key_values=cache.cache, use_cache=True, **inputs)
+        # The model's own logits are rounded to bf16: between 16 and 32 their steps are 0.125, an eighth of a
+        # probability. Training measures unrounded ones, and what is measured is what is to be drawn from.
+        return head_logits(output.last_hidden_state[:, -1], self.base.head_weight)
 
 
 def pick_tokens(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:

@@ -125,6 +125,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 def free_memory() -> None:
     """Give back what nobody uses any more."""
     gc.collect()
+    free_unused()
+
+
+def free_unused() -> None:
+    """Give back what a GPU's allocator keeps and nobody uses; other programs have no other way to it."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 

@@ -274,6 +274,7 @@ class Server:
 
     def _answer(self, ticket: Ticket) -> None:
         """Carry out one request; whatever happens, its sender hears of it and the process goes on."""
+        ran_out = False
         try:
             ticket.check()
             from engine.serve_requests import carry_out
@@ -286,6 +287,9 @@ class Server:
         except Exception as error:
             traceback.print_exc()
             reply = _failure(ticket.request.id, error)
+            ran_out = _is_out_of_memory(error)
+        # Here nothing holds on to the request's tensors any more, as a traceback would.
+        _give_back(everything=ran_out)
         self._open.pop(ticket.request.id, None)
         ticket.reply(reply)
 
@@ -300,9 +304,6 @@ def serve(path: Path) -> None:
 def _failure(request_id: str, error: Exception) -> Failed:
     first = (str(error).strip().splitlines() or [type(error).__name__])[0][:500]
     if _is_out_of_memory(error):
-        from engine.serve_models import warm
-
-        warm.let_go()
         return Failed(
             id=request_id,
             message="Memory ran out",
@@ -315,6 +316,20 @@ def _failure(request_id: str, error: Exception) -> Failed:
         cause=first,
         remedy="the engine's log has the details",
     )
+
+
+def _give_back(*, everything: bool) -> None:
+    """Give back the GPU memory that the last request took; all of it, the model's too, when memory ran out."""
+    if "torch" not in sys.modules:
+        return
+    if everything:
+        from engine.serve_models import warm
+
+        warm.let_go()
+    else:
+        from engine.memory import free_unused
+
+        free_unused()
 
 
 def _is_out_of_memory(error: Exception) -> bool:

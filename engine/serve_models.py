@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from engine.adapters import Adapters
 from engine.base_model import LoadedBase, load_base, load_tokenizer
+from engine.memory import free_memory
 from engine.score import RewardModel, load_reward
 from engine.session import choose_device
 from workbench.model_folders import refuse_changed_adapter, refuse_changed_base
@@ -86,9 +84,7 @@ class WarmModels:
         self._key = self._adapters = None
         self._names.clear()
         self._rewards.clear()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
     def _make_room(self, adapters: Adapters) -> None:
         while len(self._names) >= ADAPTERS_KEPT:

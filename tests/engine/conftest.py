@@ -156,7 +156,14 @@ class Runs:
         **changes: Any,
     ) -> RunFolder:
         """Freeze a run; ``changes`` are fields of its recipe."""
-        settings = {"quantisation": "bf16", "lora_rank": 8, "lora_alpha": 16, "max_length": 256, "save_every": 0}
+        settings = {
+            "device": "cpu",
+            "quantisation": "bf16",
+            "lora_rank": 8,
+            "lora_alpha": 16,
+            "max_length": 256,
+            "save_every": 0,
+        }
         recipe = dataclasses.replace(RECIPES[method](), **(settings | {"eval_every": 0} | changes))
         model = ModelRef(model_id="m", name="tiny", base=str(self.base), adapter=str(adapter))
         fields = {"name": run_id, "recipe": dataclasses.asdict(recipe), "model": model, "reward": reward}

@@ -41,6 +41,27 @@ def test_bf16_weights_are_widened_exactly_where_the_processor_has_no_bf16(tiny_m
     assert compute_dtype(CPU) in (torch.float32, torch.bfloat16)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_rotary_frequencies_are_never_rounded_to_bf16(tiny_model_dir, monkeypatch, dtype):
+    monkeypatch.setattr(base_model, "compute_dtype", lambda _device: dtype)
+    base = load_base(tiny_model_dir, quantisation="bf16", device=CPU)
+    width = base.model.config.head_dim
+    exact = base.model.config.rope_parameters["rope_theta"] ** (-torch.arange(0, width, 2).double() / width)
+    assert base.head_weight.dtype == dtype
+    assert base.decoder.rotary_emb.inv_freq.dtype == torch.float32
+    torch.testing.assert_close(base.decoder.rotary_emb.inv_freq.double(), exact, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("avx512_bf16", "amx", "dtype"),
+    [(True, False, torch.bfloat16), (False, True, torch.bfloat16), (False, False, torch.float32)],
+)
+def test_a_cpu_computes_in_bf16_only_where_it_multiplies_it(monkeypatch, avx512_bf16, amx, dtype):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert compute_dtype(CPU) == dtype
+
+
 def test_nf4_trains_adapters_as_its_own_dense_weights_would(tiny_model_dir, monkeypatch):
     monkeypatch.setattr(base_model, "compute_dtype", lambda _device: torch.float32)
     small = Adapters(load_base(tiny_model_dir, quantisation="nf4", device=CPU))

@@ -9,19 +9,23 @@ import shutil
 import socket
 import subprocess
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
 import torch
+from torch import Tensor
 
 from engine.adapters import Adapters
 from engine.base_model import LoadedBase, load_base
 from engine.generate import generate
 from engine.heads import ScalarHead
 from engine.score import RewardModel, RewardStats, load_reward
+from engine.serve import Server
 from engine.templates import encode_prompt
 from workbench.ids import new_id
 from workbench.model_folders import fingerprint
@@ -237,6 +241,25 @@ def test_a_bad_request_fails_alone(
         assert says in last.message
     good, _ = asked(SampleRequest(id=new_id(), **fields), client)
     assert isinstance(good, Finished)
+
+
+def test_memory_that_ran_out_is_given_back_when_nothing_holds_it_any_more(
+    ref: ModelRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[weakref.ref[Tensor]] = []
+    held_at_the_end: list[bool] = []
+
+    def run_out(*_: object) -> None:
+        states = torch.zeros(8)
+        taken.append(weakref.ref(states))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("engine.serve_requests.carry_out", run_out)
+    monkeypatch.setattr("engine.serve_models.warm.let_go", lambda: held_at_the_end.append(taken[0]() is not None))
+    replies: list[Failed] = []
+    ticket = Mock(request=SampleRequest(id="1", model=ref, prompts=(HELLO,)), reply=replies.append)
+    Server(tmp_path / "socket")._answer(ticket)
+    assert (replies[0].message, held_at_the_end) == ("Memory ran out", [False])
 
 
 def test_a_template_without_end_is_stopped(client: ServeClient, tiny_model_dir: Path, tmp_path: Path) -> None:
