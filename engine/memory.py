@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import psutil
 import torch
 
+from workbench.machine_memory import available_bytes
 from workbench.memory_plan import PHASE_OF
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0] + kept)
-    return int(psutil.virtual_memory().available)
+    return available_bytes()
 
 
 def memory_bytes(device: torch.device) -> tuple[int, int]:

@@ -7,24 +7,21 @@ and memory (:mod:`workbench.memory_plan`).
 from __future__ import annotations
 
 import os
-import shutil
 import statistics
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
 
 import psutil
 
+from workbench.machine_memory import available_bytes
 from workbench.memory_choice import Choice, choose
 from workbench.memory_plan import Peak, Phase, trained_adapters
 from workbench.model_shape import Shape
+from workbench.nvidia import gpu_free_bytes, has_gpu
 from workbench.recipes import DpoRecipe, KtoRecipe, PpoRecipe, Recipe
 from workbench.records import Method
 from workbench.rows import PromptRow, SftRow
 from workbench.run_folder import Row
-from workbench.supervisor import has_gpu
 from workbench.terminal import in_time
 from workbench.training_data import texts_of
 
@@ -199,35 +196,5 @@ def foretold_pace(method: Method, recipe: Recipe, shape: Shape) -> float:
 def memory_available(device: str) -> int:
     """Return the free memory of the device that will train, in bytes: the GPU's, or the machine's."""
     if device != "cpu" and has_gpu():
-        return gpu_free_bytes() or psutil.virtual_memory().available
-    available = int(psutil.virtual_memory().available)
-    try:  # a container's own limit
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        if limit != "max":
-            available = min(available, max(0, int(limit) - used))
-    except (OSError, ValueError):
-        pass
-    return available
-
-
-@lru_cache(maxsize=1)
-def _nvidia_smi() -> str:
-    return shutil.which("nvidia-smi") or ""
-
-
-def gpu_free_bytes() -> int:
-    """Return the free memory of the first GPU; 0 when it cannot be told."""
-    if not _nvidia_smi():
-        return 0
-    try:
-        said = subprocess.run(
-            [_nvidia_smi(), "--query-gpu=memory.free", "--format=csv,noheader,nounits", "-i", "0"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-        return int(said.stdout.split()[0]) * 1024 * 1024
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return 0
+        return gpu_free_bytes() or available_bytes()
+    return available_bytes()

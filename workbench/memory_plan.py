@@ -15,9 +15,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from workbench.model_shape import Shape
+from workbench.nvidia import gpu_has_bf16, has_gpu
 from workbench.recipes import DpoRecipe, PpoRecipe, Recipe
 from workbench.records import Method
-from workbench.supervisor import has_gpu
 from workbench.terminal import in_bytes
 
 MIB = 1024**2
@@ -229,7 +229,8 @@ class _Reckoner:
         self.method, self.recipe, self.shape, self.gpu, self.available = method, recipe, shape, gpu, available
         self.rank = start_rank or recipe.lora_rank
         self.head_rows = recipe.head_rows or HEAD_ROWS
-        self.width = 2 if gpu or cpu_has_bf16() else 4  # bytes of a number in the model's arithmetic
+        # bytes of a number in the model's arithmetic
+        self.width = 2 if (gpu_has_bf16() if gpu else cpu_has_bf16()) else 4
         self.rows = [list(row) for row in rows if row] or [[0]]
         self.mixed_in = [list(row) for row in mixed_in if row]
         self.trained = trained_adapters(recipe)
@@ -401,7 +402,9 @@ class _Reckoner:
         shape, recipe = self.shape, self.recipe
         one = shape.adapter_parameters(self.rank)
         in_what = (
-            recipe.quantisation if self.width == 2 or recipe.quantisation == "nf4" else "fp32 (this CPU has no bf16)"
+            recipe.quantisation
+            if self.width == 2 or recipe.quantisation == "nf4"
+            else f"fp32 (this {'GPU' if self.gpu else 'CPU'} has no bf16)"
         )
         kept = "with gradient checkpointing" if recipe.gradient_checkpointing else f"all {shape.layers} layers kept"
         found = [
