@@ -106,6 +106,7 @@ def estimate(
         shape,
         by_row,
         available,
+        prompts=[shared_tokens(row, recipe) for row in rows],
         mixed_in=[row_tokens(row, recipe) for row in mixed_in],
         start_rank=start_rank,
         peaks=peaks,
@@ -148,6 +149,14 @@ def row_tokens(row: Row, recipe: Recipe) -> list[int]:
     """Guess the tokens of each sequence of a row, cut as the recipe cuts them; a prompt gets PPO's longest response."""
     extra = recipe.response_length if isinstance(recipe, PpoRecipe) and isinstance(row, PromptRow) else 0
     return [min(recipe.max_length, tokens_of(text) + extra) for text in texts_of(row)]
+
+
+def shared_tokens(row: Row, recipe: Recipe) -> int:
+    """Guess the tokens of the prompt that several sequences of a row begin with; 0 where there is one sequence."""
+    sequences = row_tokens(row, recipe)
+    if len(sequences) < 2:
+        return 0
+    return min(*sequences, tokens_of("\n".join(one.content for one in row.prompt)) - TEMPLATE_TOKENS)
 
 
 def total_steps(recipe: Recipe, rows: int) -> int:
