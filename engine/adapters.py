@@ -16,6 +16,7 @@ import contextlib
 import copy
 import json
 import math
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -210,16 +211,21 @@ class Adapters:
         """Lay sequences out for one forward pass of this base."""
         return lay_out(examples, self.base.device, packed=self.base.packs)
 
-    def hold_halves(self, *, sampling: bool = False) -> None:
+    def hold_halves(self, *, sampling: bool = False, as_before: str = "") -> str:
         """Hold layers in fp16 as well where that is faster (:mod:`engine.half_weights`), once and for all.
 
-        Those that are much wider than their input; for a process that samples much, all of them and the LM head.
+        Those that are much wider than their input; for a process that samples much, all of them and the LM head, if
+        memory has room for so many. With ``as_before``, what an earlier call returned, just those are held whatever
+        is free: sums come out in another order, so that the last digits are others. Returns "all", "wide" or "none".
         """
-        if not self.base.packs:
-            return
-        groups = [[one.base for one in group] for parts in active_layers(self.base) for group in parts.groups]
-        head = [self.base.model.get_output_embeddings()]
-        hold_halves([*groups, head] if sampling else list(filter(is_wide, groups)), free_bytes(self.base.device))
+        if self.base.packs:
+            groups = [[one.base for one in group] for parts in active_layers(self.base) for group in parts.groups]
+            head = [self.base.model.get_output_embeddings()]
+            kinds = {"all": [*groups, head], "wide": list(filter(is_wide, groups))}
+            wanted = [as_before] if as_before else ["all", "wide"] if sampling else ["wide"]
+            free = sys.maxsize if as_before else free_bytes(self.base.device)
+            self.base.halves = next((kind for kind in wanted if hold_halves(kinds.get(kind, []), free)), "none")
+        return self.base.halves
 
     def checkpointing(self, on: bool) -> None:
         """Recompute activations in the backward pass, from now on. Sampling must switch it off: it has no KV cache."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 RNG_TENSORS = "state_rng.safetensors"
 RNG_NUMBERS = "state_rng.json"
+CHOICES = "state_choices.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_WORDS = ("no space left", "os error 28", "file too large", "os error 27", "quota exceeded", "pytorchstreamwriter")
 
@@ -163,6 +164,17 @@ def load_state(path: Path) -> Any:
     import torch
 
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def save_choices(folder: Path, choices: Mapping[str, str]) -> None:
+    """Write what a run decided by the memory that was free, by name."""
+    (folder / CHOICES).write_text(json.dumps(dict(choices)))
+
+
+def load_choices(folder: Path) -> dict[str, str]:
+    """Read what :func:`save_choices` wrote; nothing where it wrote nothing."""
+    file = folder / CHOICES
+    return dict(json.loads(file.read_text())) if file.exists() else {}
 
 
 def save_rng(folder: Path) -> None:

@@ -20,7 +20,7 @@ from engine.batching import Schedule, in_batches
 from engine.eval_samples import write_eval_samples, write_final_samples
 from engine.losses import dpo_loss, orpo_loss, simpo_loss
 from engine.masking import Example
-from engine.memory import run_batches, run_micro_batched
+from engine.memory import MicroBatch, run_batches, run_micro_batched
 from engine.meters import Meters, Throughput
 from engine.optim import Group, Optimiser
 from engine.pairs import EncodedPair, encode_pairs, micro_batches, unique_sides
@@ -49,27 +49,25 @@ def run(session: Session) -> None:
         units=[one.unit for one in train],
         fixed=True,
     )
-    total, micro_batch = schedule.total_steps, recipe.micro_batch
-    eval_batches = in_batches(heldout, lambda one: one.length, micro_batch)
+    total, micro_batch = schedule.total_steps, MicroBatch(recipe.micro_batch)
+    eval_batches = in_batches(heldout, lambda one: one.length, recipe.micro_batch)
     batches = [[train[index] for index in schedule.rows(step)] for step in range(total)]
     cut = micro_batches(session.device)
     reference: Reference = {}
     if recipe.needs_reference:
         both = [*batches, *eval_batches]
-        reference, micro_batch = reference_logps(
-            session, adapters, both, micro_batch, partial(side_logps, adapters), cut, "pairs"
-        )
+        reference = reference_logps(session, adapters, both, micro_batch, partial(side_logps, adapters), cut, "pairs")
     optimiser = Optimiser([Group(adapters.parameters(POLICY), recipe.learning_rate)], recipe, total)
-    trainee = Trainee(adapters, POLICY, optimiser, Throughput())
+    trainee = Trainee(adapters, POLICY, optimiser, Throughput(), micro_batch)
     meters = Meters()
     start = trainee.resume(session)
     session.progress(start, total)
 
     def measure(step: int) -> None:
-        nonlocal micro_batch
         if heldout and eval_due(session, step, total):
             session.phase("evaluating")
-            values, micro_batch = evaluate(session, adapters, eval_batches, reference, micro_batch)
+            values, fitted = evaluate(session, adapters, eval_batches, reference, micro_batch.rows)
+            micro_batch.take(session, fitted)
             session.metrics(step, values)
             session.phase("training")
 
@@ -89,7 +87,8 @@ def run(session: Session) -> None:
             (loss.sum() / pairs).backward()
             return tokens
 
-        tokens, micro_batch = run_micro_batched(session, batch, micro_batch, work, reset=reset, cut=cut)
+        tokens, fitted = run_micro_batched(session, batch, micro_batch.rows, work, reset=reset, cut=cut)
+        micro_batch.take(session, fitted)
         names = [one.id for one in batch]
         session.metrics(step, trainee.step(session, step, meters.flush(), names, sum(tokens), schedule.epoch(step)))
         measure(step)

@@ -45,11 +45,11 @@ def is_wide(group: Group) -> bool:
     return sum(_weight(layer).shape[0] for layer in group) >= _WIDE * _weight(group[0]).shape[1]
 
 
-def hold_halves(groups: Sequence[Group], free: int) -> None:
+def hold_halves(groups: Sequence[Group], free: int) -> bool:
     """Hold groups in fp16 too: 2 bytes a weight, where ``free`` bytes leave room for it.
 
     Groups that are held already, are not dense or not in fp32 are passed over; so are all of them on a machine for
-    which FBGEMM is not built.
+    which FBGEMM is not built. Returns whether there was room, and any is held now.
     """
     fitting = [
         group
@@ -59,10 +59,11 @@ def hold_halves(groups: Sequence[Group], free: int) -> None:
     ]
     needed = sum(2 * _weight(layer).numel() for group in fitting for layer in group)
     if free < HALVES_SPARE * needed:
-        return
+        return False
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for group, half in zip(fitting, pool.map(_packed, fitting), strict=True):
             setattr(group[0], _NAME, half)
+    return any(getattr(group[0], _NAME, None) is not None for group in groups)
 
 
 def half_for(group: Group, rows: int) -> Half | None:

@@ -25,7 +25,7 @@ from engine.completions import encode_completions
 from engine.eval_samples import write_eval_samples, write_final_samples
 from engine.losses import kto_loss, kto_zero
 from engine.masking import Example, fit
-from engine.memory import run_batches, run_micro_batched
+from engine.memory import MicroBatch, run_batches, run_micro_batched
 from engine.meters import Meters, Throughput
 from engine.optim import Group, Optimiser
 from engine.reference import Reference, reference_logps
@@ -66,29 +66,29 @@ def run(session: Session) -> None:
     train = encode(session, adapters, "train", limit)
     heldout = encode(session, adapters, "heldout", limit)[:EVAL_ROWS]
     schedule = unsorted_schedule(train, recipe)
-    total, micro_batch = schedule.total_steps, recipe.micro_batch
+    total, micro_batch = schedule.total_steps, MicroBatch(recipe.micro_batch)
     bos = end_of_turn(adapters.base.tokenizer).bos
     batches = [
         sorted((train[index] for index in schedule.rows(step)), key=length_of, reverse=True) for step in range(total)
     ]
     others = [mismatched(batch, limit, bos) for batch in batches]
-    eval_batches = in_batches(heldout, length_of, micro_batch)
-    eval_others = in_batches(mismatched(heldout, limit, bos), length_of, micro_batch)
+    eval_batches = in_batches(heldout, length_of, recipe.micro_batch)
+    eval_others = in_batches(mismatched(heldout, limit, bos), length_of, recipe.micro_batch)
     cut = cutter(length_of, session.device)
     every = [*batches, *others, *eval_batches, *eval_others]
     sums = partial(completion_sums, adapters)
-    reference, micro_batch = reference_logps(session, adapters, every, micro_batch, sums, cut, "responses")
+    reference = reference_logps(session, adapters, every, micro_batch, sums, cut, "responses")
     optimiser = Optimiser([Group(adapters.parameters(POLICY), recipe.learning_rate)], recipe, total)
-    trainee = Trainee(adapters, POLICY, optimiser, Throughput())
+    trainee = Trainee(adapters, POLICY, optimiser, Throughput(), micro_batch)
     meters = Meters()
     start = trainee.resume(session)
     session.progress(start, total)
 
     def measure(step: int) -> None:
-        nonlocal micro_batch
         if heldout and eval_due(session, step, total):
             session.phase("evaluating")
-            values, micro_batch = evaluate(session, adapters, eval_batches, eval_others, reference, micro_batch)
+            values, fitted = evaluate(session, adapters, eval_batches, eval_others, reference, micro_batch.rows)
+            micro_batch.take(session, fitted)
             session.metrics(step, values)
             session.phase("training")
 
@@ -102,9 +102,15 @@ def run(session: Session) -> None:
     for step in range(start + 1, total + 1):
         trainee.throughput.restart()
         batch = batches[step - 1]
-        ratios, micro_batch = run_micro_batched(
-            session, others[step - 1], micro_batch, lambda part: log_ratios(adapters, part, reference), cut=cut
+        ratios, fitted = run_micro_batched(
+            session,
+            others[step - 1],
+            micro_batch.rows,
+            lambda part: log_ratios(adapters, part, reference),
+            cut=cut,
+            learns=False,
         )
+        micro_batch.take(session, fitted)
         zero = zero_of(ratios, session.device)
 
         def work(part: Sequence[EncodedThumb], zero: Tensor = zero, rows: int = len(batch)) -> int:
@@ -112,7 +118,8 @@ def run(session: Session) -> None:
             (loss.sum() / rows).backward()
             return tokens
 
-        tokens, micro_batch = run_micro_batched(session, batch, micro_batch, work, reset=reset, cut=cut)
+        tokens, fitted = run_micro_batched(session, batch, micro_batch.rows, work, reset=reset, cut=cut)
+        micro_batch.take(session, fitted)
         values = with_margin(meters.flush()) | {"kl": float(zero)}
         names = [one.id for one in batch]
         session.metrics(step, trainee.step(session, step, values, names, sum(tokens), schedule.epoch(step)))

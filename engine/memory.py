@@ -5,14 +5,15 @@ from __future__ import annotations
 import gc
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import psutil
 import torch
 
-from workbench.memory_plan import PHASE_OF
+from workbench.machine_memory import available_bytes
+from workbench.memory_plan import CUDA_CONTEXT_BYTES, PHASE_OF
 
 if TYPE_CHECKING:
     from engine.session import Session
@@ -30,10 +31,12 @@ def run_micro_batched(
     *,
     reset: Callable[[], None] = lambda: None,
     cut: Callable[[Sequence[T], int], Sequence[Sequence[T]]] | None = None,
+    learns: bool = True,
 ) -> tuple[list[R], int]:
     """Do ``work`` (forward and backward) on the rows in micro-batches; when memory runs out, halve and start again.
 
-    ``cut`` says which rows make a micro-batch; by default as many neighbours as it holds.
+    ``cut`` says which rows make a micro-batch; by default as many neighbours as it holds. ``learns`` is False where
+    the rows are only measured: it chooses the words of the notice.
 
     The effective batch stays: all rows are accumulated before the caller's optimiser step. A micro-batch that ran
     out of memory in its backward pass leaves some gradients added and others not, so the whole batch starts again:
@@ -41,9 +44,11 @@ def run_micro_batched(
     the random numbers are put back here.
 
     Returns the results in the order of the rows, and the micro-batch that fitted: hand it in the next time. What is
-    halved is the largest part that was cut, so that every new try is smaller.
+    halved is the largest part that was cut, so that every new try is smaller. A single row is tried once more when
+    ``reset`` and caches may have let go of something.
     Raises the out-of-memory error when not even one row fits.
     """
+    released = False
     before = torch.get_rng_state()
     before_cuda = torch.cuda.get_rng_state() if session.device.type == "cuda" else None
     while True:
@@ -54,7 +59,7 @@ def run_micro_batched(
         try:
             results.extend(work(part) for part in parts)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or tried <= 1:
+            if not is_out_of_memory(error) or (tried <= 1 and released):
                 raise
             failed = True  # leave the except block first: its traceback holds the tensors
         if not failed:
@@ -65,13 +70,9 @@ def run_micro_batched(
         torch.set_rng_state(before)
         if before_cuda is not None:
             torch.cuda.set_rng_state(before_cuda)
-        micro_batch = tried // 2
-        session.warn(
-            "oom",
-            f"Memory ran out in the {phase_in_words(session.phase_name)} phase with {tried} rows at once; going on "
-            f"with {micro_batch}, the batch of {len(rows)} stays",
-            "leave micro_batch at 0 next time, so that the memory plan chooses it, or turn gradient checkpointing on",
-        )
+        released = True
+        micro_batch = max(1, tried // 2)
+        _warn_of_smaller_bites(session, tried, len(rows), learns=learns)
 
 
 def run_batches(
@@ -92,7 +93,48 @@ def run_batches(
     def parts(_: Sequence[T], most: int) -> list[Sequence[T]]:
         return [part for batch in batches for part in cut(batch, most)]
 
-    return run_micro_batched(session, rows, micro_batch, work, reset=reset, cut=parts)
+    return run_micro_batched(session, rows, micro_batch, work, reset=reset, cut=parts, learns=False)
+
+
+def _warn_of_smaller_bites(session: Session, tried: int, rows: int, *, learns: bool) -> None:
+    ran_out = f"Memory ran out in the {phase_in_words(session.phase_name)} phase with"
+    if tried <= 1:
+        going_on = f"{ran_out} a single row; what could be let go was, and it is tried once more"
+    else:
+        kept = f"the batch of {rows} stays" if learns else f"all {rows} are measured"
+        going_on = f"{ran_out} {tried} rows at once; going on with {tried // 2}, {kept}"
+    remedy = "leave micro_batch at 0 next time, so that the memory plan chooses it, or turn gradient checkpointing on"
+    session.warn("oom", going_on, remedy)
+
+
+@dataclass
+class MicroBatch:
+    """Rows that pass at once, and the phase in which more of them ran out of memory; a checkpoint keeps both.
+
+    So a resumed run goes on with what fitted: it neither runs out again nor sums in another order.
+    """
+
+    rows: int
+    ran_out_in: str = ""  # the plan's name of the phase; "" while the micro-batch is the recipe's
+
+    def take(self, session: Session, fitted: int, phase: str = "") -> None:
+        """Go on with what fitted in a phase of the engine; by default in the session's present one."""
+        if fitted < self.rows:
+            self.rows, self.ran_out_in = fitted, phase_in_words(phase or session.phase_name)
+
+    def state(self) -> dict[str, int | str]:
+        """What a checkpoint keeps."""
+        return {"rows": self.rows, "ran_out_in": self.ran_out_in}
+
+    def restore(self, session: Session, state: Mapping[str, int | str]) -> None:
+        """Go on as a checkpoint has it, and say so where that is not what the recipe asks for."""
+        self.rows, self.ran_out_in = int(state["rows"]), str(state["ran_out_in"])
+        if self.ran_out_in:
+            session.note(
+                "micro-batch",
+                f"Going on with {self.rows} rows at once, as before: more ran out of memory in the {self.ran_out_in} "
+                "phase",
+            )
 
 
 def warn_of_less_room(session: Session, tried: int, room: int) -> None:
@@ -139,7 +181,12 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0] + kept)
-    return int(psutil.virtual_memory().available)
+    return available_bytes()
+
+
+def bytes_for_run(device: torch.device) -> int:
+    """What this process may hold in all, as the plan counts it: what is free, and the libraries that it holds."""
+    return free_bytes(device) + (CUDA_CONTEXT_BYTES if device.type == "cuda" else memory_bytes(device)[0])
 
 
 def memory_bytes(device: torch.device) -> tuple[int, int]:

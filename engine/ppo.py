@@ -36,7 +36,7 @@ from engine.completions import encode_demonstrations
 from engine.generate import SEED_LIMIT, generate, row_seeds
 from engine.kept_passes import KeptPasses, Pass
 from engine.masking import Example
-from engine.memory import run_micro_batched, warn_of_less_room
+from engine.memory import MicroBatch, run_micro_batched, warn_of_less_room
 from engine.meters import Throughput
 from engine.optim import Group, Optimiser
 from engine.ppo_losses import kl_loss, policy_loss, value_loss
@@ -100,7 +100,7 @@ class Trainer:
     value_optimiser: Optimiser | None  # None without a value function
     throughput: Throughput
     kl_coefficient: float
-    micro_batch: int
+    micro_batch: MicroBatch
     demonstrations: list[Example] = field(default_factory=list)  # mixed into the updates; none without ptx
     over_max_kl: bool = False
     ratio_warned: bool = False
@@ -119,10 +119,11 @@ class Trainer:
             "kl_coefficient": self.kl_coefficient,
             "num_tokens": self.throughput.num_tokens,
             "over_max_kl": self.over_max_kl,
+            "micro_batch": self.micro_batch.state(),
         }
         save_state(folder / _STATE, state)
 
-    def restore(self, folder: Path) -> int:
+    def restore(self, session: Session, folder: Path) -> int:
         """Go on from a checkpoint. Returns the steps done."""
         self.players.restore(folder)
         state = load_state(folder / _STATE)
@@ -132,6 +133,8 @@ class Trainer:
         self.kl_coefficient = float(state["kl_coefficient"])
         self.throughput.num_tokens = int(state["num_tokens"])
         self.over_max_kl = bool(state["over_max_kl"])
+        if "micro_batch" in state:  # not in a checkpoint of an earlier version
+            self.micro_batch.restore(session, state["micro_batch"])
         return int(folder.name)
 
 
@@ -147,7 +150,7 @@ def run(session: Session) -> None:
     trainer = _trainer(players, recipe, total)
     trainer.demonstrations = demonstrations_to_mix_in(session, players)
     checkpoint = session.latest_checkpoint()
-    start = trainer.restore(checkpoint) if checkpoint else 0
+    start = trainer.restore(session, checkpoint) if checkpoint else 0
     session.restore_rng()
     session.progress(start, total)
 
@@ -237,19 +240,27 @@ def rollout(
 
     def measure(part: Sequence[int]) -> tuple[Pass, Tensor]:
         rows = players.layout([episodes[index] for index in part])
-        keeps = kept.wants(part, rows.tokens)
+        tokens = rows.input_ids.numel()  # padding has a graph too
+        keeps = kept.wants(part, tokens)
         with torch.set_grad_enabled(keeps):
             made = players.passed(rows, width, with_values=with_values)
         if keeps:
-            kept.keep(part, rows.tokens, made)
+            kept.keep(part, tokens, made)
         ref_logps, _ = players.policy_logps(players.reference, rows, width)
         return made.detached(), ref_logps
 
     measured: list[tuple[Pass, Tensor]] = []
     for mini in minis:
-        done, trainer.micro_batch = run_micro_batched(
-            session, mini, trainer.micro_batch, measure, reset=kept.drop, cut=micro_batches(players, episodes)
+        done, fitted = run_micro_batched(
+            session,
+            mini,
+            trainer.micro_batch.rows,
+            measure,
+            reset=kept.drop,
+            cut=micro_batches(players, episodes),
+            learns=False,
         )
+        trainer.micro_batch.take(session, fitted)
         measured += done
     logps, ref_logps = torch.cat([one.logps for one, _ in measured]), torch.cat([one for _, one in measured])
     values = [one.values for one, _ in measured if one.values is not None]
@@ -266,9 +277,10 @@ def score(session: Session, trainer: Trainer, batch: Rollout) -> None:
     a response that was cut off.
     """
     players, recipe = trainer.players, trainer.players.recipe
-    found, trainer.micro_batch = run_micro_batched(
-        session, batch.episodes, trainer.micro_batch, players.scores, reset=batch.kept.drop
+    found, fitted = run_micro_batched(
+        session, batch.episodes, trainer.micro_batch.rows, players.scores, reset=batch.kept.drop, learns=False
     )
+    trainer.micro_batch.take(session, fitted)
     scores = torch.tensor([one for part, _ in found for one in part], dtype=batch.logps.dtype)
     if players.heads > 1:
         stds = torch.tensor([one for _, part in found for one in part], dtype=batch.logps.dtype)
@@ -365,7 +377,8 @@ def update(session: Session, trainer: Trainer, batch: Rollout, targets: Advantag
                 meters.forget_mini_batch()
 
             rows: list[int | Example] = [*mini, *shown]
-            _, trainer.micro_batch = run_micro_batched(session, rows, trainer.micro_batch, work, reset=reset, cut=cut)
+            _, fitted = run_micro_batched(session, rows, trainer.micro_batch.rows, work, reset=reset, cut=cut)
+            trainer.micro_batch.take(session, fitted)
             ids = [one.prompt_id for one in batch.episodes[whole]]
             for key, mean in meters.end_mini_batch(tokens, value_tokens, shown_tokens).items():
                 session.check_finite(step, key, mean, ids)
@@ -499,7 +512,7 @@ def _trainer(players: Players, recipe: PpoRecipe, total: int) -> Trainer:
         value_optimiser=Optimiser(value, recipe, steps) if value else None,
         throughput=Throughput(),
         kl_coefficient=recipe.kl_coefficient,
-        micro_batch=min(recipe.micro_batch, max(1, recipe.batch // recipe.mini_batches)),
+        micro_batch=MicroBatch(min(recipe.micro_batch, max(1, recipe.batch // recipe.mini_batches))),
     )
 
 

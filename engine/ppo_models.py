@@ -164,8 +164,7 @@ class Players:
 def open_players(session: Session) -> Players:
     """Load the base and set up the players as they stand before the first rollout."""
     recipe = cast(PpoRecipe, session.recipe)
-    adapters = open_start(session, POLICY)
-    adapters.hold_halves(sampling=True)
+    adapters = open_start(session, POLICY, sampling=True)
     reference = None
     if session.spec.model.adapter:
         adapters.copy(POLICY, REFERENCE, trainable=False)

@@ -16,7 +16,7 @@ from torch import Tensor
 from engine.adapters import Adapters
 from engine.checkpoints import load_tensors, save_tensors
 from engine.masking import Example
-from engine.memory import run_micro_batched
+from engine.memory import MicroBatch, run_micro_batched
 from engine.session import Session
 
 REFERENCE = "reference"
@@ -44,11 +44,11 @@ def reference_logps(
     session: Session,
     adapters: Adapters,
     batches: Sequence[Sequence[Row]],
-    micro_batch: int,
+    micro_batch: MicroBatch,
     logps: Callable[[str | None, Sequence[Row]], Tensor],
     cut: Callable[[Sequence[Row], int], Sequence[Sequence[Row]]],
     what: str,
-) -> tuple[Reference, int]:
+) -> Reference:
     """Log-probabilities under the frozen start of every row of these batches; read from disk when they are there.
 
     The start is the adapter that training starts from, the bare base where there is none.
@@ -57,20 +57,21 @@ def reference_logps(
         session: the run.
         adapters: its base and adapters.
         batches: of the policy; a batch that is there twice is computed once.
-        micro_batch: rows at once.
+        micro_batch: rows at once; left at what fitted into memory. Where that is less, all rows are passed again, so
+            that none is paired with a policy that passes in other micro-batches.
         logps: sums [rows, completions of a row] under an adapter (None: the bare base).
         cut: batches into micro-batches, as for the policy.
         what: the rows' name, for the window.
-
-    Also returns the micro-batch that fitted into memory.
     """
     unique = list({tuple(one.id for one in batch): batch for batch in batches if batch}.values())
-    file = session.folder / "cache" / f"reference-{_content_hash(session, adapters, unique, micro_batch)}.safetensors"
+    content = _content_hash(session, adapters, unique, micro_batch.rows)
+    file = session.folder / "cache" / f"reference-{content}.safetensors"
     rows = [one for batch in unique for one in batch]
     if file.is_file():
-        kept = load_tensors(file).get("logps")
-        if kept is not None and kept.shape == (len(rows), len(rows[0].sides)):
-            return _by_id(rows, kept), micro_batch
+        kept = load_tensors(file)
+        if "fitted" in kept and kept["logps"].shape == (len(rows), len(rows[0].sides)):
+            micro_batch.take(session, int(kept["fitted"]), REFERENCE)
+            return _by_id(rows, kept["logps"])
     session.phase(REFERENCE, f"log-probabilities of {len({one.id for one in rows})} {what} under the start model")
     start = None  # the bare base
     if session.spec.model.adapter:
@@ -81,18 +82,23 @@ def reference_logps(
         session.control.check_cancelled()
         return logps(start, part).cpu()
 
-    parts = []
-    for batch in unique:
-        done, micro_batch = run_micro_batched(session, batch, micro_batch, measure, cut=cut)
-        parts += done
+    fitted, parts = 0, list[Tensor]()
+    while fitted != micro_batch.rows:
+        fitted, parts = micro_batch.rows, []
+        for batch in unique:
+            done, rows_at_once = run_micro_batched(session, batch, fitted, measure, cut=cut, learns=False)
+            micro_batch.take(session, rows_at_once)
+            if micro_batch.rows < fitted:
+                break
+            parts += done
     if start:
         adapters.remove(REFERENCE)
     found = torch.cat(parts)
     file.parent.mkdir(exist_ok=True)
     draft = file.with_suffix(".tmp")
-    save_tensors(draft, {"logps": found})
+    save_tensors(draft, {"logps": found, "fitted": torch.tensor(fitted)})
     draft.replace(file)
-    return _by_id(rows, found), micro_batch
+    return _by_id(rows, found)
 
 
 def _by_id(rows: Sequence[Encoded], found: Tensor) -> Reference:
@@ -104,7 +110,7 @@ def _content_hash(session: Session, adapters: Adapters, batches: Sequence[Sequen
     digest = hashlib.sha256()
     for one in (model.base_sha256 or model.base, model.adapter_sha256 or model.adapter, base.quantisation, base.dtype):
         digest.update(f"{one}\n".encode())
-    digest.update(f"{base.device.type} {torch.__version__} {micro_batch}\n".encode())
+    digest.update(f"{base.device.type} {torch.__version__} {micro_batch} {base.halves}\n".encode())
     for batch in batches:
         for row in batch:
             for side in row.sides:

@@ -26,7 +26,7 @@ from engine.eval_samples import write_final_samples, write_scored_pairs
 from engine.heads import ScalarHead, bootstrap_weights, has_head, load_head
 from engine.losses import bradley_terry, centering
 from engine.masking import Example
-from engine.memory import run_batches, run_micro_batched
+from engine.memory import MicroBatch, run_batches, run_micro_batched
 from engine.meters import Meters, Throughput, calibration_error, wilson
 from engine.optim import Group, Optimiser
 from engine.pairs import EncodedPair, encode_pairs, micro_batches, unique_sides
@@ -69,17 +69,18 @@ def run(session: Session) -> None:
         Group(adapters.parameters(REWARD), recipe.learning_rate),
         Group(list(head.parameters()), recipe.head_learning_rate),
     ]
-    trainee = Trainee(adapters, REWARD, Optimiser(groups, recipe, total), Throughput(), head)
-    meters, micro_batch, cut = Meters(), recipe.micro_batch, micro_batches(session.device)
+    micro_batch = MicroBatch(recipe.micro_batch)
+    trainee = Trainee(adapters, REWARD, Optimiser(groups, recipe, total), Throughput(), micro_batch, head)
+    meters, cut = Meters(), micro_batches(session.device)
     uncalibrated = RewardModel(adapters, REWARD, head, RewardStats(), limit)
     start = trainee.resume(session)
     session.progress(start, total)
 
     def measure(step: int) -> None:
-        nonlocal micro_batch
         if heldout and eval_due(session, step, total):
             session.phase("evaluating")
-            values, micro_batch = evaluate(session, adapters, head, heldout, micro_batch)
+            values, fitted = evaluate(session, adapters, head, heldout, micro_batch.rows)
+            micro_batch.take(session, fitted)
             session.metrics(step, values)
             session.phase("training")
 
@@ -90,7 +91,7 @@ def run(session: Session) -> None:
     def save(folder: Path) -> None:
         trainee.save(folder)
         if session.control.stop_asked():  # what is left of this run may be used as it is
-            calibrate(session, uncalibrated, train, micro_batch, STOPPED_ROWS).write(folder)
+            calibrate(session, uncalibrated, train, micro_batch.rows, STOPPED_ROWS).write(folder)
 
     session.phase("training")
     if start == 0:
@@ -106,15 +107,16 @@ def run(session: Session) -> None:
             _record(meters, chosen.mean(-1), rejected.mean(-1), loss, [one.tier_distance > 0 for one in part])
             return tokens
 
-        tokens, micro_batch = run_micro_batched(session, batch, micro_batch, work, reset=reset, cut=cut)
+        tokens, fitted = run_micro_batched(session, batch, micro_batch.rows, work, reset=reset, cut=cut)
+        micro_batch.take(session, fitted)
         names = [one.id for one in batch]
         session.metrics(step, trainee.step(session, step, meters.flush(), names, sum(tokens), schedule.epoch(step)))
         measure(step)
         if session.sample_asked():
-            write_scored_pairs(session, uncalibrated, step, micro_batch)
+            write_scored_pairs(session, uncalibrated, step, micro_batch.rows)
         session.at_step_end(step, total, save)
-    stats = calibrate(session, uncalibrated, train, micro_batch)
-    judgement = judge(session, adapters, head, every_heldout, total, micro_batch)
+    stats = calibrate(session, uncalibrated, train, micro_batch.rows)
+    judgement = judge(session, adapters, head, every_heldout, total, micro_batch.rows)
 
     def write_final(folder: Path) -> None:
         trainee.save_model(folder)
@@ -124,7 +126,7 @@ def run(session: Session) -> None:
 
     session.finish(write_final)
     finished = RewardModel(adapters, REWARD, head, stats, limit)
-    write_final_samples(session, lambda: write_scored_pairs(session, finished, total, micro_batch))
+    write_final_samples(session, lambda: write_scored_pairs(session, finished, total, micro_batch.rows))
 
 
 def pair_scores(adapters: Adapters, head: ScalarHead, pairs: Sequence[EncodedPair]) -> tuple[Tensor, Tensor, int]:
@@ -218,7 +220,7 @@ def calibrate(
         nonlocal at_once
         rows = sorted(rows, key=len, reverse=True)
         found, at_once = run_micro_batched(
-            session, rows, at_once, lambda part: model.ids_by_head(part, len(part)), cut=cut
+            session, rows, at_once, lambda part: model.ids_by_head(part, len(part)), cut=cut, learns=False
         )
         return RewardStats.of(torch.cat(found), reference)
 
@@ -264,7 +266,7 @@ def judge(
         ]
 
     try:
-        parts, _ = run_micro_batched(session, pairs, micro_batch, work, cut=micro_batches(session.device))
+        parts, _ = run_micro_batched(session, pairs, micro_batch, work, cut=micro_batches(session.device), learns=False)
     except (RuntimeError, MemoryError) as error:
         session.warn("judgement", f"The held-out pairs were not judged: {error}", "use a smaller micro_batch")
         return None

@@ -21,11 +21,12 @@ from torch import Tensor
 from engine import checkpoints
 from engine.control import Control, Stopped
 from engine.events import EventLog, SampleFile
-from engine.memory import PhasePeaks, memory_bytes
+from engine.memory import PhasePeaks, bytes_for_run, memory_bytes
 from workbench.errors import UserError
 from workbench.manifests import total_bytes
 from workbench.memory_choice import without_plan
 from workbench.memory_plan import PHASE_OF
+from workbench.nvidia import has_gpu
 from workbench.protocol import (
     AnyEvent,
     Checkpoint,
@@ -86,7 +87,7 @@ class Session:
         self.run_folder = RunFolder(folder)
         self.spec = self.run_folder.spec()
         self.recipe: Recipe = without_plan(self.run_folder.recipe(self.spec))
-        self.device = device or choose_device(self.recipe.device)
+        self.device = device or training_device(self.recipe.device)
         self.control = control or Control()
         self.step = 0
         self.total_steps = 0
@@ -107,6 +108,8 @@ class Session:
         checkpoints.seed_all(self.recipe.seed)
         found = checkpoints.newest_good(self.checkpoints_dir)
         self._resume_from = found.path
+        # What was decided by the memory that was free, by name: a checkpoint keeps it and a resumed run follows it.
+        self.choices: dict[str, str] = checkpoints.load_choices(found.path) if found.path else {}
         self.step = int(found.path.name) if found.path else 0
         self._emit(
             Started(
@@ -114,11 +117,12 @@ class Session:
                 device=device_name(self.device),
                 resumed_from=int(found.path.name) if found.path else -1,
                 versions=versions(),
+                available_bytes=bytes_for_run(self.device),
             )
         )
         if found.path is None:
             for note in self.spec.notes:
-                self._emit(Noted(code="plan", message=note))
+                self.note("plan", note)
         for path, faults in found.damaged:
             instead = f"step {found.path.name} is used instead" if found.path else "training starts again from step 0"
             self.warn("checkpoint-damaged", f"The checkpoint of step {path.name} is damaged ({faults}); {instead}")
@@ -187,6 +191,10 @@ class Session:
     def warn(self, code: str, message: str, remedy: str = "") -> None:
         """Tell the researcher something; ``code`` names the kind."""
         self._emit(Warned(code=code, message=message, remedy=remedy))
+
+    def note(self, code: str, message: str) -> None:
+        """Tell the researcher something that is no fault; ``code`` names the kind."""
+        self._emit(Noted(code=code, message=message))
 
     def progress(self, step: int, total: int) -> None:
         """Say how far it is, at most twice a second; the time left is estimated from this process's own pace."""
@@ -286,7 +294,7 @@ class Session:
         self._emit(Memory(peaks=peaks, model_bytes=self._model_bytes))
         shown = {name: size for name, size in peaks.items() if name in PHASE_OF}
         said = ", ".join(f"{name} {in_bytes(size)}" for name, size in shown.items())
-        self._emit(Noted(code="memory", message=f"Memory held at most, by phase: {said}"))
+        self.note("memory", f"Memory held at most, by phase: {said}")
 
     # ---- inside ---------------------------------------------------------------------------------------------
 
@@ -308,6 +316,7 @@ class Session:
 
         def write(folder: Path) -> None:
             save(folder)
+            checkpoints.save_choices(folder, self.choices)
             checkpoints.save_rng(folder)
 
         size = checkpoints.write_folder(
@@ -391,6 +400,24 @@ def choose_device(wanted: str) -> torch.device:
             "choose the device auto or cpu, or mend the driver (see `tastemaker doctor`)",
         )
     return torch.device("cpu")
+
+
+def training_device(wanted: str) -> torch.device:
+    """Resolve the device of a run, as :func:`choose_device`.
+
+    Raises UserError where "auto" found a GPU when the run was planned and PyTorch finds none now: preset, memory plan
+    and the place in the line were made for the GPU, and the CPU might take a hundred times as long.
+    """
+    device = choose_device(wanted)
+    if wanted == "auto" and device.type == "cpu" and has_gpu():
+        raise UserError(
+            "This machine has an NVIDIA GPU and PyTorch cannot use it",
+            "the driver does not answer or is too old for this PyTorch, or this build of PyTorch has no CUDA; the run "
+            "was planned for the GPU and does not go to the CPU unasked",
+            "see `nvidia-smi` and `tastemaker doctor` and resume; or start a run with the device cpu (to resume this "
+            "one on the CPU, set CUDA_VISIBLE_DEVICES=-1 first)",
+        )
+    return device
 
 
 def device_name(device: torch.device) -> str:

@@ -16,7 +16,7 @@ from engine.batching import Schedule, cutter, in_batches
 from engine.completions import encode_demonstrations
 from engine.eval_samples import write_eval_samples, write_final_samples
 from engine.masking import Example
-from engine.memory import run_batches, run_micro_batched
+from engine.memory import MicroBatch, run_batches, run_micro_batched
 from engine.meters import Meters, Throughput
 from engine.neftune import noisy_embeddings
 from engine.optim import Group, Optimiser
@@ -46,16 +46,17 @@ def run(session: Session) -> None:
     )
     total = schedule.total_steps
     optimiser = Optimiser([Group(adapters.parameters(POLICY), recipe.learning_rate)], recipe, total)
-    trainee = Trainee(adapters, POLICY, optimiser, Throughput())
-    meters, micro_batch, cut = Meters(), recipe.micro_batch, cutter(tokens_of, session.device)
+    micro_batch = MicroBatch(recipe.micro_batch)
+    trainee = Trainee(adapters, POLICY, optimiser, Throughput(), micro_batch)
+    meters, cut = Meters(), cutter(tokens_of, session.device)
     start = trainee.resume(session)
     session.progress(start, total)
 
     def measure(step: int) -> None:
-        nonlocal micro_batch
         if heldout and eval_due(session, step, total):
             session.phase("evaluating")
-            values, micro_batch = evaluate(session, adapters, heldout[:EVAL_ROWS], micro_batch)
+            values, fitted = evaluate(session, adapters, heldout[:EVAL_ROWS], micro_batch.rows)
+            micro_batch.take(session, fitted)
             session.metrics(step, values)
             session.phase("training")
 
@@ -76,7 +77,8 @@ def run(session: Session) -> None:
             loss = loss_sum(adapters, part, meters, recipe.neftune_alpha)
             (loss / tokens).backward()
 
-        _, micro_batch = run_micro_batched(session, batch, micro_batch, work, reset=reset, cut=cut)
+        _, fitted = run_micro_batched(session, batch, micro_batch.rows, work, reset=reset, cut=cut)
+        micro_batch.take(session, fitted)
         names, passed = [ids[index] for index in rows], sum(map(tokens_of, batch))
         session.metrics(step, trainee.step(session, step, meters.flush(), names, passed, schedule.epoch(step)))
         measure(step)

@@ -13,6 +13,7 @@ from engine.base_model import load_base
 from engine.checkpoints import load_state, save_state
 from engine.heads import ScalarHead, load_head
 from engine.masking import Example
+from engine.memory import MicroBatch
 from engine.meters import Throughput
 from engine.optim import Optimiser
 from engine.session import Session
@@ -21,6 +22,12 @@ from workbench.errors import UserError
 from workbench.model_folders import refuse_changed_model
 
 _STATE = "state_training.pt"
+_HALVES = "halves"
+_HELD = {
+    "all": "All layers are held in fp16 as well, which is faster and rounds nothing",
+    "wide": "The widest layers are held in fp16 as well, which is faster and rounds nothing",
+    "none": "No layer is held in fp16 as well: memory has no room, weights would be rounded, or torch has no FBGEMM",
+}
 NOTHING_TO_TRAIN = "they have nothing to train"
 EVAL_ROWS = 256
 """At most so many held-out rows are measured during a run: a measurement must not cost more than the training."""
@@ -34,6 +41,7 @@ class Trainee:
     name: str
     optimiser: Optimiser
     throughput: Throughput
+    micro_batch: MicroBatch
     head: ScalarHead | None = None
 
     def save_model(self, folder: Path) -> None:
@@ -43,7 +51,11 @@ class Trainee:
     def save(self, folder: Path) -> None:
         """Write a resumable checkpoint."""
         self.save_model(folder)
-        state = {"optimiser": self.optimiser.state(), "num_tokens": self.throughput.num_tokens}
+        state = {
+            "optimiser": self.optimiser.state(),
+            "num_tokens": self.throughput.num_tokens,
+            "micro_batch": self.micro_batch.state(),
+        }
         save_state(folder / _STATE, state)
 
     def resume(self, session: Session) -> int:
@@ -58,6 +70,8 @@ class Trainee:
         state = load_state(folder / _STATE)
         self.optimiser.restore(state["optimiser"])
         self.throughput.num_tokens = int(state["num_tokens"])
+        if "micro_batch" in state:  # not in a checkpoint of an earlier version
+            self.micro_batch.restore(session, state["micro_batch"])
         session.restore_rng()
         return self.optimiser.step_count
 
@@ -89,8 +103,11 @@ class Trainee:
         return values | self.throughput.flush() | {"grad_norm": float(norm), "learning_rate": rate, "epoch": epoch}
 
 
-def open_start(session: Session, name: str) -> Adapters:
-    """Load the run's base, and its starting adapter under ``name`` to be trained; a new one where there is none."""
+def open_start(session: Session, name: str, *, sampling: bool = False) -> Adapters:
+    """Load the run's base, and its starting adapter under ``name`` to be trained; a new one where there is none.
+
+    ``sampling``: the run samples much.
+    """
     recipe, model = session.recipe, session.spec.model
     session.phase("loading", model.name)
     refuse_changed_model(model)
@@ -107,13 +124,21 @@ def open_start(session: Session, name: str) -> Adapters:
         )
     base.head_rows = recipe.head_rows or base.head_rows
     adapters = Adapters(base)
-    adapters.hold_halves()
+    _hold_halves(session, adapters, sampling=sampling)
     if model.adapter:
         adapters.load(name, model.adapter, trainable=True)
     else:
         adapters.add(name, rank=recipe.lora_rank, alpha=recipe.lora_alpha, trainable=True, seed=recipe.seed)
     adapters.checkpointing(recipe.gradient_checkpointing)
     return adapters
+
+
+def _hold_halves(session: Session, adapters: Adapters, *, sampling: bool) -> None:
+    """Hold layers in fp16 as well, as what is free allows, and say so; a resumed run does as it did before."""
+    before = session.choices.get(_HALVES, "")
+    chosen = session.choices[_HALVES] = adapters.hold_halves(sampling=sampling, as_before=before)
+    if not before and adapters.base.packs and adapters.base.dtype == torch.float32:
+        session.note(_HALVES, _HELD[chosen])
 
 
 def window(session: Session, adapters: Adapters) -> int:

@@ -20,6 +20,7 @@ import psutil
 from workbench.doctor_plan import plan
 from workbench.errors import UserError
 from workbench.folders import cache_dir, models_cache_dir, runtime_dir
+from workbench.machine_memory import available_bytes
 from workbench.qt_check import missing_packages
 from workbench.terminal import Terminal, in_bytes
 
@@ -33,7 +34,7 @@ found = {"cuda": cuda, "threads": torch.get_num_threads(), "cpu": torch.backends
 if cuda:
     free, total = torch.cuda.mem_get_info()
     found |= {"gpu": torch.cuda.get_device_name(0), "gpu_free": free, "gpu_total": total,
-              "bf16": torch.cuda.is_bf16_supported()}
+              "bf16": torch.cuda.is_bf16_supported(including_emulation=False)}
 print(json.dumps(found))
 """
 
@@ -156,16 +157,20 @@ def _device() -> list[Finding]:
     text = f"{seen.gpu}, {in_bytes(seen.gpu_free)} of {in_bytes(seen.gpu_total)} free"
     found = [Finding("GPU", "good", text)]
     if not seen.bf16:
-        found.append(Finding("bf16", "note", "this GPU has no bf16", "training falls back to slower arithmetic"))
+        found.append(
+            Finding(
+                "bf16", "note", "this GPU has no bf16", "training computes in fp32, which takes more memory and time"
+            )
+        )
     if seen.gpu_free < seen.gpu_total / 2:
         found.append(Finding("GPU memory", "note", "another program holds much of it", "see `nvidia-smi`"))
     return found
 
 
 def _memory() -> list[Finding]:
-    memory = psutil.virtual_memory()
-    text = f"{in_bytes(memory.available)} of {in_bytes(memory.total)} available, {os.cpu_count()} cores"
-    if memory.available < BYTES_TO_TRAIN:
+    available = available_bytes()
+    text = f"{in_bytes(available)} of {in_bytes(psutil.virtual_memory().total)} available, {os.cpu_count()} cores"
+    if available < BYTES_TO_TRAIN:
         return [Finding("Memory", "note", text, "close other programs, or train with a smaller micro_batch")]
     return [Finding("Memory", "good", text)]
 

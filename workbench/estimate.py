@@ -7,24 +7,21 @@ and memory (:mod:`workbench.memory_plan`).
 from __future__ import annotations
 
 import os
-import shutil
 import statistics
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
 
 import psutil
 
+from workbench.machine_memory import available_bytes
 from workbench.memory_choice import Choice, choose
 from workbench.memory_plan import Peak, Phase, trained_adapters
 from workbench.model_shape import Shape
+from workbench.nvidia import gpu_free_bytes, has_gpu
 from workbench.recipes import DpoRecipe, KtoRecipe, PpoRecipe, Recipe
 from workbench.records import Method
 from workbench.rows import PromptRow, SftRow
 from workbench.run_folder import Row
-from workbench.supervisor import has_gpu
 from workbench.terminal import in_time
 from workbench.training_data import texts_of
 
@@ -109,6 +106,7 @@ def estimate(
         shape,
         by_row,
         available,
+        prompts=[shared_tokens(row, recipe) for row in rows],
         mixed_in=[row_tokens(row, recipe) for row in mixed_in],
         start_rank=start_rank,
         peaks=peaks,
@@ -151,6 +149,14 @@ def row_tokens(row: Row, recipe: Recipe) -> list[int]:
     """Guess the tokens of each sequence of a row, cut as the recipe cuts them; a prompt gets PPO's longest response."""
     extra = recipe.response_length if isinstance(recipe, PpoRecipe) and isinstance(row, PromptRow) else 0
     return [min(recipe.max_length, tokens_of(text) + extra) for text in texts_of(row)]
+
+
+def shared_tokens(row: Row, recipe: Recipe) -> int:
+    """Guess the tokens of the prompt that several sequences of a row begin with; 0 where there is one sequence."""
+    sequences = row_tokens(row, recipe)
+    if len(sequences) < 2:
+        return 0
+    return min(*sequences, tokens_of("\n".join(one.content for one in row.prompt)) - TEMPLATE_TOKENS)
 
 
 def total_steps(recipe: Recipe, rows: int) -> int:
@@ -199,35 +205,5 @@ def foretold_pace(method: Method, recipe: Recipe, shape: Shape) -> float:
 def memory_available(device: str) -> int:
     """Return the free memory of the device that will train, in bytes: the GPU's, or the machine's."""
     if device != "cpu" and has_gpu():
-        return gpu_free_bytes() or psutil.virtual_memory().available
-    available = int(psutil.virtual_memory().available)
-    try:  # a container's own limit
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        if limit != "max":
-            available = min(available, max(0, int(limit) - used))
-    except (OSError, ValueError):
-        pass
-    return available
-
-
-@lru_cache(maxsize=1)
-def _nvidia_smi() -> str:
-    return shutil.which("nvidia-smi") or ""
-
-
-def gpu_free_bytes() -> int:
-    """Return the free memory of the first GPU; 0 when it cannot be told."""
-    if not _nvidia_smi():
-        return 0
-    try:
-        said = subprocess.run(
-            [_nvidia_smi(), "--query-gpu=memory.free", "--format=csv,noheader,nounits", "-i", "0"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-        return int(said.stdout.split()[0]) * 1024 * 1024
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return 0
+        return gpu_free_bytes() or available_bytes()
+    return available_bytes()

@@ -15,9 +15,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from workbench.model_shape import Shape
+from workbench.nvidia import gpu_has_bf16, has_gpu
 from workbench.recipes import DpoRecipe, PpoRecipe, Recipe
 from workbench.records import Method
-from workbench.supervisor import has_gpu
 from workbench.terminal import in_bytes
 
 MIB = 1024**2
@@ -149,6 +149,7 @@ def plan_memory(
     shape: Shape,
     rows: Sequence[Sequence[int]],
     *,
+    prompts: Sequence[int] = (),
     mixed_in: Sequence[Sequence[int]] = (),
     start_rank: int = 0,
     peaks: Sequence[Peak] = (),
@@ -163,6 +164,8 @@ def plan_memory(
         recipe: its settings, none of them automatic (see :func:`workbench.memory_choice.choose`).
         shape: of the base model.
         rows: the tokens of each sequence of each row (see :func:`workbench.estimate.row_tokens`).
+        prompts: of each row the tokens that its sequences begin with alike, which pass once where they are packed;
+            by default none.
         mixed_in: the same of the demonstrations that PPO-ptx passes in its updates.
         start_rank: of the adapter that training continues; 0 for a new one.
         peaks: what earlier runs held, newest first: the median of measured / foretold of :func:`most_like` corrects
@@ -172,7 +175,7 @@ def plan_memory(
         gpu: whether a GPU computes; by default as the recipe and the machine say.
     """
     gpu = on_gpu(recipe.device) if gpu is None else gpu
-    one = _Reckoner(method, recipe, shape, rows, mixed_in, start_rank, gpu, available)
+    one = _Reckoner(method, recipe, shape, rows, prompts, mixed_in, start_rank, gpu, available)
     alike = most_like(peaks, method, base, recipe.quantisation, gpu=gpu)
     phases = []
     for name, size, mapped in one.phases():
@@ -221,6 +224,7 @@ class _Reckoner:
         recipe: Recipe,
         shape: Shape,
         rows: Sequence[Sequence[int]],
+        prompts: Sequence[int],
         mixed_in: Sequence[Sequence[int]],
         start_rank: int,
         gpu: bool,
@@ -229,8 +233,11 @@ class _Reckoner:
         self.method, self.recipe, self.shape, self.gpu, self.available = method, recipe, shape, gpu, available
         self.rank = start_rank or recipe.lora_rank
         self.head_rows = recipe.head_rows or HEAD_ROWS
-        self.width = 2 if gpu or cpu_has_bf16() else 4  # bytes of a number in the model's arithmetic
+        # bytes of a number in the model's arithmetic
+        self.width = 2 if (gpu_has_bf16() if gpu else cpu_has_bf16()) else 4
+        shared = [*prompts, *[0] * (len(rows) - len(prompts))]
         self.rows = [list(row) for row in rows if row] or [[0]]
+        self.passed = [sum(row) - once * (len(row) - 1) for row, once in zip(rows, shared, strict=True) if row] or [0]
         self.mixed_in = [list(row) for row in mixed_in if row]
         self.trained = trained_adapters(recipe)
         referred = method in ("kto", "ppo") or (isinstance(recipe, DpoRecipe) and recipe.needs_reference)
@@ -286,21 +293,28 @@ class _Reckoner:
     @property
     def tokens(self) -> int:
         """Tokens of the largest forward pass over the rows."""
-        return self._at_once(self.rows)
+        return self._at_once(self.rows, self.passed)
 
     @property
     def updated_tokens(self) -> int:
         """Tokens of the largest forward pass of an update, demonstrations among them."""
-        return max(self.tokens, self._at_once(self.mixed_in)) if self.mixed_in else self.tokens
+        return (
+            max(self.tokens, self._at_once(self.mixed_in, list(map(sum, self.mixed_in))))
+            if self.mixed_in
+            else self.tokens
+        )
 
-    def _at_once(self, rows: Sequence[Sequence[int]]) -> int:
+    def _at_once(self, rows: Sequence[Sequence[int]], passed: Sequence[int]) -> int:
+        """Tokens of the largest pass over rows of which so many tokens pass where they are packed."""
         sides = max(len(row) for row in rows)
         longest = max(max(row) for row in rows)
         sequences = self.recipe.micro_batch * sides
         if self.gpu:
             return sequences * longest
-        every = sum(sorted((max(row) * sides for row in rows), reverse=True)[: self.recipe.micro_batch])
-        return max(min(every, CPU_MICRO_TOKENS), longest * sides)  # a row that is longer stands alone
+        every = sum(sorted(passed, reverse=True)[: self.recipe.micro_batch])
+        # A micro-batch is cut by the tokens that it would have padded; of these so many pass at most.
+        share = max(tokens / max(1, max(row) * len(row)) for row, tokens in zip(rows, passed, strict=True))
+        return max(min(every, int(CPU_MICRO_TOKENS * share)), *passed)  # a row that is longer stands alone
 
     @property
     def layer(self) -> float:
@@ -318,8 +332,11 @@ class _Reckoner:
         """Graphs that PPO keeps from a rollout to its first mini-batch: see ``engine.kept_passes``."""
         if not isinstance(self.recipe, PpoRecipe):
             return 0.0
+        count = self.recipe.batch // self.recipe.mini_batches
         rows = sorted((max(row) for row in self.rows), reverse=True)
-        most = sum(rows[: self.recipe.batch // self.recipe.mini_batches]) * self.graph * self.trained
+        rows = [row for row in rows for _ in range(-(-count // len(rows)))][:count]  # a prompt comes again
+        tokens = count * rows[0] if self.gpu else sum(rows)  # padding has a graph too
+        most = tokens * self.graph * self.trained
         free = int(self.left) if self.available else 2**60
         return self._allocated(min(most, kept_room(free, gpu=self.gpu)))
 
@@ -401,7 +418,9 @@ class _Reckoner:
         shape, recipe = self.shape, self.recipe
         one = shape.adapter_parameters(self.rank)
         in_what = (
-            recipe.quantisation if self.width == 2 or recipe.quantisation == "nf4" else "fp32 (this CPU has no bf16)"
+            recipe.quantisation
+            if self.width == 2 or recipe.quantisation == "nf4"
+            else f"fp32 (this {'GPU' if self.gpu else 'CPU'} has no bf16)"
         )
         kept = "with gradient checkpointing" if recipe.gradient_checkpointing else f"all {shape.layers} layers kept"
         found = [

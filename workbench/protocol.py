@@ -81,6 +81,7 @@ class Started(Event, frozen=True, kw_only=True, tag="started"):
     pid: int
     device: str
     resumed_from: int = -1
+    available_bytes: int = 0  # that it may hold in all; 0 where that was not told
     total_steps: int = 0
     protocol: int = PROTOCOL_VERSION
     versions: dict[str, str] = {}

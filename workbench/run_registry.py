@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from workbench.errors import UserError
-from workbench.estimate import Pace, foretold_pace, row_tokens
+from workbench.estimate import Pace, foretold_pace, row_tokens, shared_tokens
 from workbench.ids import now
 from workbench.manifests import MANIFEST, RESUME_ONLY_PREFIX, fsync_folder, read_manifest, remove_folder, reseal
 from workbench.memory_choice import without_plan
@@ -81,8 +81,8 @@ def measured_paces(project: Project) -> list[Pace]:
 def measured_peaks(project: Project) -> list[Peak]:
     """Return what the project's newest finished runs held at most, beside what would be foretold for them now.
 
-    The engine's events say what was held in each phase (on a GPU its tensors alone, so that the context is added), and
-    on a CPU ``exit.json`` says it of the process that ended.
+    That is with as much free as they had. The engine's events say what was held in each phase (on a GPU its tensors
+    alone, so that the context is added), and on a CPU ``exit.json`` says it of the process that ended.
     """
     peaks = []
     finished = [one for one in project.store.runs() if one.state == "done"]  # a stopped one may not have come to it
@@ -101,11 +101,11 @@ def measured_peaks(project: Project) -> list[Peak]:
 def _peak(run_dir: Path, _size: int) -> Peak | None:
     """What a run held and would be foretold; None where nothing was measured. Cached by the size of its events."""
     folder = RunFolder(run_dir)
-    measured, gpu = 0.0, False
+    measured, gpu, available = 0.0, False, 0
     by_phase: dict[str, float] = {}
     for event in folder.events():
         if isinstance(event, Started):
-            gpu = event.device.startswith("cuda")
+            gpu, available = event.device.startswith("cuda"), event.available_bytes
         elif isinstance(event, Metrics):
             measured = max(measured, event.values.get("perf/peak_memory_bytes", 0.0))
         elif isinstance(event, Memory):
@@ -122,15 +122,17 @@ def _peak(run_dir: Path, _size: int) -> Peak | None:
         measured = max(measured, ended.peak_rss_bytes)
     spec = folder.spec()
     recipe, rank = without_plan(folder.recipe(spec)), rank_of(spec.model)
-    rows = [row_tokens(row, recipe) for row in folder.rows("train", spec)]
+    frozen = folder.rows("train", spec)
     mixed_in = folder.rows("demonstrations", spec) if spec.method == "ppo" else []
     plan = plan_memory(
         spec.method,
         recipe,
         read_shape(Path(spec.model.base)),
-        rows,
+        [row_tokens(row, recipe) for row in frozen],
+        prompts=[shared_tokens(row, recipe) for row in frozen],
         mixed_in=[row_tokens(row, recipe) for row in mixed_in],
         start_rank=rank,
+        available=available,
         gpu=gpu,
     )
     return Peak(

@@ -23,6 +23,7 @@ from workbench import reaper, sockets
 from workbench.errors import UserError
 from workbench.folders import runtime_dir
 from workbench.jsonl import decode, encode
+from workbench.nvidia import has_gpu
 from workbench.protocol import Cancel, Command, Pong, Stop
 from workbench.run_folder import RunFolder
 
@@ -102,13 +103,6 @@ def line_folder(device: str) -> Path:
 def lease_name(device: str) -> str:
     """Name what a recipe's device ("auto", "cuda" or "cpu") will hold: the GPU where there is one."""
     return "cpu" if device == "cpu" or (device == "auto" and not has_gpu()) else "gpu-0"
-
-
-def has_gpu() -> bool:
-    """Tell whether the machine has a GPU for training, without loading any driver."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return False
-    return Path("/dev/nvidia0").exists() or Path("/dev/nvidiactl").exists()
 
 
 def device_holder(device: str = "auto") -> Path | None:

@@ -20,6 +20,7 @@ from workbench.memory_choice import without_plan
 from workbench.model_choice import START_ROLES
 from workbench.model_folders import count_parameters, refuse_changed_model
 from workbench.model_shape import read_shape
+from workbench.nvidia import has_gpu
 from workbench.preflight import (
     ROWS_ARE,
     as_problem,
@@ -116,7 +117,7 @@ def preset_for(project: Project, method: Method, name: str, start_model_id: str,
         except (UserError, OSError):
             parameters = 0  # plan_run names what is missing
     try:
-        return preset(method, name, rows, parameters, cuda=supervisor.has_gpu())
+        return preset(method, name, rows, parameters, cuda=has_gpu())
     except ValueError as error:
         raise UserError("The preset cannot be used", str(error)) from error
 
@@ -180,7 +181,7 @@ def plan_run(
             problems.append(as_problem("start_model", error))
     if project.read_only:
         problems.append(READ_ONLY)
-    if recipe.device == "cuda" and not supervisor.has_gpu():
+    if recipe.device == "cuda" and not has_gpu():
         problems.append(Problem("device", "This machine has no GPU that can be used", "choose the device auto or cpu"))
     return RunPlan(
         method=method,
@@ -296,7 +297,7 @@ def _command_line(
             parameters = count_parameters(Path(base.path))
         except (UserError, OSError):
             parameters = 0
-    standard = preset(method, DEFAULT_PRESET, rows, parameters, cuda=supervisor.has_gpu())
+    standard = preset(method, DEFAULT_PRESET, rows, parameters, cuda=has_gpu())
     for one in dataclasses.fields(recipe):
         value = getattr(recipe, one.name)
         if value != getattr(standard, one.name):

@@ -30,11 +30,11 @@ def prepare(threads: int) -> None:
 
 
 def has_bf16() -> bool:
-    """Whether the device multiplies bf16 matrices itself; a CPU that emulates them takes five times as long."""
+    """Whether the device multiplies bf16 matrices itself; one that emulates them takes many times as long."""
     import torch
 
     if torch.cuda.is_available():
-        return True
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from engine.__main__ import prepare_environment
 
 prepare_environment()
@@ -84,28 +86,44 @@ def write_model(folder: Path, hidden: int, layers: int) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def rows_of(method: str, tokenizer: Any, tokens: int) -> tuple[list[Any], list[list[int]]]:
-    """Two rows of about so many tokens (pairs: both sides together), and how many they have exactly."""
+def rows_of(method: str, tokenizer: Any, tokens: int) -> tuple[list[Any], list[list[int]], list[int]]:
+    """Two rows of about so many tokens (pairs: both sides together), how many they have, and how many of a prompt."""
     letters = "bdfgjkmpqvwz"  # no merge of the tokenizer joins two of these: a token each
     ask = (Message("user", "b" * 40),)
     pick = [letters[number] for number in range(4)]
     if method == "ppo":
         asks = [(Message("user", one * (tokens - RESPONSE - 60)),) for one in pick[:2]]
         rows: list[Any] = [PromptRow(str(number), ask) for number, ask in enumerate(asks)]
-        return rows, [[len(encode_prompt(tokenizer, one)) + RESPONSE] for one in asks]
+        return rows, [[len(encode_prompt(tokenizer, one)) + RESPONSE] for one in asks], []
     if method == "sft":
         found = [SftRow(str(number), str(number), ask, one * (tokens - 100)) for number, one in enumerate(pick[:2])]
         made = [sft_example(tokenizer, ask, one.completion, 4096, "completion") for one in found]
-        return list(found), [[len(one.input_ids)] for one in made]
+        return list(found), [[len(one.input_ids)] for one in made], []
     if method == "kto":
         half = tokens - 100
         thumbs = [ThumbRow(str(n), str(n), str(n), "me", ask, one * half, n == 0) for n, one in enumerate(pick[:2])]
         lone = [sft_example(tokenizer, ask, one.completion, 4096, "completion") for one in thumbs]
-        return list(thumbs), [[len(one.input_ids)] for one in lone]
+        return list(thumbs), [[len(one.input_ids)] for one in lone], []
     half = tokens // 2 - 100
     pairs = [PairRow(str(n), str(n), str(n), "me", ask, pick[2 * n] * half, pick[2 * n + 1] * half) for n in range(2)]
     sides = [pair_examples(tokenizer, ask, one.chosen, one.rejected, 4096) for one in pairs]
-    return list(pairs), [[len(chosen.input_ids), len(rejected.input_ids)] for chosen, rejected in sides]
+    lengths = [[len(chosen.input_ids), len(rejected.input_ids)] for chosen, rejected in sides]
+    return list(pairs), lengths, [chosen.prompt_length for chosen, _ in sides]
+
+
+def held_in(runs: Path, spec: RunSpec, rows: list[Any]) -> tuple[Memory, dict[str, int]]:
+    """Carry a run out in a fork. Returns what it says it held, and that by the plan's phases."""
+    folder = RunFolder.create(runs, spec, rows, [])
+    in_fork(lambda: train(folder.path))
+    told = next((one for one in folder.events() if isinstance(one, Memory)), None)
+    if told is None:
+        [end] = [one for one in folder.events() if isinstance(one, Ended)]
+        sys.exit(f"{spec.method}: {end.message} {end.cause}")
+    found: dict[str, int] = {}
+    for name, size in told.peaks.items():
+        if name in PHASE_OF:
+            found[PHASE_OF[name]] = max(size, found.get(PHASE_OF[name], 0))
+    return told, found
 
 
 def main() -> None:
@@ -123,7 +141,7 @@ def main() -> None:
     in_fork(lambda: write_model(base, options.hidden, options.layers))
     tokenizer.save_pretrained(base)
     for method in options.methods or METHODS:
-        rows, lengths = rows_of(method, tokenizer, options.tokens)
+        rows, lengths, prompts = rows_of(method, tokenizer, options.tokens)
         settings: dict[str, Any] = {
             "quantisation": "bf16",
             "batch": 2,
@@ -140,17 +158,12 @@ def main() -> None:
         recipe = dataclasses.replace(RECIPES[method](), **settings)
         model = ModelRef(model_id="m", name="random", base=str(base))
         spec = RunSpec(run_id=method, method=method, name=method, recipe=dataclasses.asdict(recipe), model=model)
-        folder = RunFolder.create(options.folder / "runs", spec, rows, [])
-        in_fork(lambda folder=folder: train(folder.path))
-        told = next((one for one in folder.events() if isinstance(one, Memory)), None)
-        if told is None:
-            [end] = [one for one in folder.events() if isinstance(one, Ended)]
-            sys.exit(f"{method}: {end.message} {end.cause}")
-        plan = plan_memory(method, recipe, read_shape(base), lengths, gpu=False)
-        measured: dict[str, int] = {}
-        for name, size in told.peaks.items():
-            if name in PHASE_OF:
-                measured[PHASE_OF[name]] = max(size, measured.get(PHASE_OF[name], 0))
+        told, measured = held_in(options.folder / "runs", spec, rows)
+        if method == "ppo":  # a second rollout is measured near the update: what was freed stays with the process
+            once = dataclasses.asdict(dataclasses.replace(recipe, max_steps=1))
+            _, first = held_in(options.folder / "runs", msgspec.structs.replace(spec, run_id="once", recipe=once), rows)
+            measured |= {name: first[name] for name in ("rollout", "score")}
+        plan = plan_memory(method, recipe, read_shape(base), lengths, prompts=prompts, gpu=False)
         found = {"method": method, "measured": measured, "model": told.model_bytes, "foretold": plan.resident()}
         found["foretold_model"] = plan.phases[0].bytes
         print(json.dumps(found | {"lines": plan.lines}), flush=True)

@@ -92,10 +92,31 @@ def test_zeros_are_held() -> None:
 def test_weights_are_held_twice_only_where_three_times_as_much_is_free() -> None:
     one = layer(8, 4)
     needed = 2 * one.weight.numel()
-    hold_halves([[one]], 3 * needed - 1)
+    assert not hold_halves([[one]], 3 * needed - 1)
     assert half_for([one], 1) is None
-    hold_halves([[one]], 3 * needed)
+    assert hold_halves([[one]], 3 * needed)
     assert half_for([one], 1) is not None
+
+
+def test_a_process_that_samples_holds_what_is_wide_where_all_has_no_room_and_what_it_held_before_anyway(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broad = FAMILIES["llama"].to_dict() | {"intermediate_size": 64}
+    made = [in_bf16(adapters_of(type(FAMILIES["llama"])(**broad), torch.float32)) for _ in range(4)]
+    wide = sum(
+        2 * one.weight.numel()
+        for groups in (groups_of(made[0].base),)
+        for group in groups
+        if half_weights.is_wide(group)
+        for one in group
+    )
+    monkeypatch.setattr("engine.adapters.free_bytes", lambda _: 3 * wide)
+    assert [made[0].hold_halves(sampling=True), made[0].hold_halves()] == ["wide", "wide"]
+    monkeypatch.setattr("engine.adapters.free_bytes", lambda _: 3 * wide - 1)
+    assert made[1].hold_halves(sampling=True) == "none"
+    assert [made[2].hold_halves(sampling=True, as_before=kind) for kind in ("none", "wide")] == ["none", "wide"]
+    assert made[3].hold_halves(as_before="all") == made[3].base.halves == "all"
+    assert half_for([made[3].base.model.get_output_embeddings()], 1) is not None
 
 
 def test_only_a_wide_layer_is_worth_it_for_many_rows() -> None:
@@ -113,7 +134,7 @@ def test_a_machine_without_fbgemm_computes_as_before(monkeypatch: pytest.MonkeyP
 
     plain, bare = (in_bf16(adapters_of(FAMILIES["llama"], torch.float32)) for _ in range(2))
     monkeypatch.setattr(half_weights.torch.ops, "quantized", Nothing())
-    bare.hold_halves(sampling=True)
+    assert bare.hold_halves(sampling=True) == "none"
     assert not any(half_for(group, 1) for group in groups_of(bare.base))
     assert drawn(bare) == drawn(plain)
 

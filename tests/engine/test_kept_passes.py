@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -85,6 +86,40 @@ def test_room_for_one_micro_batch_keeps_one(runs: Any, monkeypatch: pytest.Monke
     every, _ = trained(runs, ALL, monkeypatch, micro_batch=1, mini_batches=1)
     some, _ = trained(runs, 40, monkeypatch, micro_batch=1, mini_batches=1)
     assert all(torch.equal(one, other) for one, other in zip(every, some, strict=True))
+
+
+def test_kept_graphs_are_let_go_before_a_single_row_is_given_up(runs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, _ = trained(runs, NONE, monkeypatch, micro_batch=1)
+    forward, kept = Players.policy_logps, KeptPasses.keep
+    held: list[int] = []
+
+    def short(self: Players, *given: Any) -> Any:
+        if len(held) == 3 and not torch.is_grad_enabled():  # three graphs are all that there is room for
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, *given)
+
+    monkeypatch.setattr(Players, "policy_logps", short)
+    monkeypatch.setattr(KeptPasses, "keep", lambda *given: (held.append(1), kept(*given))[1])
+    drop = KeptPasses.drop
+    monkeypatch.setattr(KeptPasses, "drop", lambda self: (held.clear(), drop(self))[1])
+    found, _ = trained(runs, ALL, monkeypatch, micro_batch=1)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_padding_takes_room_as_tokens_do(runs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where rows are padded, as on a GPU, the graph of a micro-batch covers B x T."""
+    uneven = [dataclasses.replace(prompts(1, size)[0], id=str(size)) for size in range(1, 7)]
+    session = Session(runs.create("ppo", uneven, **QUICK).path)
+    players = open_players(session)
+    players.base.packs = False
+    monkeypatch.setattr(Players, "tokens_to_keep", lambda _: ALL)
+    batch = ppo.rollout(
+        session, ppo._trainer(players, players.recipe, 1), ppo.encode_prompts(session, players, "train"), 5, step=1
+    )
+    parts = [batch.episodes[first : last + 1] for first, last in batch.kept._passes]
+    padded = sum(len(part) * max(one.tokens for one in part) for part in parts)
+    assert padded > sum(one.tokens for part in parts for one in part)
+    assert batch.kept.tokens == ALL - padded
 
 
 def test_memory_that_runs_out_while_scoring_lets_go_of_what_was_kept(

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from engine.memory import PhasePeaks, is_out_of_memory, memory_bytes, phase_in_words, run_micro_batched
+from engine.memory import MicroBatch, PhasePeaks, is_out_of_memory, memory_bytes, phase_in_words, run_micro_batched
 
 
 class FakeSession:
@@ -13,6 +13,9 @@ class FakeSession:
 
     def warn(self, code, message, remedy=""):
         self.warnings.append((code, message))
+
+    def note(self, code, message):
+        pass
 
 
 def out_of_memory():
@@ -98,6 +101,58 @@ def test_the_notice_names_the_phase_as_the_plan_does():
 def test_one_row_that_does_not_fit_raises():
     with pytest.raises(torch.cuda.OutOfMemoryError):
         train(0, 2, ROWS)
+    tried = []
+
+    def work(_):
+        tried.append(1)
+        raise out_of_memory()
+
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        run_micro_batched(FakeSession(), ROWS, 1, work)
+    assert len(tried) == 2
+
+
+def test_one_row_is_tried_again_when_something_could_be_let_go():
+    kept, session, done = [1], FakeSession(), []
+
+    def work(rows):
+        if kept and len(done) == 3:
+            raise out_of_memory()
+        done.append(rows)
+        return len(rows)
+
+    def reset():
+        done.clear()
+        kept.clear()
+
+    assert run_micro_batched(session, ROWS, 1, work, reset=reset) == ([1] * 8, 1)
+    [(code, said)] = session.warnings
+    assert (code, said.split("with ")[1]) == (
+        "oom",
+        "a single row; what could be let go was, and it is tried once more",
+    )
+
+
+def test_the_notice_of_a_measurement_speaks_of_no_batch():
+    session, model = FakeSession(), Model(2)
+    run_micro_batched(session, ROWS, 4, model.work, reset=model.reset, learns=False)
+    assert session.warnings[0][1].endswith("with 4 rows at once; going on with 2, all 8 are measured")
+
+
+def test_a_micro_batch_is_what_fitted_and_remembers_where_more_ran_out():
+    session = FakeSession()
+    size = MicroBatch(8)
+    size.take(session, 8)
+    assert size.state() == {"rows": 8, "ran_out_in": ""}
+    size.take(session, 4)
+    session.phase_name = "rollout"
+    size.take(session, 4)
+    assert size.state() == {"rows": 4, "ran_out_in": "update"}
+    again = MicroBatch(8)
+    again.restore(session, size.state())
+    assert again == size
+    again.take(session, 1, "reference")
+    assert again == MicroBatch(1, "score")
 
 
 def test_other_errors_are_not_swallowed():

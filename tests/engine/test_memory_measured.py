@@ -38,3 +38,12 @@ def test_the_peak_of_an_update_is_what_was_foretold(measured, method):
     before = found["foretold_model"]
     assert foretold - before == pytest.approx(held - found["model"], rel=ABOVE)
     assert found["foretold"]["load"] == pytest.approx(found["measured"]["load"], rel=WHOLE)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("method", "phase"), [("ppo", "rollout"), ("ppo", "score"), ("dpo", "score"), ("kto", "score")]
+)
+def test_the_peak_of_sampling_and_of_measuring_is_what_was_foretold(measured, method, phase):
+    found = measured[method]
+    assert found["foretold"][phase] == pytest.approx(found["measured"][phase], rel=WHOLE)

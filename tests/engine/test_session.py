@@ -352,6 +352,28 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path):
         Session(make_run(tmp_path / "runs", device="cuda").path)
 
 
+def test_a_run_that_was_planned_for_a_gpu_does_not_go_to_the_cpu_unasked(tmp_path, monkeypatch):
+    """The driver's device is there, and CUDA is not usable: an upgrade without a restart, say."""
+    monkeypatch.setattr("engine.session.has_gpu", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run = make_run(tmp_path / "runs", device="auto")
+    with pytest.raises(UserError, match="PyTorch cannot use it") as refused:
+        Session(run.path)
+    assert "planned for the GPU" in refused.value.cause
+    assert "device cpu" in refused.value.remedy
+    assert Session(make_run(tmp_path / "more", device="cpu").path).device.type == "cpu"
+    monkeypatch.setattr("engine.session.has_gpu", lambda: False)
+    assert Session(run.path).device.type == "cpu"
+
+
+def test_a_run_says_at_its_start_what_it_may_hold(tmp_path, monkeypatch):
+    monkeypatch.setattr("engine.memory.available_bytes", lambda: 2**40)
+    run = make_run(tmp_path / "runs", device="cpu")
+    Session(run.path)
+    [started] = events_of(run, Started)
+    assert 10_000_000 < started.available_bytes - 2**40 < 2**40  # and the libraries
+
+
 # ---- the disk ------------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import subprocess
 
 import pytest
 
@@ -131,17 +130,12 @@ def test_a_multimodal_config_is_read_by_its_text_part(tmp_path):
 
 def test_the_gpus_free_memory_is_asked_where_there_is_one(monkeypatch):
     monkeypatch.setattr(estimating, "has_gpu", lambda: True)
-    monkeypatch.setattr(estimating, "_nvidia_smi", lambda: "nvidia-smi")
-    answers = iter(["20000\n", "nonsense"])
-    monkeypatch.setattr(
-        estimating.subprocess, "run", lambda *args, **_: subprocess.CompletedProcess(args, 0, next(answers))
-    )
+    answers = iter([20_000 * 1024**2, 0])
+    monkeypatch.setattr(estimating, "gpu_free_bytes", lambda: next(answers))
     assert memory_available("auto") == 20_000 * 1024 * 1024
     assert memory_available("cuda") > 0  # what the machine has, when the GPU's cannot be told
     assert memory_available("cpu") > 0
     assert foretold_pace("sft", SftRecipe(), SMOL) > 10 * foretold_pace("sft", SftRecipe(device="cpu"), SMOL)
-    monkeypatch.setattr(estimating, "_nvidia_smi", lambda: "")
-    assert estimating.gpu_free_bytes() == 0
 
 
 def test_long_scripts_count_more_tokens():

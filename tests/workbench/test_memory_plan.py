@@ -52,6 +52,43 @@ def test_a_cpu_never_passes_more_than_512_tokens_at_once_unless_one_row_has_more
     assert by_name(plan_memory("sft", alone, SMALL, [[1024]], gpu=False))["update"] == longer
 
 
+def test_the_prompt_that_the_sides_of_a_pair_share_passes_once_where_it_is_packed():
+    recipe = DpoRecipe(batch=4, micro_batch=1)
+
+    def tokens(rows, prompts=(), *, gpu=False, recipe=recipe):
+        plan = plan_memory("dpo", recipe, SMALL, rows, prompts=prompts, gpu=gpu)
+        [line] = [one for one in plan.lines if one.startswith("activations")]
+        return int(line.split()[1].replace(",", ""))
+
+    assert tokens([[300, 340]] * 4) == 640
+    assert tokens([[300, 340]] * 4, [200] * 4) == 440
+    assert tokens([[300, 340]] * 4, [200] * 4, gpu=True) == 680  # padded rows share nothing
+    # micro-batches are cut at 512 padded tokens: 2 pairs of 100 + 100, of which 2 x 150 pass
+    many = DpoRecipe(batch=4, micro_batch=4)
+    assert tokens([[100, 100]] * 4, [50] * 4, recipe=many) == 512 * 150 // 200
+    assert tokens([[100, 100]] * 4, recipe=many) == 512
+
+
+def test_on_a_gpu_a_kept_graph_covers_the_padding_too(monkeypatch):
+    monkeypatch.setattr(memory_plan, "kept_room", lambda *_, **__: 2**50)
+    recipe = PpoRecipe(rule="contains:a", batch=8, mini_batches=2, micro_batch=1, quantisation="nf4")
+    kept = []
+    for rows in ([[100]] * 8, [[100]] + [[10]] * 7):
+        for gpu in (True, False):
+            plan = plan_memory("ppo", recipe, SMALL, rows, gpu=gpu)
+            kept.append(next(one for one in plan.lines if one.startswith("graphs kept")))
+    padded, packed, padded_too, fewer = kept
+    assert padded == padded_too  # 4 rows of 100 columns each
+    assert packed != fewer
+
+
+def test_prompts_that_come_again_in_a_mini_batch_are_kept_again(monkeypatch):
+    monkeypatch.setattr(memory_plan, "kept_room", lambda *_, **__: 2**50)
+    recipe = PpoRecipe(rule="contains:a", batch=8, mini_batches=2, micro_batch=1)
+    few, many = (by_name(plan_memory("ppo", recipe, SMALL, [[100]] * count, gpu=False)) for count in (2, 8))
+    assert few == many
+
+
 def test_a_gpu_pads_so_that_memory_grows_with_the_micro_batch():
     plans = [
         by_name(plan_memory("sft", SftRecipe(micro_batch=size), EIGHT, [[256]] * 8, gpu=True))["update"]

@@ -627,6 +627,24 @@ def test_the_peak_of_each_phase_is_read_from_the_runs_events(project, base, laun
     assert "measured last time: 667.6 MiB (load 381.5 MiB, update 667.6 MiB)" in again.estimate.lines
 
 
+def test_a_finished_run_is_compared_with_the_plan_for_as_much_as_it_had_free(project, base, launched):
+    """With little free it samples few episodes at once and keeps few graphs."""
+    add_prompts(project, 12)
+    found = []
+    for available in (2**40, 1):
+        recipe = PpoRecipe(rule="shorter-than:40", device="cpu")
+        record = start_run(project, plan_run(project, "ppo", start_model_id=base.id, recipe=recipe))
+        finish(project, record)
+        refresh_runs(project)
+        events = EventLog(project.run_dir(record.id))
+        events.emit(Started(pid=1, device="cpu", available_bytes=available))
+        events.emit(Metrics(step=1, values={"perf/peak_memory_bytes": 7e8}))
+        events.close()
+        found.append(measured_peaks(project)[0].foretold_by_phase)
+    assert found[0]["rollout"] > found[1]["rollout"]
+    assert found[0]["score"] > found[1]["score"]
+
+
 def test_start_settles_what_was_left_to_the_memory_plan_and_says_what_and_why(project, base, launched):
     demonstrate(project, add_prompts(project, 12))
     plan = plan_run(project, "sft", start_model_id=base.id, recipe=SftRecipe())
