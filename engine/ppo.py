@@ -171,7 +171,7 @@ def run(session: Session) -> None:
         rate = trainer.policy_optimiser.learning_rate
         meters = update(session, trainer, batch, targets, step)
         trainer.throughput.add(sum(one.tokens for one in batch.episodes), len(batch.episodes))
-        values = rollout_metrics(batch, targets, trainer.kl_coefficient, recipe.kl_estimator) | meters.flush()
+        values = rollout_metrics(batch, targets, trainer.kl_coefficient, recipe) | meters.flush()
         values |= trainer.throughput.flush()
         values |= {"learning_rate": rate, "episode": float(step * recipe.batch)}
         values["epoch"] = step * recipe.prompts_per_rollout / len(prompts)

@@ -320,7 +320,7 @@ _METRICS = (
         "objective/non_score_reward",
         "KL penalty",
         "Reward",
-        "mean over responses of the summed -kl_coefficient x KL",
+        "mean over responses of the summed -kl_coefficient x KL; GRPO: 0, its KL is in the loss",
         "",
         "",
         ("ppo",),

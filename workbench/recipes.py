@@ -20,6 +20,8 @@ from workbench.settings_fields import Applies, Problem, range_problems, setting,
 SMALL_BASE_PARAMETERS = 1_000_000_000
 """Below this a bf16 base learns better than NF4 and still fits (measured: SFT loss 1.45 against 1.62 at 135 M)."""
 WITH_VALUE = Applies("advantage", ("gae",))
+WITH_REWARD_MODEL = Applies("rule", ("",))
+LOSS_TYPES = ("sigmoid", "sigmoid_norm", "ipo", "ipo_sum", "hinge", "robust", "simpo", "orpo")
 WITHOUT_REFERENCE = ("simpo", "orpo")
 """Preference losses that compare the policy with nothing but itself."""
 
@@ -65,6 +67,7 @@ class CommonRecipe:
         unit="steps",
         low=0,
         high=100_000,
+        source="TRL",
         group="Optimiser",
     )
     weight_decay: float = setting(0.0, "AdamW's decay of the weights", low=0, high=1, source="TRL", group="Optimiser")
@@ -172,7 +175,12 @@ class RewardRecipe(CommonRecipe):
         1e-4, "Step size of AdamW for the adapter", low=1e-8, high=1e-1, source="TRL", group="Optimiser"
     )
     head_learning_rate: float = setting(
-        1e-3, "Step size of AdamW for the scalar head", low=1e-8, high=1e-1, group="Optimiser"
+        1e-3,
+        "Step size of AdamW for the scalar head",
+        low=1e-8,
+        high=1e-1,
+        source="Tastemaker: 10x the adapter's, since the head starts at random",
+        group="Optimiser",
     )
     heads: int = setting(
         1,
@@ -202,10 +210,20 @@ class RewardRecipe(CommonRecipe):
         group="Loss",
     )
     margin_per_tier: float = setting(
-        0.0, "Margin asked for per tier between chosen and rejected", low=0, high=100, group="Loss"
+        0.0,
+        "Margin asked for per tier between chosen and rejected; 0: none, 1/3 or 1 in Llama 2",
+        low=0,
+        high=100,
+        source="TRL (none); Llama 2, eq. 2",
+        group="Loss",
     )
     label_smoothing: float = setting(
-        0.0, "Share of labels taken to be wrong; keeps scores from running apart", low=0, high=0.49, group="Loss"
+        0.0,
+        "Share of labels taken to be wrong; keeps scores from running apart",
+        low=0,
+        high=0.49,
+        source="TRL (none); Szegedy et al. 2016",
+        group="Loss",
     )
     ties: bool = setting(
         False, "Train on responses of one tier too: a tie asks for equal scores (half a label each way)", group="Data"
@@ -239,11 +257,13 @@ class DpoRecipe(CommonRecipe):
         high=100,
         source="DPO",
         group="Loss",
+        applies=Applies("loss_type", tuple(one for one in LOSS_TYPES if one != "orpo")),  # it has orpo_lambda
     )
     loss_type: str = setting(
         "sigmoid",
-        "Which preference loss; sigmoid_norm and ipo divide by length, simpo and orpo need no reference",
-        choices=("sigmoid", "sigmoid_norm", "ipo", "hinge", "robust", "simpo", "orpo"),
+        "Which preference loss; sigmoid_norm and ipo divide by length, ipo_sum is IPO as in its paper, simpo and orpo need "
+        "no reference",
+        choices=LOSS_TYPES,
         source="DPO",
         group="Loss",
     )
@@ -270,6 +290,7 @@ class DpoRecipe(CommonRecipe):
         "Share of labels taken to be wrong: conservative DPO for sigmoid, unbiased for robust",
         low=0,
         high=0.49,
+        source="TRL; Mitchell 2023 (conservative DPO), Chowdhury et al. 2024 (robust)",
         group="Loss",
     )
     pairs_from_rankings: str = setting(
@@ -450,6 +471,7 @@ class PpoRecipe(CommonRecipe):
         "Step size of AdamW for the value adapter and head",
         low=1e-8,
         high=1e-1,
+        source="Tastemaker: 2x the policy's; N+ and TRL have one step size for both",
         group="Optimiser",
         applies=WITH_VALUE,
     )
@@ -469,6 +491,15 @@ class PpoRecipe(CommonRecipe):
         "Responses rolled out in the whole run; takes the place of epochs",
         low=1,
         high=100_000_000,
+        source="Tastemaker, for one machine; N+ 1 M",
+        group="Rollout",
+    )
+    batch: int = setting(
+        32,
+        "Episodes per rollout",
+        low=2,
+        high=65_536,
+        source="Tastemaker, for one machine; InstructGPT and N+ 512",
         group="Rollout",
     )
     batch: int = setting(32, "Episodes per rollout", low=2, high=65_536, group="Rollout")
@@ -477,6 +508,7 @@ class PpoRecipe(CommonRecipe):
         "Responses drawn to each prompt of a rollout; rloo and grpo compare them, and want 2 or more",
         low=1,
         high=1024,
+        source="InstructGPT; RLOO 2 to 4, GRPO 64",
         group="Rollout",
     )
     mini_batches: int = setting(
@@ -554,7 +586,13 @@ class PpoRecipe(CommonRecipe):
         high=100,
         source="Coste et al. 2024 (UWO, there of the variance)",
         group="Reward",
-        applies=Applies("rule", ("",)),
+        applies=WITH_REWARD_MODEL,
+    )
+    rule: str = setting(
+        "",
+        "Score by a written rule instead of a reward model, e.g. shorter-than:40",
+        source="InstructGPT (a reward model)",
+        group="Reward",
     )
     rule: str = setting("", "Score by a written rule instead of a reward model, e.g. shorter-than:40", group="Reward")
     advantage: str = setting(
@@ -609,8 +647,14 @@ class PpoRecipe(CommonRecipe):
         unit="nats",
         low=0,
         high=10_000,
+        source="Tastemaker, after Gao et al. 2022: beyond some KL a rising score means less",
         group="KL leash",
     )
+
+    @property
+    def pays_kl(self) -> bool:
+        """Whether the KL to the reference is paid in the reward; GRPO has it in the loss."""
+        return self.advantage != "grpo"
 
     @property
     def has_value(self) -> bool:

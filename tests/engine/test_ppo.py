@@ -77,6 +77,15 @@ def test_every_metric_is_in_the_glossary_and_the_first_ratio_is_exactly_1(runs, 
     assert [value for _, value in metric(folder, "ppo/ratio_first")] == [1.0, 1.0]
     assert not [one for one in folder.events() if isinstance(one, Warned)]
     assert metric(folder, "objective/kl")[0][1] == 0.0
+    rows = [one.values for one in folder.events() if isinstance(one, Metrics) and "objective/scores" in one.values]
+    penalties = [one["objective/non_score_reward"] for one in rows]
+    k1 = [-0.05 * one["objective/kl"] for one in rows]
+    assert penalties == pytest.approx([0.0, 0.0] if method == "grpo" else k1)  # GRPO's is in the loss
+    assert k1[1] != 0
+    assert all(
+        one["objective/rlhf_reward"] == one["objective/scores"] + paid
+        for one, paid in zip(rows, penalties, strict=True)
+    )
     assert metric(folder, "eval_objective/kl")[0][1] == 0.0
     assert [step for step, _ in metric(folder, "eval_objective/scores")] == [0, 1, 2]
     assert (folder.path / "final" / "adapter_model.safetensors").exists()
