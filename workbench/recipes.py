@@ -85,7 +85,7 @@ class CommonRecipe:
     )
     batch: int = setting(
         8,
-        "Rows per optimiser step (pairs for reward and DPO, episodes for PPO)",
+        "Rows per optimiser step (pairs for DPO)",
         low=1,
         high=65_536,
         source="TRL",
@@ -132,10 +132,15 @@ class CommonRecipe:
     )
     keep_checkpoints: int = setting(2, "Newest resumable checkpoints kept", low=1, high=1000, group="Reporting")
 
+    @property
+    def batch_counts_rankings(self) -> bool:
+        """Whether ``batch`` counts rankings, of any number of pairs each, and not rows."""
+        return False
+
     def problems(self) -> list[Problem]:
         """Return every fault with its field."""
         found = range_problems(self)
-        if self.micro_batch > self.batch:
+        if self.micro_batch > self.batch and not self.batch_counts_rankings:
             found.append(
                 Problem(
                     "micro_batch",
@@ -194,6 +199,14 @@ class RewardRecipe(CommonRecipe):
     epochs: float = setting(
         1.0, "Passes over the pairs; more overfit at once", low=0.01, high=1000, source="InstructGPT"
     )
+    batch: int = setting(
+        8,
+        "Rankings per optimiser step, each with all its pairs; they weigh alike, however many pairs each has",
+        unit="rankings",
+        low=1,
+        high=65_536,
+        source="InstructGPT (64)",
+    )
     schedule: str = setting(
         "cosine",
         "How the learning rate falls",
@@ -235,6 +248,11 @@ class RewardRecipe(CommonRecipe):
         source="InstructGPT",
         group="Data",
     )
+
+    @property
+    def batch_counts_rankings(self) -> bool:
+        """A batch is of rankings: a step of pairs would give one of 36 pairs the weight of 36 rankings of one pair."""
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -759,7 +777,7 @@ def parse_rule(rule: str) -> tuple[str, str]:
 
 
 def preset(method: Method, name: str, rows: int, base_parameters: int = 0, *, cuda: bool = False) -> Recipe:
-    """Resolve a preset against the number of training rows (demonstrations, pairs or prompts) and the base's size.
+    """Resolve a preset against what trains (demonstrations, rankings, pairs for DPO, prompts) and the base's size.
 
     Quick look ends in minutes and shows that everything works; Balanced uses the field's defaults; Thorough
     takes more passes. Small bases are held in bf16 where they fit, since they learn better so.
@@ -785,7 +803,8 @@ def preset(method: Method, name: str, rows: int, base_parameters: int = 0, *, cu
             "save_every": (4, 8, 16)[level],
         }
     else:
-        batch = min(8, max(2 if method == "kto" else 1, rows // 4))
+        fewest_steps = 16 if method == "reward" else 4  # a ranking has several pairs, yet few rankings want steps too
+        batch = min(8, max(2 if method == "kto" else 1, rows // fewest_steps))
         passes = {"sft": (1.0, 3.0, 5.0), "reward": (1.0, 1.0, 2.0), "dpo": (1.0, 2.0, 3.0), "kto": (1.0, 2.0, 3.0)}
         per_epoch = max(1, -(-rows // batch))
         changes |= {
