@@ -78,6 +78,7 @@ class Rollout:
     values: Tensor | None  # [B, R]; None without a value function
     scores: Tensor  # [B], the penalties for a missing EOS and for the heads' disagreement taken off
     kept: KeptPasses = field(default_factory=KeptPasses)  # of the mini-batch that is learnt from first
+    clipped: float | None = None  # share of the scores that score_clip changed; None without it
     score_stds: Tensor | None = None  # [B] over the reward model's heads; None without an ensemble
 
     @property
@@ -259,7 +260,7 @@ def rollout(
 
 
 def score(session: Session, trainer: Trainer, batch: Rollout) -> None:
-    """Fill in the scores: the reward model's or the rule's, less what is taken off.
+    """Fill in the scores: the reward model's, clipped to +- ``score_clip``, or the rule's, less what is taken off.
 
     ``mean - uncertainty_penalty * std`` over the reward model's heads (Coste et al. 2024, eq. 4, with the standard
     deviation in the place of the variance, so that the penalty has the score's unit), and ``missing_eos_penalty`` off
@@ -270,6 +271,9 @@ def score(session: Session, trainer: Trainer, batch: Rollout) -> None:
         session, batch.episodes, trainer.micro_batch, players.scores, reset=batch.kept.drop
     )
     scores = torch.tensor([one for part, _ in found for one in part], dtype=batch.logps.dtype)
+    if recipe.score_clip and players.reward is not None:
+        whole, scores = scores, scores.clamp(-recipe.score_clip, recipe.score_clip)
+        batch.clipped = float((scores != whole).double().mean())
     if players.heads > 1:
         stds = torch.tensor([one for _, part in found for one in part], dtype=batch.logps.dtype)
         scores = scores - recipe.uncertainty_penalty * stds

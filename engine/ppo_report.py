@@ -129,6 +129,8 @@ def rollout_metrics(batch: Rollout, targets: Advantages, kl_coefficient: float, 
             "ppo/values_mean": float(masked_mean(batch.values, targets.value_mask)),
             "ppo/explained_variance": explained_variance(targets.returns, batch.values, targets.value_mask),
         }
+    if batch.clipped is not None:
+        more["objective/scores_clipped"] = batch.clipped
     if batch.score_stds is not None:
         more["objective/score_std_heads"] = float(batch.score_stds.mean())
     return more | {

@@ -239,7 +239,10 @@ class RewardRecipe(CommonRecipe):
         group="Loss",
     )
     ties: bool = setting(
-        False, "Train on responses of one tier too: a tie asks for equal scores (half a label each way)", group="Data"
+        False,
+        "Train on responses of one tier too: a tie asks for equal scores (half a label each way)",
+        source="InstructGPT, which drops ties",
+        group="Data",
     )
     pairs_from_rankings: str = setting(
         "all",
@@ -520,7 +523,6 @@ class PpoRecipe(CommonRecipe):
         source="Tastemaker, for one machine; InstructGPT and N+ 512",
         group="Rollout",
     )
-    batch: int = setting(32, "Episodes per rollout", low=2, high=65_536, group="Rollout")
     responses_per_prompt: int = setting(
         1,
         "Responses drawn to each prompt of a rollout; rloo and grpo compare them, and want 2 or more",
@@ -573,6 +575,25 @@ class PpoRecipe(CommonRecipe):
         group="KL leash",
         applies=Applies("advantage", ("gae", "rloo")),
     )
+    score_norm: str = setting(
+        "calibrated",
+        "What the reward model's raw score is paid in: calibrated, standard deviations of ranked responses above the "
+        "demonstrations' mean; centred, above that mean alone; raw, as it is",
+        choices=("calibrated", "centred", "raw"),
+        source="InstructGPT and N+ (the mean), Ziegler et al. 2019 (the deviation); TRL 0.11 use_score_norm",
+        group="Reward",
+        applies=WITH_REWARD_MODEL,
+    )
+    score_clip: float = setting(
+        0.0,
+        "Clip the score to +- this, in the unit of score_norm and before anything is taken off it, so that a few extreme "
+        "scores do not decide an update; 0: never, 3 to 5 where they do",
+        low=0,
+        high=1000,
+        source="TRL 0.11 (score_clip, off there too)",
+        group="Reward",
+        applies=WITH_REWARD_MODEL,
+    )
     missing_eos_penalty: float = setting(
         1.0,
         "Taken from the score of a response that was cut off",
@@ -612,7 +633,6 @@ class PpoRecipe(CommonRecipe):
         source="InstructGPT (a reward model)",
         group="Reward",
     )
-    rule: str = setting("", "Score by a written rule instead of a reward model, e.g. shorter-than:40", group="Reward")
     advantage: str = setting(
         "gae",
         "What a response is measured by: gae, a value model; rloo, the mean of the other responses to its prompt; grpo, the same in standard deviations, with the KL in the loss",

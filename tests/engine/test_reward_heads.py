@@ -325,6 +325,16 @@ def test_what_the_heads_disagree_on_is_taken_off_the_score(runs, trained, metric
     assert stds == pytest.approx((levelled.std(-1, correction=0) / players.reward.stats.std).tolist(), rel=1e-4)
 
 
+def test_scores_of_a_run_are_clipped_and_the_share_is_told(runs, trained, metric):
+    folder = ppo_run(runs, trained.path / "final", score_clip=0.01, missing_eos_penalty=0.0)
+    runs.run(folder)
+    assert all(abs(one.score) <= 0.01 for one in folder.samples())
+    [(_, share)] = metric(folder, "objective/scores_clipped")
+    at_the_edge = [abs(one.score) == 0.01 for one in folder.samples()]
+    assert 0 < share == sum(at_the_edge) / len(at_the_edge)
+    assert "ppo" in GLOSSARY["objective/scores_clipped"].methods
+
+
 def test_the_value_starts_as_the_mean_of_the_heads(runs, trained):
     players = open_players(Session(ppo_run(runs, trained.path / "final").path))
     expected = players.reward.head.weight.mean(0, keepdim=True) / players.reward.stats.std
