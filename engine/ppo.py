@@ -38,6 +38,7 @@ from engine.kept_passes import KeptPasses, Pass
 from engine.masking import Example
 from engine.memory import run_micro_batched, warn_of_less_room
 from engine.meters import Throughput
+from engine.mini_batches import in_order, longest_group_first, mini_batches, of_epoch
 from engine.optim import Group, Optimiser
 from engine.ppo_losses import kl_loss, policy_loss, value_loss
 from engine.ppo_models import POLICY, Episode, Players, open_players
@@ -71,7 +72,7 @@ class Rollout:
     """B episodes and what the players say of them. R positions; 0 beyond a response's length."""
 
     episodes: list[Episode]
-    minis: list[range]  # the episodes of each mini-batch
+    minis: list[range]  # the episodes of each mini-batch of the first epoch
     lengths: Tensor  # [B]
     logps: Tensor  # [B, R]
     ref_logps: Tensor  # [B, R]
@@ -203,8 +204,7 @@ def rollout(
     With a ``step`` of the run the graphs of its first mini-batch are kept for its update; 0: nothing is learnt.
 
     The sampler's own probabilities are not used: they come from other kernels and another batch shape. The prompts are
-    dealt out to mini-batches at random. In each, episodes lie by length, so that micro-batches hold rows of like
-    length, and the responses to one prompt lie together, so that they can share its forward pass.
+    dealt out at random to the mini-batches of the update's first epoch (:mod:`engine.mini_batches`).
     """
     players, recipe = trainer.players, trainer.players.recipe
     with_values = with_values and players.head is not None
@@ -230,7 +230,7 @@ def rollout(
     random.Random(f"{seed}/minis").shuffle(groups)
     episodes = [one for group in groups for one in group]
     minis = mini_batches(len(episodes), recipe.mini_batches)
-    episodes = [one for mini in minis for one in longest_group_first(episodes[mini.start : mini.stop])]
+    episodes = [episodes[row] for mini in minis for row in longest_group_first(episodes, mini)]
     width = recipe.response_length
     kept = KeptPasses()
     if step:
@@ -324,8 +324,8 @@ def update(session: Session, trainer: Trainer, batch: Rollout, targets: Advantag
     meters = UpdateMeters()
     cut = _cut_both(players, micro_batches(players, batch.episodes))
     for epoch in range(recipe.ppo_epochs):
-        for place, mini in enumerate(in_order(batch.minis, recipe.seed, step, epoch), 1):
-            whole = slice(mini.start, mini.stop)
+        for place, mini in enumerate(of_epoch(batch.episodes, batch.minis, recipe.seed, step, epoch), 1):
+            whole = torch.tensor(mini, device=batch.logps.device)
             number = ((step - 1) * recipe.ppo_epochs + epoch) * len(batch.minis) + place
             shown = demonstrations_of(trainer, len(mini), number)
             shown_tokens = sum(one.trained_tokens for one in shown)
@@ -342,11 +342,11 @@ def update(session: Session, trainer: Trainer, batch: Rollout, targets: Advantag
                     (recipe.ptx_coefficient * nll / shown_tokens).backward()
                     meters.add_ptx(nll)
                     return
-                first, last = cast(tuple[int, int], (part[0], part[-1]))
-                at = slice(first, last + 1)
+                numbers = cast(Sequence[int], part)
+                at = torch.tensor(numbers, device=batch.logps.device)
                 mask = targets.mask[at]
-                made = batch.kept.take(cast(Sequence[int], part))
-                rows = players.layout(batch.episodes[at])
+                made = batch.kept.take(numbers)
+                rows = players.layout([batch.episodes[number] for number in numbers])
                 logps, entropy = (made.logps, made.entropy) if made else players.policy_logps(POLICY, rows, width)
                 policy = policy_loss(logps, batch.logps[at], targets.advantages[at], mask, recipe.clip_range)
                 loss, kl, value = policy.loss, None, None
@@ -370,7 +370,7 @@ def update(session: Session, trainer: Trainer, batch: Rollout, targets: Advantag
 
             rows: list[int | Example] = [*mini, *shown]
             _, trainer.micro_batch = run_micro_batched(session, rows, trainer.micro_batch, work, reset=reset, cut=cut)
-            ids = [one.prompt_id for one in batch.episodes[whole]]
+            ids = [batch.episodes[number].prompt_id for number in mini]
             for key, mean in meters.end_mini_batch(tokens, value_tokens, shown_tokens).items():
                 session.check_finite(step, key, mean, ids)
             norms = [one.clip() for one in trainer.optimisers]
@@ -452,25 +452,6 @@ def demonstrations_of(trainer: Trainer, count: int, number: int) -> list[Example
 def step_seed(seed: int, step: int) -> int:
     """The seed of a step's sampling; step 0 is the evaluation's."""
     return random.Random(f"{seed}/sampling/{step}").randrange(SEED_LIMIT)
-
-
-def in_order(minis: Sequence[range], seed: int, step: int, epoch: int) -> list[range]:
-    """The mini-batches of a rollout in the order in which an epoch of its update takes them."""
-    return random.Random(f"{seed}/minis/{step}/{epoch}").sample(minis, len(minis))
-
-
-def mini_batches(rows: int, count: int) -> list[range]:
-    """Cut rows into equal runs, one per mini-batch."""
-    size = -(-rows // max(1, count))
-    return [range(start, min(start + size, rows)) for start in range(0, rows, size)]
-
-
-def longest_group_first(episodes: Sequence[Episode]) -> list[Episode]:
-    """Order the episodes of a mini-batch by length, the responses to one prompt together."""
-    longest: dict[int, int] = {}
-    for one in episodes:
-        longest[one.group] = max(one.tokens, longest.get(one.group, 0))
-    return sorted(episodes, key=lambda one: (-longest[one.group], one.group, -one.tokens))
 
 
 def micro_batches(players: Players, episodes: Sequence[Episode]) -> Callable[[Sequence[int], int], list[Sequence[int]]]:
