@@ -30,6 +30,7 @@ class Schedule:
         seed: fixes the order.
         units: rows that stay together (the pairs of one ranking) share a value; None: every row alone. Batches then
             have about ``batch`` rows: none cuts a unit in two.
+        by_unit: ``batch`` counts units, of any number of rows each, and not rows.
         fixed: the same rows share a batch in every epoch, and only the order of the batches changes. DPO needs it:
             its reference log-probabilities are computed once, in exactly the batches of the policy.
     """
@@ -43,6 +44,7 @@ class Schedule:
         max_steps: int = 0,
         seed: int = 0,
         units: Sequence[str] | None = None,
+        by_unit: bool = False,
         fixed: bool = False,
     ) -> None:
         self._steps: list[list[int]] = []
@@ -52,7 +54,7 @@ class Schedule:
         epoch = 0
         while seen < wanted - 1e-9 and lengths:
             source = random.Random(f"{seed}/{epoch}")
-            batches = _batches(lengths, batch, random.Random(f"{seed}") if fixed else source, units)
+            batches = _batches(lengths, batch, random.Random(f"{seed}") if fixed else source, units, by_unit)
             source.shuffle(batches)
             for rows in batches:
                 if seen >= wanted - 1e-9 or (max_steps and len(self._steps) == max_steps):
@@ -133,7 +135,9 @@ def cutter(length: Callable[[T], int], device: torch.device) -> Callable[[Sequen
     return lambda rows, most_rows: cut_within(rows, length, most_rows, tokens)
 
 
-def _batches(lengths: Sequence[int], batch: int, source: random.Random, units: Sequence[str] | None) -> list[list[int]]:
+def _batches(
+    lengths: Sequence[int], batch: int, source: random.Random, units: Sequence[str] | None, by_unit: bool
+) -> list[list[int]]:
     together: dict[object, list[int]] = {}
     for index in range(len(lengths)):
         together.setdefault(units[index] if units else index, []).append(index)
@@ -141,19 +145,23 @@ def _batches(lengths: Sequence[int], batch: int, source: random.Random, units: S
     source.shuffle(groups)
     ordered: list[list[int]] = []
     window: list[list[int]] = []
-    rows_in_window = 0
+    in_window = 0
     for place, group in enumerate(groups, 1):
         window.append(group)
-        rows_in_window += len(group)
-        if rows_in_window >= WINDOW_BATCHES * batch or place == len(groups):
+        in_window += 1 if by_unit else len(group)
+        if in_window >= WINDOW_BATCHES * batch or place == len(groups):
             window.sort(key=lambda rows: -max(lengths[index] for index in rows))
             ordered.extend(window)
-            window, rows_in_window = [], 0
+            window, in_window = [], 0
     batches: list[list[int]] = []
+    held = 0
     for group in ordered:
+        size = 1 if by_unit else len(group)
         # A unit joins the batch if that brings the batch nearer to its size than leaving it out.
-        if batches and len(batches[-1]) + len(group) / 2 <= batch:
+        if batches and held + size / 2 <= batch:
             batches[-1].extend(group)
+            held += size
         else:
             batches.append(list(group))
+            held = size
     return batches

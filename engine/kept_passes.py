@@ -39,7 +39,7 @@ class KeptPasses:
 
     episodes: range = range(0)  # the mini-batch that is learnt from first
     tokens: int = 0  # that there is room for
-    _passes: dict[tuple[int, int], Pass] = field(default_factory=dict)  # by their first and last episode
+    _passes: dict[tuple[int, ...], Pass] = field(default_factory=dict)  # by their episodes
 
     def wants(self, part: Sequence[int], tokens: int) -> bool:
         """Whether a micro-batch of so many tokens is to be kept."""
@@ -47,12 +47,12 @@ class KeptPasses:
 
     def keep(self, part: Sequence[int], tokens: int, made: Pass) -> None:
         """Keep a pass for :meth:`take`."""
-        self._passes[part[0], part[-1]] = made
+        self._passes[tuple(part)] = made
         self.tokens -= tokens
 
     def take(self, part: Sequence[int]) -> Pass | None:
-        """The pass over exactly these episodes, if it was kept; a second time there is none."""
-        return self._passes.pop((part[0], part[-1]), None)
+        """The pass over exactly these episodes in this order, if it was kept; a second time there is none."""
+        return self._passes.pop(tuple(part), None)
 
     def drop(self) -> None:
         """Keep nothing more: memory ran out, or the weights have changed."""

@@ -55,7 +55,8 @@ def dpo_loss(
     * robust: ``(-(1-e) ls(beta D) + e ls(-beta D)) / (1 - 2e)`` (Chowdhury et al. 2024, eq. 12);
     * hinge: ``max(0, 1 - beta D)`` (SLiC, Zhao et al. 2023);
     * ipo: ``(D' - 1/(2 beta))^2`` where each log-ratio in D' is divided by its completion's tokens, as TRL does
-      (Azar et al. 2023, eq. 17, has sums: leave out the token counts for it);
+      (Azar et al. 2023, eq. 17, has sums: ipo_sum);
+    * ipo_sum: ``(D - 1/(2 beta))^2``, the paper's own form;
     * sigmoid_norm: ``-ls(beta D')``, with D' as in ipo, so that long completions weigh no more (TRL 1.16).
 
     All [P]. Raises ValueError for another loss type.
@@ -72,7 +73,7 @@ def dpo_loss(
         return (-(1 - label_smoothing) * agree + label_smoothing * differ) / (1 - 2 * label_smoothing)
     if loss_type == "hinge":
         return torch.relu(1 - beta * gap)
-    if loss_type == "ipo":
+    if loss_type in ("ipo", "ipo_sum"):
         return (gap - 1 / (2 * beta)) ** 2
     if loss_type == "sigmoid_norm":
         return -functional.logsigmoid(beta * gap)

@@ -101,7 +101,7 @@ class Interval:
     high: float
 
 
-def wilson(successes: float, trials: int) -> Interval:
+def wilson(successes: float, trials: float) -> Interval:
     """A share and its Wilson score interval (:func:`workbench.statistics.wilson`)."""
     return Interval(successes / trials if trials > 0 else 0.0, *statistics.wilson(successes, trials))
 

@@ -8,6 +8,7 @@ an epoch, and the reward model overfits).
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -34,6 +35,7 @@ class EncodedPair:
     chosen: Example
     rejected: Example
     tier_distance: int = 1  # 0: a tie, neither side is better
+    group: str = ""  # its prompt
 
     @property
     def sides(self) -> tuple[Example, Example]:
@@ -70,13 +72,25 @@ def encode_pairs(
         if reason:
             dropped[reason] = dropped.get(reason, 0) + 1
         else:
-            pairs.append(EncodedPair(row.id, row.ranking_id or row.id, chosen, rejected, row.tier_distance))
+            unit = row.ranking_id or row.id
+            pairs.append(EncodedPair(row.id, unit, chosen, rejected, row.tier_distance, row.group or unit))
     what = "pairs" if name == "train" else "held-out pairs"
     sides = list(dict.fromkeys(side for one in pairs for side in (one.chosen, one.rejected)))
     report_fit(session, what, len(rows), dropped, sides, limit)
     if name == "train" and not pairs:
         refuse_empty(what, len(rows), limit)
     return pairs
+
+
+def ranking_weights(pairs: Sequence[EncodedPair]) -> dict[str, float]:
+    """How much each pair of a ranking counts in a step of these P pairs of R rankings, by its ranking: ``P / (R m)``.
+
+    With m pairs of a ranking in the step, ``sum_i w_i l_i / P`` is the mean over rankings of the mean over their pairs
+    (Ouyang et al. 2022, eq. 1, divides a prompt's loss by its K choose 2 pairs): a ranking of 36 pairs weighs as one of
+    one pair. The weights have a mean of 1, and are 1 where every ranking has as many pairs.
+    """
+    sizes = Counter(one.unit for one in pairs)
+    return {unit: len(pairs) / (len(sizes) * size) for unit, size in sizes.items()}
 
 
 def unique_sides(pairs: Sequence[EncodedPair]) -> tuple[list[Example], list[int]]:

@@ -38,6 +38,7 @@ from engine.kept_passes import KeptPasses, Pass
 from engine.masking import Example
 from engine.memory import MicroBatch, run_micro_batched, warn_of_less_room
 from engine.meters import Throughput
+from engine.mini_batches import in_order, longest_group_first, mini_batches, of_epoch
 from engine.optim import Group, Optimiser
 from engine.ppo_losses import kl_loss, policy_loss, value_loss
 from engine.ppo_models import POLICY, Episode, Players, open_players
@@ -71,13 +72,14 @@ class Rollout:
     """B episodes and what the players say of them. R positions; 0 beyond a response's length."""
 
     episodes: list[Episode]
-    minis: list[range]  # the episodes of each mini-batch
+    minis: list[range]  # the episodes of each mini-batch of the first epoch
     lengths: Tensor  # [B]
     logps: Tensor  # [B, R]
     ref_logps: Tensor  # [B, R]
     values: Tensor | None  # [B, R]; None without a value function
     scores: Tensor  # [B], the penalties for a missing EOS and for the heads' disagreement taken off
     kept: KeptPasses = field(default_factory=KeptPasses)  # of the mini-batch that is learnt from first
+    clipped: float | None = None  # share of the scores that score_clip changed; None without it
     score_stds: Tensor | None = None  # [B] over the reward model's heads; None without an ensemble
 
     @property
@@ -174,7 +176,7 @@ def run(session: Session) -> None:
         rate = trainer.policy_optimiser.learning_rate
         meters = update(session, trainer, batch, targets, step)
         trainer.throughput.add(sum(one.tokens for one in batch.episodes), len(batch.episodes))
-        values = rollout_metrics(batch, targets, trainer.kl_coefficient, recipe.kl_estimator) | meters.flush()
+        values = rollout_metrics(batch, targets, trainer.kl_coefficient, recipe) | meters.flush()
         values |= trainer.throughput.flush()
         values |= {"learning_rate": rate, "episode": float(step * recipe.batch)}
         values["epoch"] = step * recipe.prompts_per_rollout / len(prompts)
@@ -205,8 +207,7 @@ def rollout(
     With a ``step`` of the run the graphs of its first mini-batch are kept for its update; 0: nothing is learnt.
 
     The sampler's own probabilities are not used: they come from other kernels and another batch shape. The prompts are
-    dealt out to mini-batches at random. In each, episodes lie by length, so that micro-batches hold rows of like
-    length, and the responses to one prompt lie together, so that they can share its forward pass.
+    dealt out at random to the mini-batches of the update's first epoch (:mod:`engine.mini_batches`).
     """
     players, recipe = trainer.players, trainer.players.recipe
     with_values = with_values and players.head is not None
@@ -232,7 +233,7 @@ def rollout(
     random.Random(f"{seed}/minis").shuffle(groups)
     episodes = [one for group in groups for one in group]
     minis = mini_batches(len(episodes), recipe.mini_batches)
-    episodes = [one for mini in minis for one in longest_group_first(episodes[mini.start : mini.stop])]
+    episodes = [episodes[row] for mini in minis for row in longest_group_first(episodes, mini)]
     width = recipe.response_length
     kept = KeptPasses()
     if step:
@@ -270,7 +271,7 @@ def rollout(
 
 
 def score(session: Session, trainer: Trainer, batch: Rollout) -> None:
-    """Fill in the scores: the reward model's or the rule's, less what is taken off.
+    """Fill in the scores: the reward model's, clipped to +- ``score_clip``, or the rule's, less what is taken off.
 
     ``mean - uncertainty_penalty * std`` over the reward model's heads (Coste et al. 2024, eq. 4, with the standard
     deviation in the place of the variance, so that the penalty has the score's unit), and ``missing_eos_penalty`` off
@@ -282,6 +283,9 @@ def score(session: Session, trainer: Trainer, batch: Rollout) -> None:
     )
     trainer.micro_batch.take(session, fitted)
     scores = torch.tensor([one for part, _ in found for one in part], dtype=batch.logps.dtype)
+    if recipe.score_clip and players.reward is not None:
+        whole, scores = scores, scores.clamp(-recipe.score_clip, recipe.score_clip)
+        batch.clipped = float((scores != whole).double().mean())
     if players.heads > 1:
         stds = torch.tensor([one for _, part in found for one in part], dtype=batch.logps.dtype)
         scores = scores - recipe.uncertainty_penalty * stds
@@ -332,8 +336,8 @@ def update(session: Session, trainer: Trainer, batch: Rollout, targets: Advantag
     meters = UpdateMeters()
     cut = _cut_both(players, micro_batches(players, batch.episodes))
     for epoch in range(recipe.ppo_epochs):
-        for place, mini in enumerate(in_order(batch.minis, recipe.seed, step, epoch), 1):
-            whole = slice(mini.start, mini.stop)
+        for place, mini in enumerate(of_epoch(batch.episodes, batch.minis, recipe.seed, step, epoch), 1):
+            whole = torch.tensor(mini, device=batch.logps.device)
             number = ((step - 1) * recipe.ppo_epochs + epoch) * len(batch.minis) + place
             shown = demonstrations_of(trainer, len(mini), number)
             shown_tokens = sum(one.trained_tokens for one in shown)
@@ -350,11 +354,11 @@ def update(session: Session, trainer: Trainer, batch: Rollout, targets: Advantag
                     (recipe.ptx_coefficient * nll / shown_tokens).backward()
                     meters.add_ptx(nll)
                     return
-                first, last = cast(tuple[int, int], (part[0], part[-1]))
-                at = slice(first, last + 1)
+                numbers = cast(Sequence[int], part)
+                at = torch.tensor(numbers, device=batch.logps.device)
                 mask = targets.mask[at]
-                made = batch.kept.take(cast(Sequence[int], part))
-                rows = players.layout(batch.episodes[at])
+                made = batch.kept.take(numbers)
+                rows = players.layout([batch.episodes[number] for number in numbers])
                 logps, entropy = (made.logps, made.entropy) if made else players.policy_logps(POLICY, rows, width)
                 policy = policy_loss(logps, batch.logps[at], targets.advantages[at], mask, recipe.clip_range)
                 loss, kl, value = policy.loss, None, None
@@ -379,7 +383,7 @@ def update(session: Session, trainer: Trainer, batch: Rollout, targets: Advantag
             rows: list[int | Example] = [*mini, *shown]
             _, fitted = run_micro_batched(session, rows, trainer.micro_batch.rows, work, reset=reset, cut=cut)
             trainer.micro_batch.take(session, fitted)
-            ids = [one.prompt_id for one in batch.episodes[whole]]
+            ids = [batch.episodes[number].prompt_id for number in mini]
             for key, mean in meters.end_mini_batch(tokens, value_tokens, shown_tokens).items():
                 session.check_finite(step, key, mean, ids)
             norms = [one.clip() for one in trainer.optimisers]
@@ -461,25 +465,6 @@ def demonstrations_of(trainer: Trainer, count: int, number: int) -> list[Example
 def step_seed(seed: int, step: int) -> int:
     """The seed of a step's sampling; step 0 is the evaluation's."""
     return random.Random(f"{seed}/sampling/{step}").randrange(SEED_LIMIT)
-
-
-def in_order(minis: Sequence[range], seed: int, step: int, epoch: int) -> list[range]:
-    """The mini-batches of a rollout in the order in which an epoch of its update takes them."""
-    return random.Random(f"{seed}/minis/{step}/{epoch}").sample(minis, len(minis))
-
-
-def mini_batches(rows: int, count: int) -> list[range]:
-    """Cut rows into equal runs, one per mini-batch."""
-    size = -(-rows // max(1, count))
-    return [range(start, min(start + size, rows)) for start in range(0, rows, size)]
-
-
-def longest_group_first(episodes: Sequence[Episode]) -> list[Episode]:
-    """Order the episodes of a mini-batch by length, the responses to one prompt together."""
-    longest: dict[int, int] = {}
-    for one in episodes:
-        longest[one.group] = max(one.tokens, longest.get(one.group, 0))
-    return sorted(episodes, key=lambda one: (-longest[one.group], one.group, -one.tokens))
 
 
 def micro_batches(players: Players, episodes: Sequence[Episode]) -> Callable[[Sequence[int], int], list[Sequence[int]]]:

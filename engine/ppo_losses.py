@@ -13,6 +13,10 @@ from torch import Tensor
 
 from engine.advantages import kl_per_token
 
+MOST_LOG_RATIO = 80.0
+"""Ratios are reckoned up to e to this power, which fp32 holds: the infinity behind it times an advantage of 0, or times
+the gradient of 0 of what the clip took, would be no number."""
+
 
 class PolicyLoss(NamedTuple):
     """Sums over real tokens. ``loss`` carries the gradient; the others are detached."""
@@ -36,7 +40,7 @@ def policy_loss(
 ) -> PolicyLoss:
     """Sum ``max(-A ratio, -A clip(ratio, 1-c, 1+c))`` over kept tokens; all tensors ``[B, R]``."""
     # What lies outside the mask may hold anything: make it a ratio of 1 before exp, or inf * 0 poisons gradients.
-    difference = torch.where(mask, new_logps - old_logps, 0)
+    difference = torch.where(mask, new_logps - old_logps, 0).clamp(max=MOST_LOG_RATIO)
     ratio = torch.exp(difference)
     plain = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)

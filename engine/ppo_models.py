@@ -124,7 +124,7 @@ class Players:
         return self.reward.head.count if self.reward is not None else 0
 
     def scores(self, episodes: Sequence[Episode]) -> tuple[list[float], list[float]]:
-        """Score responses with the rule, or with the reward model in standard deviations of its calibration.
+        """Score responses with the rule, or with the reward model in the unit that the recipe pays in.
 
         Returns the scores and, in the same unit, how far the reward model's heads are apart (0 with a single one).
         """
@@ -132,7 +132,8 @@ class Players:
             return [self.rule(one.text, len(one.ids), one.ended) for one in episodes], [0.0] * len(episodes)
         reward = cast(RewardModel, self.reward)
         raw, stds = reward.measure_ids([[*one.prompt_ids, *one.ids] for one in episodes], len(episodes))
-        return [reward.stats.standardise(one) for one in raw.tolist()], (stds / reward.stats.std).tolist()
+        paid = reward.stats.paid_in(self.recipe.score_norm)
+        return [paid.standardise(one) for one in raw.tolist()], (stds / paid.std).tolist()
 
     def demonstration_loss(self, examples: Sequence[Example]) -> Tensor:
         """Sum ``-log p`` over the trained tokens of demonstrations under the policy, at a temperature of 1."""
@@ -213,8 +214,9 @@ def _add_value(players: Players, session: Session) -> None:
     players.head = ScalarHead(players.base.hidden_size, players.base.device)
     if reward is not None:
         adapters.copy(REWARD, VALUE, trainable=True)
-        start = mean_head(reward.head.weight) / reward.stats.std
-        players.value_offset = -reward.stats.mean / reward.stats.std
+        paid = reward.stats.paid_in(recipe.score_norm)
+        start = mean_head(reward.head.weight) / paid.std
+        players.value_offset = -paid.mean / paid.std
     else:
         start = torch.zeros_like(players.head.weight)
         if session.spec.model.adapter:

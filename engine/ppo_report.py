@@ -20,6 +20,7 @@ from engine.meters import Meters
 from engine.ppo_losses import PolicyLoss, ValueLoss
 from engine.text_stream import token_texts
 from workbench.protocol import Sample
+from workbench.recipes import PpoRecipe
 
 if TYPE_CHECKING:
     from engine.ppo import Rollout
@@ -112,11 +113,11 @@ def _total(parts: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(parts)).sum()
 
 
-def rollout_metrics(batch: Rollout, targets: Advantages, kl_coefficient: float, estimator: str) -> dict[str, float]:
+def rollout_metrics(batch: Rollout, targets: Advantages, kl_coefficient: float, recipe: PpoRecipe) -> dict[str, float]:
     """Metrics of a rollout, by the glossary's names: means over responses, or over real tokens."""
     mask, rows = targets.mask, len(batch.episodes)
-    kl = torch.where(mask, kl_per_token(batch.logps, batch.ref_logps, estimator), 0)
-    penalty = float(-kl_coefficient * kl.sum()) / rows
+    kl = torch.where(mask, kl_per_token(batch.logps, batch.ref_logps, recipe.kl_estimator), 0)
+    penalty = float(-kl_coefficient * kl.sum()) / rows if recipe.pays_kl else 0.0
     scores = float(batch.scores.mean())
     ended = sum(one.ended for one in batch.episodes)
     if batch.values is None:
@@ -128,6 +129,8 @@ def rollout_metrics(batch: Rollout, targets: Advantages, kl_coefficient: float, 
             "ppo/values_mean": float(masked_mean(batch.values, targets.value_mask)),
             "ppo/explained_variance": explained_variance(targets.returns, batch.values, targets.value_mask),
         }
+    if batch.clipped is not None:
+        more["objective/scores_clipped"] = batch.clipped
     if batch.score_stds is not None:
         more["objective/score_std_heads"] = float(batch.score_stds.mean())
     return more | {

@@ -1,7 +1,8 @@
 """The reward model: a scalar head on a LoRA adapter, trained on preferences with the Bradley-Terry loss.
 
 Chosen and rejected pass through the model in one forward (chosen half, then rejected half). A response that stands in
-several pairs of its ranking passes once: K responses give up to K(K-1)/2 pairs but only K sequences.
+several pairs of its ranking passes once: K responses give up to K(K-1)/2 pairs but only K sequences. A step is of
+whole rankings, and these weigh alike, however many pairs each has.
 The score is read at the last real token, EOS, by length and never by id (see :mod:`engine.templates`).
 With several heads (:mod:`engine.heads`) each has a loss of its own on the pairs that its coin gave it; the score is
 their mean, and how far they are apart says how much it is a guess.
@@ -29,13 +30,14 @@ from engine.masking import Example
 from engine.memory import MicroBatch, run_batches, run_micro_batched
 from engine.meters import Meters, Throughput, calibration_error, wilson
 from engine.optim import Group, Optimiser
-from engine.pairs import EncodedPair, encode_pairs, micro_batches, unique_sides
+from engine.pairs import EncodedPair, encode_pairs, micro_batches, ranking_weights, unique_sides
 from engine.score import RewardModel, RewardStats, scores_by_head, spread
 from engine.session import Session
 from engine.trainee import EVAL_ROWS, Trainee, eval_due, open_start, window
 from workbench.judgement import JudgedPair, Judgement
 from workbench.recipes import RewardRecipe
 from workbench.rows import PairRow, SftRow
+from workbench.statistics import effective_trials
 
 REWARD = "reward"
 CALIBRATION_ROWS = 192
@@ -63,6 +65,7 @@ def run(session: Session) -> None:
         max_steps=recipe.max_steps,
         seed=recipe.seed,
         units=[one.unit for one in train],
+        by_unit=True,
     )
     total = schedule.total_steps
     groups = [
@@ -99,10 +102,11 @@ def run(session: Session) -> None:
     for step in range(start + 1, total + 1):
         trainee.throughput.restart()
         batch = [train[index] for index in schedule.rows(step - 1)]
+        alike = ranking_weights(batch)
 
-        def work(part: Sequence[EncodedPair], pairs: int = len(batch)) -> int:
+        def work(part: Sequence[EncodedPair], pairs: int = len(batch), alike: Mapping[str, float] = alike) -> int:
             chosen, rejected, tokens = pair_scores(adapters, head, part)
-            loss = pair_loss(chosen, rejected, part, recipe, weights)
+            loss = pair_loss(chosen, rejected, part, recipe, alike, weights)
             (loss.sum() / pairs).backward()
             _record(meters, chosen.mean(-1), rejected.mean(-1), loss, [one.tier_distance > 0 for one in part])
             return tokens
@@ -143,9 +147,13 @@ def pair_loss(
     rejected: Tensor,
     pairs: Sequence[EncodedPair],
     recipe: RewardRecipe,
+    alike: Mapping[str, float],
     weights: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Bradley-Terry with the recipe's margin, label smoothing and centering, per pair [P]. A tie is half a label.
+
+    Each pair's loss is times its ranking's weight in ``alike`` (:func:`engine.pairs.ranking_weights` of the whole
+    step): the sum over a step's pairs, divided by their number, is the mean over rankings.
 
     ``chosen`` and ``rejected`` are [P, K] by head; a pair's loss is the mean over heads, ``mean_k w_k l_k`` where its
     ranking has ``weights`` [K] (:func:`engine.heads.bootstrap_weights`). Each head is centred by itself: that holds
@@ -161,32 +169,32 @@ def pair_loss(
         loss = loss + recipe.center_coefficient * centering(chosen, rejected)
     if weights is not None:
         loss = loss * torch.stack([weights[one.unit] for one in pairs]).to(loss)
-    return loss.mean(-1)
+    return loss.mean(-1) * torch.tensor([alike[one.unit] for one in pairs], dtype=loss.dtype, device=loss.device)
 
 
 @torch.no_grad()
 def evaluate(
     session: Session, adapters: Adapters, head: ScalarHead, pairs: Sequence[EncodedPair], micro_batch: int
 ) -> tuple[dict[str, float], int]:
-    """Loss, strict accuracy with Wilson's interval over rankings, margin and calibration error on held-out pairs.
+    """Loss, strict accuracy with Wilson's interval over prompts, margin and calibration error on held-out pairs.
 
     All of the score, the mean over heads; of several heads also how far their margins are apart. Also returns the
     micro-batch that fitted.
     """
-    recipe = cast(RewardRecipe, session.recipe)
+    recipe, alike = cast(RewardRecipe, session.recipe), ranking_weights(pairs)
 
     def work(part: Sequence[EncodedPair]) -> tuple[Tensor, Tensor, Tensor]:
         chosen, rejected, _ = pair_scores(adapters, head, part)
         std = spread(chosen - rejected)
         chosen, rejected = chosen.mean(-1, keepdim=True), rejected.mean(-1, keepdim=True)
-        return (chosen - rejected)[:, 0], pair_loss(chosen, rejected, part, recipe), std
+        return (chosen - rejected)[:, 0], pair_loss(chosen, rejected, part, recipe, alike), std
 
     batches = in_batches(pairs, lambda one: one.length, micro_batch)
     found, micro_batch = run_batches(session, batches, micro_batch, work, cut=micro_batches(session.device))
     gaps, loss, stds = (torch.cat(one).double() for one in zip(*found, strict=True))
-    # The pairs of one ranking hang together: as evidence they count as one.
-    rankings = len({one.unit for one in pairs})
-    accuracy = wilson(float((gaps > 0).double().mean()) * rankings, rankings)
+    # The pairs of one prompt hang together, whoever ranked it: as evidence they count as one.
+    trials = effective_trials(one.group or one.unit for one in pairs)
+    accuracy = wilson(float((gaps > 0).double().mean()) * trials, trials)
     more = {"eval_margin_std_heads": float(stds.mean())} if head.count > 1 else {}
     values = {
         "eval_loss": float(loss.mean()),
@@ -261,7 +269,7 @@ def judge(
         chosen, rejected, _ = pair_scores(adapters, head, part)
         gaps, stds = (chosen.mean(-1) - rejected.mean(-1)).tolist(), spread(chosen - rejected).tolist()
         return [
-            JudgedPair(one.id, one.unit, gap, one.tier_distance, one.length_difference, raters[one.id], std)
+            JudgedPair(one.id, one.unit, gap, one.tier_distance, one.length_difference, raters[one.id], std, one.group)
             for one, gap, std in zip(part, gaps, stds, strict=True)
         ]
 

@@ -7,7 +7,7 @@ always read at EOS, or at the last token of a response that was cut off. An ense
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ _ENOUGH_FOR_A_SPREAD = 8
 class RewardStats:
     """Where raw scores lie: subtracting ``mean`` makes the reference set score 0 on average (InstructGPT's bias).
 
-    ``std`` is the spread of ranked responses, the unit in which PPO is paid.
+    ``std`` is the spread of ranked responses, the unit in which PPO is paid unless its recipe says otherwise.
     """
 
     mean: float = 0.0
@@ -45,6 +45,12 @@ class RewardStats:
     def standardise(self, score: float) -> float:
         """A raw score in standard deviations above the calibration set's mean."""
         return (score - self.mean) / self.std
+
+    def paid_in(self, score_norm: str) -> RewardStats:
+        """What PPO takes as zero and unit by its recipe: "calibrated" both, "centred" the zero alone, "raw" neither."""
+        return replace(
+            self, mean=0.0 if score_norm == "raw" else self.mean, std=self.std if score_norm == "calibrated" else 1.0
+        )
 
     def write(self, folder: Path) -> None:
         """Write ``reward_stats.json`` into a model's folder."""

@@ -163,7 +163,7 @@ class JudgementView(QWidget):
         self.accuracy.setText(f"{one.accuracy:.1%}")
         self._evidence.setText(
             f"{one.low:.0%} to {one.high:.0%} with 95% confidence, from {plural(one.pairs, 'held-out pair')} of "
-            f"{plural(one.rankings, 'ranking')}. A coin has 50%."
+            f"{plural(one.rankings, 'ranking')} to {plural(one.prompts, 'prompt')}. A coin has 50%."
         )
         self.calibration.setText(f"{told.calibration_error:.1%}")
         self._calibration_words.setText("How far its confidence is from how often it is right, on average.")

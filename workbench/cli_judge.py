@@ -45,6 +45,7 @@ def lines(model: ModelRecord, found: JudgedModel) -> list[str]:
     """The report for people."""
     told = found.report
     of = f"{many(told.accuracy.pairs, 'held-out pair')} of {many(told.accuracy.rankings, 'ranking')}"
+    of += f" to {many(told.accuracy.prompts, 'prompt')}"
     made = [f"{model.name!r} at step {found.step}, judged on {of}.", "", _share(told.accuracy, "accuracy")]
     for title, part in (
         ("By tag", told.by_tag),

@@ -25,11 +25,12 @@ from workbench.project import DATABASE, Project
 from workbench.protocol import Progress
 from workbench.recipes import preset
 from workbench.records import Message, Method, ModelRecord, Prompt, RunRecord, Sampling
-from workbench.rows import PairRow
-from workbench.run_folder import EventTail, Row, RunFolder, join_segments
+from workbench.rows import PairRow, rankings_of
+from workbench.run_folder import EventTail, RunFolder, join_segments
 from workbench.sample_project import fill_with_sample
 from workbench.serve_client import ServeClient
 from workbench.settings_fields import with_settings
+from workbench.statistics import effective_trials
 from workbench.supervisor import kill, resume
 from workbench.terminal import Terminal, in_time
 from workbench.training import MEASURED_ROWS, plan_run, refresh_runs, start_run
@@ -207,7 +208,10 @@ def _train(loop: _Loop, method: Method, start: ModelRecord, reward: ModelRecord 
         raise UserError(f"The {method} run left no model", f"see {folder.path / 'engine.log'}")
     events = list(folder.events())
     history = [(one.step, one.values) for one in join_segments(events)]
-    outcome = Outcome.of(method, TITLES[method], history, _groups(folder.rows("heldout")), events[-1].elapsed_s)
+    measured = folder.rows("heldout")[:MEASURED_ROWS]
+    trials = effective_trials(one.group for one in measured if isinstance(one, PairRow))
+    held_out = rankings_of(measured) or len(measured)
+    outcome = Outcome.of(method, TITLES[method], history, held_out, events[-1].elapsed_s, trials)
     loop.outcomes.append(outcome)
     loop.write_note()
     terminal.say(f"  {outcome.verdict} ({in_time(outcome.seconds)})")
@@ -217,7 +221,9 @@ def _train(loop: _Loop, method: Method, start: ModelRecord, reward: ModelRecord 
 def _start(loop: _Loop, method: Method, name: str, start: ModelRecord, reward: ModelRecord | None) -> RunRecord:
     project = loop.project
     counts = project.store.counts()
-    rows = {"sft": counts.demonstrations_final, "ppo": counts.prompts}.get(method, counts.pairs)
+    rows = {"sft": counts.demonstrations_final, "ppo": counts.prompts, "reward": counts.rankings}.get(
+        method, counts.pairs
+    )
     recipe = preset(method, "Quick look", rows, 135_000_000)
     recipe = with_settings(recipe, SETTINGS[method] | (QUICK[method] if loop.quick else {}))
     plan = plan_run(
@@ -230,12 +236,6 @@ def _start(loop: _Loop, method: Method, name: str, start: ModelRecord, reward: M
     )
     loop.terminal.say(f"  {plan.summary}\n  {plan.command_line}")
     return start_run(project, plan)
-
-
-def _groups(rows: list[Row]) -> int:
-    """How many rows, or rankings of pairs, the engine measured on: pairs of one ranking are no trials of their own."""
-    measured = rows[:MEASURED_ROWS]
-    return len({one.ranking_id or one.id if isinstance(one, PairRow) else one.id for one in measured})
 
 
 def _wait(folder: RunFolder, method: str, terminal: Terminal) -> None:

@@ -50,12 +50,17 @@ class Outcome:
     seconds: float
 
     @classmethod
-    def of(cls, method: Method, title: str, history: History, held_out: int, seconds: float) -> Outcome:
-        """Judge a run by its metrics; ``held_out`` rows, or rankings of pairs, were never trained on."""
-        return cls(method, title, verdict_of(method, history, held_out), history, seconds)
+    def of(
+        cls, method: Method, title: str, history: History, held_out: int, seconds: float, trials: float = 0.0
+    ) -> Outcome:
+        """Judge a run by its metrics; ``held_out`` rows, or rankings of pairs, were never trained on.
+
+        As evidence their pairs are worth so many ``trials`` (:func:`workbench.statistics.effective_trials`).
+        """
+        return cls(method, title, verdict_of(method, history, held_out, trials), history, seconds)
 
 
-def verdict_of(method: Method, history: History, held_out: int) -> str:
+def verdict_of(method: Method, history: History, held_out: int, trials: float = 0.0) -> str:
     """Say in one or two sentences what changed, and that it did not where it did not."""
     if method == "sft":
         return _moved("held-out loss", _series(history, "eval_loss"), f"{held_out} rows")
@@ -65,7 +70,7 @@ def verdict_of(method: Method, history: History, held_out: int) -> str:
         accuracies = _series(history, "eval_rewards/accuracies")
         text = _moved("held-out loss", _series(history, "eval_loss"), f"{held_out} rankings")
         if accuracies:
-            low, high = wilson(accuracies[-1] * held_out, held_out)
+            low, high = wilson(accuracies[-1] * trials, trials)
             text += (
                 f" It prefers the chosen response in {accuracies[-1]:.0%} of held-out pairs"
                 f" (95 % {low:.0%} to {high:.0%})."

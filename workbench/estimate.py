@@ -20,7 +20,7 @@ from workbench.model_shape import Shape
 from workbench.nvidia import gpu_free_bytes, has_gpu
 from workbench.recipes import DpoRecipe, KtoRecipe, PpoRecipe, Recipe
 from workbench.records import Method
-from workbench.rows import PromptRow, SftRow
+from workbench.rows import PromptRow, SftRow, rankings_of
 from workbench.run_folder import Row
 from workbench.terminal import in_time
 from workbench.training_data import texts_of
@@ -114,7 +114,10 @@ def estimate(
     )
     recipe, memory = choice.recipe, choice.plan
     lines = [*([f"chosen: {choice.reason}"] if choice.reason else []), *memory.lines]
-    steps, tokens = total_steps(recipe, len(rows)), _run_tokens(recipe, by_row, heldout)
+    units = rankings_of(rows) if recipe.batch_counts_rankings else len(rows)
+    steps = total_steps(recipe, units)
+    trained = _trained_units(recipe, units, steps) * len(rows) / max(1, units)
+    tokens = _run_tokens(recipe, by_row, heldout, steps, trained)
     tokens += int(0.5 * demonstrations * sum(lengths) / len(lengths)) if method == "reward" else 0
     foretold = foretold_pace(method, recipe, shape)
     ratios = [pace.measured / pace.foretold for pace in paces if pace.method == method and pace.foretold > 0]
@@ -160,7 +163,7 @@ def shared_tokens(row: Row, recipe: Recipe) -> int:
 
 
 def total_steps(recipe: Recipe, rows: int) -> int:
-    """Return how many steps a run has: optimiser steps, or rollouts for PPO."""
+    """Return how many steps a run has: optimiser steps, or rollouts for PPO. ``rows``: of what its batch counts."""
     if isinstance(recipe, PpoRecipe):
         steps = -(-recipe.episodes // recipe.batch)
     else:
@@ -168,17 +171,24 @@ def total_steps(recipe: Recipe, rows: int) -> int:
     return min(steps, recipe.max_steps) if recipe.max_steps else steps
 
 
-def _run_tokens(recipe: Recipe, by_row: Sequence[Sequence[int]], heldout: int) -> int:
+def _trained_units(recipe: Recipe, units: int, steps: int) -> float:
+    """How many of what the batch counts a run passes: whole batches, and no more than its epochs have."""
+    if isinstance(recipe, PpoRecipe):
+        return steps * recipe.batch
+    return min(steps * recipe.batch, max(min(recipe.batch, units), recipe.epochs * units))
+
+
+def _run_tokens(recipe: Recipe, by_row: Sequence[Sequence[int]], heldout: int, steps: int, trained: float) -> int:
+    """Guess the tokens of a run that passes so many rows in so many steps."""
     if not by_row:
         return 0
-    steps = total_steps(recipe, len(by_row))
     mean = sum(map(sum, by_row)) / len(by_row)
     share = 0.5  # an evaluation has no backward pass
     if isinstance(recipe, PpoRecipe):
         mean -= recipe.response_length * (1 - RESPONSE_SHARE)
         share = 0.2  # nor updates
     evaluations = 2 + (steps // recipe.eval_every if recipe.eval_every else 0)
-    return int(mean * (steps * recipe.batch + share * evaluations * heldout))
+    return int(mean * (trained + share * evaluations * heldout))
 
 
 def foretold_pace(method: Method, recipe: Recipe, shape: Shape) -> float:

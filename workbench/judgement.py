@@ -33,12 +33,18 @@ class JudgedPair:
     """A held-out pair and what the finished model thinks of it."""
 
     id: str
-    unit: str  # its ranking: as evidence the pairs of one ranking count as one
+    unit: str  # its ranking
     gap: float  # score of the chosen side less that of the rejected one
     tier_distance: int = 1
     length_difference: int = 0  # in tokens, the chosen side's less the rejected one's
     rater: str = ""
     gap_std: float = 0.0  # of the gap over the heads of an ensemble; 0 for a single head
+    group: str = ""  # its prompt; older versions did not write it down
+
+    @property
+    def evidence(self) -> str:
+        """Its prompt, else its ranking: all pairs of a prompt, whoever ranked it, are one piece of evidence."""
+        return self.group or self.unit
 
     @property
     def right(self) -> bool:
@@ -77,11 +83,12 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """How often the model agrees, in one part of the pairs, with a 95 % interval that counts rankings."""
+    """How often the model agrees, in one part of the pairs, with a 95 % interval in which a prompt's pairs are one."""
 
     name: str
     pairs: int
     rankings: int
+    prompts: int
     accuracy: float
     low: float
     high: float
@@ -154,9 +161,10 @@ def report(
 
 
 def share(name: str, pairs: Sequence[JudgedPair]) -> Share:
-    """Accuracy of some pairs with Wilson's interval, in which each ranking counts once."""
-    accuracy, low, high = wilson_of_groups([(one.unit, one.right) for one in pairs])
-    return Share(name, len(pairs), len({one.unit for one in pairs}), accuracy, low, high)
+    """Accuracy of some pairs with Wilson's interval, for which the pairs of one prompt hang together."""
+    accuracy, low, high = wilson_of_groups([(one.evidence, one.right) for one in pairs])
+    rankings, prompts = len({one.unit for one in pairs}), len({one.evidence for one in pairs})
+    return Share(name, len(pairs), rankings, prompts, accuracy, low, high)
 
 
 def by(

@@ -20,6 +20,8 @@ from workbench.settings_fields import Applies, Problem, range_problems, setting,
 SMALL_BASE_PARAMETERS = 1_000_000_000
 """Below this a bf16 base learns better than NF4 and still fits (measured: SFT loss 1.45 against 1.62 at 135 M)."""
 WITH_VALUE = Applies("advantage", ("gae",))
+WITH_REWARD_MODEL = Applies("rule", ("",))
+LOSS_TYPES = ("sigmoid", "sigmoid_norm", "ipo", "ipo_sum", "hinge", "robust", "simpo", "orpo")
 WITHOUT_REFERENCE = ("simpo", "orpo")
 """Preference losses that compare the policy with nothing but itself."""
 
@@ -65,6 +67,7 @@ class CommonRecipe:
         unit="steps",
         low=0,
         high=100_000,
+        source="TRL",
         group="Optimiser",
     )
     weight_decay: float = setting(0.0, "AdamW's decay of the weights", low=0, high=1, source="TRL", group="Optimiser")
@@ -82,7 +85,7 @@ class CommonRecipe:
     )
     batch: int = setting(
         8,
-        "Rows per optimiser step (pairs for reward and DPO, episodes for PPO)",
+        "Rows per optimiser step (pairs for DPO)",
         low=1,
         high=65_536,
         source="TRL",
@@ -129,10 +132,15 @@ class CommonRecipe:
     )
     keep_checkpoints: int = setting(2, "Newest resumable checkpoints kept", low=1, high=1000, group="Reporting")
 
+    @property
+    def batch_counts_rankings(self) -> bool:
+        """Whether ``batch`` counts rankings, of any number of pairs each, and not rows."""
+        return False
+
     def problems(self) -> list[Problem]:
         """Return every fault with its field."""
         found = range_problems(self)
-        if self.micro_batch > self.batch:
+        if self.micro_batch > self.batch and not self.batch_counts_rankings:
             found.append(
                 Problem(
                     "micro_batch",
@@ -172,7 +180,12 @@ class RewardRecipe(CommonRecipe):
         1e-4, "Step size of AdamW for the adapter", low=1e-8, high=1e-1, source="TRL", group="Optimiser"
     )
     head_learning_rate: float = setting(
-        1e-3, "Step size of AdamW for the scalar head", low=1e-8, high=1e-1, group="Optimiser"
+        1e-3,
+        "Step size of AdamW for the scalar head",
+        low=1e-8,
+        high=1e-1,
+        source="Tastemaker: 10x the adapter's, since the head starts at random",
+        group="Optimiser",
     )
     heads: int = setting(
         1,
@@ -185,6 +198,14 @@ class RewardRecipe(CommonRecipe):
     )
     epochs: float = setting(
         1.0, "Passes over the pairs; more overfit at once", low=0.01, high=1000, source="InstructGPT"
+    )
+    batch: int = setting(
+        8,
+        "Rankings per optimiser step, each with all its pairs; they weigh alike, however many pairs each has",
+        unit="rankings",
+        low=1,
+        high=65_536,
+        source="InstructGPT (64)",
     )
     schedule: str = setting(
         "cosine",
@@ -202,13 +223,26 @@ class RewardRecipe(CommonRecipe):
         group="Loss",
     )
     margin_per_tier: float = setting(
-        0.0, "Margin asked for per tier between chosen and rejected", low=0, high=100, group="Loss"
+        0.0,
+        "Margin asked for per tier between chosen and rejected; 0: none, 1/3 or 1 in Llama 2",
+        low=0,
+        high=100,
+        source="TRL (none); Llama 2, eq. 2",
+        group="Loss",
     )
     label_smoothing: float = setting(
-        0.0, "Share of labels taken to be wrong; keeps scores from running apart", low=0, high=0.49, group="Loss"
+        0.0,
+        "Share of labels taken to be wrong; keeps scores from running apart",
+        low=0,
+        high=0.49,
+        source="TRL (none); Szegedy et al. 2016",
+        group="Loss",
     )
     ties: bool = setting(
-        False, "Train on responses of one tier too: a tie asks for equal scores (half a label each way)", group="Data"
+        False,
+        "Train on responses of one tier too: a tie asks for equal scores (half a label each way)",
+        source="InstructGPT, which drops ties",
+        group="Data",
     )
     pairs_from_rankings: str = setting(
         "all",
@@ -217,6 +251,11 @@ class RewardRecipe(CommonRecipe):
         source="InstructGPT",
         group="Data",
     )
+
+    @property
+    def batch_counts_rankings(self) -> bool:
+        """A batch is of rankings: a step of pairs would give one of 36 pairs the weight of 36 rankings of one pair."""
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,11 +278,13 @@ class DpoRecipe(CommonRecipe):
         high=100,
         source="DPO",
         group="Loss",
+        applies=Applies("loss_type", tuple(one for one in LOSS_TYPES if one != "orpo")),  # it has orpo_lambda
     )
     loss_type: str = setting(
         "sigmoid",
-        "Which preference loss; sigmoid_norm and ipo divide by length, simpo and orpo need no reference",
-        choices=("sigmoid", "sigmoid_norm", "ipo", "hinge", "robust", "simpo", "orpo"),
+        "Which preference loss; sigmoid_norm and ipo divide by length, ipo_sum is IPO as in its paper, simpo and orpo need "
+        "no reference",
+        choices=LOSS_TYPES,
         source="DPO",
         group="Loss",
     )
@@ -270,6 +311,7 @@ class DpoRecipe(CommonRecipe):
         "Share of labels taken to be wrong: conservative DPO for sigmoid, unbiased for robust",
         low=0,
         high=0.49,
+        source="TRL; Mitchell 2023 (conservative DPO), Chowdhury et al. 2024 (robust)",
         group="Loss",
     )
     pairs_from_rankings: str = setting(
@@ -450,6 +492,7 @@ class PpoRecipe(CommonRecipe):
         "Step size of AdamW for the value adapter and head",
         low=1e-8,
         high=1e-1,
+        source="Tastemaker: 2x the policy's; N+ and TRL have one step size for both",
         group="Optimiser",
         applies=WITH_VALUE,
     )
@@ -469,14 +512,23 @@ class PpoRecipe(CommonRecipe):
         "Responses rolled out in the whole run; takes the place of epochs",
         low=1,
         high=100_000_000,
+        source="Tastemaker, for one machine; N+ 1 M",
         group="Rollout",
     )
-    batch: int = setting(32, "Episodes per rollout", low=2, high=65_536, group="Rollout")
+    batch: int = setting(
+        32,
+        "Episodes per rollout",
+        low=2,
+        high=65_536,
+        source="Tastemaker, for one machine; InstructGPT and N+ 512",
+        group="Rollout",
+    )
     responses_per_prompt: int = setting(
         1,
         "Responses drawn to each prompt of a rollout; rloo and grpo compare them, and want 2 or more",
         low=1,
         high=1024,
+        source="InstructGPT; RLOO 2 to 4, GRPO 64",
         group="Rollout",
     )
     mini_batches: int = setting(
@@ -523,6 +575,25 @@ class PpoRecipe(CommonRecipe):
         group="KL leash",
         applies=Applies("advantage", ("gae", "rloo")),
     )
+    score_norm: str = setting(
+        "calibrated",
+        "What the reward model's raw score is paid in: calibrated, standard deviations of ranked responses above the "
+        "demonstrations' mean; centred, above that mean alone; raw, as it is",
+        choices=("calibrated", "centred", "raw"),
+        source="InstructGPT and N+ (the mean), Ziegler et al. 2019 (the deviation); TRL 0.11 use_score_norm",
+        group="Reward",
+        applies=WITH_REWARD_MODEL,
+    )
+    score_clip: float = setting(
+        0.0,
+        "Clip the score to +- this, in the unit of score_norm and before anything is taken off it, so that a few extreme "
+        "scores do not decide an update; 0: never, 3 to 5 where they do",
+        low=0,
+        high=1000,
+        source="TRL 0.11 (score_clip, off there too)",
+        group="Reward",
+        applies=WITH_REWARD_MODEL,
+    )
     missing_eos_penalty: float = setting(
         1.0,
         "Taken from the score of a response that was cut off",
@@ -554,9 +625,14 @@ class PpoRecipe(CommonRecipe):
         high=100,
         source="Coste et al. 2024 (UWO, there of the variance)",
         group="Reward",
-        applies=Applies("rule", ("",)),
+        applies=WITH_REWARD_MODEL,
     )
-    rule: str = setting("", "Score by a written rule instead of a reward model, e.g. shorter-than:40", group="Reward")
+    rule: str = setting(
+        "",
+        "Score by a written rule instead of a reward model, e.g. shorter-than:40",
+        source="InstructGPT (a reward model)",
+        group="Reward",
+    )
     advantage: str = setting(
         "gae",
         "What a response is measured by: gae, a value model; rloo, the mean of the other responses to its prompt; grpo, the same in standard deviations, with the KL in the loss",
@@ -609,8 +685,14 @@ class PpoRecipe(CommonRecipe):
         unit="nats",
         low=0,
         high=10_000,
+        source="Tastemaker, after Gao et al. 2022: beyond some KL a rising score means less",
         group="KL leash",
     )
+
+    @property
+    def pays_kl(self) -> bool:
+        """Whether the KL to the reference is paid in the reward; GRPO has it in the loss."""
+        return self.advantage != "grpo"
 
     @property
     def has_value(self) -> bool:
@@ -715,7 +797,7 @@ def parse_rule(rule: str) -> tuple[str, str]:
 
 
 def preset(method: Method, name: str, rows: int, base_parameters: int = 0, *, cuda: bool = False) -> Recipe:
-    """Resolve a preset against the number of training rows (demonstrations, pairs or prompts) and the base's size.
+    """Resolve a preset against what trains (demonstrations, rankings, pairs for DPO, prompts) and the base's size.
 
     Quick look ends in minutes and shows that everything works; Balanced uses the field's defaults; Thorough
     takes more passes. Small bases are held in bf16 where they fit, since they learn better so.
@@ -741,7 +823,8 @@ def preset(method: Method, name: str, rows: int, base_parameters: int = 0, *, cu
             "save_every": (4, 8, 16)[level],
         }
     else:
-        batch = min(8, max(2 if method == "kto" else 1, rows // 4))
+        fewest_steps = 16 if method == "reward" else 4  # a ranking has several pairs, yet few rankings want steps too
+        batch = min(8, max(2 if method == "kto" else 1, rows // fewest_steps))
         passes = {"sft": (1.0, 3.0, 5.0), "reward": (1.0, 1.0, 2.0), "dpo": (1.0, 2.0, 3.0), "kto": (1.0, 2.0, 3.0)}
         per_epoch = max(1, -(-rows // batch))
         changes |= {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from workbench.records import Message
@@ -53,6 +54,11 @@ class PromptRow:
 
     id: str
     prompt: tuple[Message, ...]
+
+
+def rankings_of(rows: Iterable[object]) -> int:
+    """How many rankings the pairs among some rows are of; a pair without one counts by itself."""
+    return len({row.ranking_id or row.id for row in rows if isinstance(row, PairRow)})
 
 
 DATA_FILES: dict[str, type] = {

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
 
 
-def wilson(successes: float, trials: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(successes: float, trials: float, z: float = 1.959964) -> tuple[float, float]:
     """Return the Wilson score interval of a share (95 % by default). ``(0, 1)`` without trials.
+
+    Trials may be a fraction (:func:`effective_trials`).
 
     Source: Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
     """
@@ -20,14 +23,26 @@ def wilson(successes: float, trials: int, z: float = 1.959964) -> tuple[float, f
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+def effective_trials(groups: Iterable[Hashable]) -> float:
+    """How many independent outcomes those of some groups are worth, where all of a group may go together.
+
+    A share over ``N = sum m`` outcomes in groups of ``m`` has then the variance ``p (1 - p) sum m^2 / N^2``, that of
+    ``N^2 / sum m^2`` independent ones: the number of groups where they are equal, less where a large one decides.
+    0 without outcomes. Source: Kish, "Survey sampling", 1965, section 8.2 (with an intraclass correlation of 1).
+    """
+    sizes = Counter(groups).values()
+    return sum(sizes) ** 2 / sum(size * size for size in sizes) if sizes else 0.0
+
+
 def wilson_of_groups(judged: Sequence[tuple[Hashable, bool]]) -> tuple[float, float, float]:
     """Return a share and its interval where outcomes come in groups, such as the pairs of one prompt.
 
-    Outcomes of one group go together, so that the interval counts groups: it is never too narrow, whatever they share.
+    Outcomes of one group may go together, so that the interval is that of :func:`effective_trials`: whatever they
+    share, it is no narrower than that of as many independent outcomes.
 
     Args:
         judged: of each outcome its group, and whether it is a success.
     """
     share = sum(right for _, right in judged) / max(1, len(judged))
-    groups = len({group for group, _ in judged})
-    return (share, *wilson(share * groups, groups))
+    trials = effective_trials(group for group, _ in judged)
+    return (share, *wilson(share * trials, trials))

@@ -9,6 +9,7 @@ import dataclasses
 import importlib.metadata
 import platform
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from workbench.project import Project
 from workbench.protocol import ModelRef, RunSpec
 from workbench.recipes import RECIPES, Recipe, preset
 from workbench.records import Method, ModelRecord, RunRecord
-from workbench.rows import SftRow
+from workbench.rows import SftRow, rankings_of
 from workbench.run_folder import Row, RunFolder
 from workbench.run_registry import delete_run, measured_paces, measured_peaks, refresh_runs
 from workbench.settings_fields import Problem, range_problems
@@ -107,7 +108,7 @@ def preset_for(project: Project, method: Method, name: str, start_model_id: str,
 
     Raises UserError for an unknown preset.
     """
-    rows = len(select(project, method, RECIPES[method](), tags).train)
+    rows = _counted(method, select(project, method, RECIPES[method](), tags).train)
     parameters = 0
     start = project.store.model(start_model_id)
     base = project.store.model(start.base_id) if start and start.base_id else start
@@ -194,13 +195,18 @@ def plan_run(
         demonstrations=tuple(chosen.demonstrations),
         problems=tuple(problems),
         estimate=cost,
-        command_line=_command_line(project, method, start, reward, recipe, name, tags, len(chosen.train)),
+        command_line=_command_line(project, method, start, reward, recipe, name, tags, _counted(method, chosen.train)),
         summary=_summary(method, chosen, tags),
         auto_held_out=chosen.auto_held_out,
         tags=tags,
         model=model,
         reward_ref=reward_ref,
     )
+
+
+def _counted(method: Method, rows: Sequence[Row]) -> int:
+    """How many of what the method's batch counts there are: rankings, or rows."""
+    return rankings_of(rows) if RECIPES[method]().batch_counts_rankings else len(rows)
 
 
 def start_run(project: Project, plan: RunPlan) -> RunRecord:

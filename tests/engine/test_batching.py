@@ -87,6 +87,20 @@ def test_a_unit_is_never_cut_though_batches_then_differ_in_size():
     assert {len(rows) for rows in steps} == {6}  # 12 is further from 8 than 6 is
 
 
+def test_a_batch_may_count_units_of_any_size():
+    units = ["large"] * 36 + [str(index) for index in range(36)]  # a ranking of 36 pairs and 36 of one
+    schedule = Schedule([9] * 72, batch=8, epochs=1, units=units, by_unit=True)
+    steps = [schedule.rows(step) for step in range(schedule.total_steps)]
+    assert sorted(len({units[row] for row in rows}) for rows in steps) == [5, 8, 8, 8, 8]  # 37 units
+    assert sorted(row for rows in steps for row in rows) == list(range(72))
+    assert schedule.epoch(schedule.total_steps) == 1
+    # units of one row each are rows
+    plain, alone = (
+        Schedule(LENGTHS, batch=8, epochs=1, seed=3, units=one, by_unit=bool(one)) for one in (None, range(83))
+    )
+    assert [plain.rows(step) for step in range(11)] == [alone.rows(step) for step in range(11)]
+
+
 def test_micro_batches_hold_so_many_padded_tokens_at_most():
     # rows of 5, 4, 3 and 9 tokens: 2 x 5 = 10 fit, a third would make 15; the last stands alone
     assert cut_within([5, 4, 3, 9], int, 8, 10) == [[5, 4], [3], [9]]

@@ -177,7 +177,7 @@ def test_a_loss_without_a_reference_sees_the_mean_of_a_token_and_makes_no_refere
     assert metric(folder, "eval_loss")[0][0] == 0
 
 
-@pytest.mark.parametrize("loss_type", ["sigmoid_norm", "ipo", "hinge", "robust", "simpo", "orpo"])
+@pytest.mark.parametrize("loss_type", ["sigmoid_norm", "ipo", "ipo_sum", "hinge", "robust", "simpo", "orpo"])
 def test_the_other_losses_train_too(runs, metric, loss_type):
     folder = runs.create(
         "dpo",

@@ -71,7 +71,7 @@ def test_a_soft_label_is_content_with_the_gap_of_its_probability(target, gap):
         ("robust", 0.1, "robust"),
         ("hinge", 0.0, "hinge"),
         ("ipo", 0.0, "ipo"),
-        ("ipo", 0.0, "ipo_sums"),
+        ("ipo_sum", 0.0, "ipo_sums"),
         ("sigmoid_norm", 0.0, "sigmoid_norm"),
     ],
 )
@@ -86,7 +86,7 @@ def test_dpo_losses_give_the_reference_numbers(golden, loss_type, smoothing, key
         beta=g["beta"],
         loss_type=loss_type,
         label_smoothing=smoothing,
-        **({} if key == "ipo_sums" else lengths),
+        **lengths,
     )
     torch.testing.assert_close(loss, tensor(g["per_pair"][key]), atol=1e-6, rtol=1e-9)
     assert float((chosen > rejected).double().mean()) == g["rewards/accuracies"]
@@ -100,9 +100,10 @@ def test_dpo_by_hand():
     # hinge: max(0, 1 - 0.5); ipo with sums: (1 - 1/(2*0.5))^2 = 0
     assert float(dpo_loss(chosen, rejected, beta=0.5, loss_type="hinge")) == 0.5
     assert float(dpo_loss(chosen, rejected, beta=0.5, loss_type="ipo")) == 0.0
-    # ipo, 4 and 2 tokens: D' = 2/4 - 1/2 = 0, (0 - 1)^2 = 1
+    # ipo, 4 and 2 tokens: D' = 2/4 - 1/2 = 0, (0 - 1)^2 = 1; in the paper's form D = 1 whatever the tokens
     lengths = {"chosen_tokens": torch.tensor([4]), "rejected_tokens": torch.tensor([2])}
     assert float(dpo_loss(chosen, rejected, beta=0.5, loss_type="ipo", **lengths)) == 1.0
+    assert float(dpo_loss(chosen, rejected, beta=0.5, loss_type="ipo_sum", **lengths)) == 0.0
     # sigmoid_norm: D' = 0, -log sigmoid(0) = log 2; with 1 and 2 tokens D' = 2 - 1/2, log(1 + e^-0.75) = 0.386710
     assert float(dpo_loss(chosen, rejected, beta=0.5, loss_type="sigmoid_norm", **lengths)) == pytest.approx(LN2)
     lengths["chosen_tokens"] = torch.tensor([1])

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
+
 from engine.masking import Example
-from engine.pairs import EncodedPair, unique_sides, whole_rankings
+from engine.pairs import EncodedPair, ranking_weights, unique_sides, whole_rankings
 
 
 def response(ranking, number):
@@ -28,6 +30,16 @@ def test_k_responses_of_a_ranking_pass_once_whatever_the_number_of_pairs():
     assert (len(pairs), len(unique)) == (6, 4)
     assert [unique[place] for place in where[:6]] == [one.chosen for one in pairs]
     assert [unique[place] for place in where[6:]] == [one.rejected for one in pairs]
+
+
+def test_rankings_weigh_alike_however_many_pairs_they_have():
+    # 36 pairs and 1 pair, P = 37 of R = 2 rankings: 37 / (2 x 36) and 37 / (2 x 1), so that sum(w l) / 37 is
+    # half the mean over the 36 and half the one
+    pairs = [*ranking(1, 9), *ranking(2, 2)]
+    weights = ranking_weights(pairs)
+    assert weights == {"1": 37 / 72, "2": 37 / 2}
+    assert sum(weights[one.unit] for one in pairs) / 37 == pytest.approx(1)
+    assert ranking_weights([*ranking(1, 4), *ranking(2, 4)]) == {"1": 1.0, "2": 1.0}
 
 
 def test_micro_batches_hold_whole_rankings_within_their_sequences():

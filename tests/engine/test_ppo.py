@@ -26,6 +26,7 @@ from workbench.records import Sampling
 
 GROUPS = {"responses_per_prompt": 4, "batch": 8}
 OF_A_VALUE = {"loss/value_avg", "val/clipfrac_avg", "ppo/returns_mean", "ppo/values_mean", "ppo/explained_variance"}
+OF_CLIPPING = {"objective/scores_clipped"}
 OF_HEADS = {"objective/score_std_heads", "eval_objective/score_std_heads"}
 OF_GROUPS = {"gae": set(), "rloo": {"frac_reward_zero_std"}, "grpo": {"frac_reward_zero_std", "loss/kl_avg"}}
 
@@ -71,12 +72,25 @@ def test_every_metric_is_in_the_glossary_and_the_first_ratio_is_exactly_1(runs, 
     sent = {key for one in folder.events() if isinstance(one, Metrics) for key in one.values}
     assert sent <= set(GLOSSARY)
     wanted = (
-        {key for key, one in GLOSSARY.items() if "ppo" in one.methods} - OF_GROUPS["grpo"] - OF_HEADS - {"loss/ptx"}
+        {key for key, one in GLOSSARY.items() if "ppo" in one.methods}
+        - OF_GROUPS["grpo"]
+        - OF_HEADS
+        - OF_CLIPPING
+        - {"loss/ptx"}
     )
     assert sent == (wanted if method == "gae" else wanted - OF_A_VALUE) | OF_GROUPS[method]
     assert [value for _, value in metric(folder, "ppo/ratio_first")] == [1.0, 1.0]
     assert not [one for one in folder.events() if isinstance(one, Warned)]
     assert metric(folder, "objective/kl")[0][1] == 0.0
+    rows = [one.values for one in folder.events() if isinstance(one, Metrics) and "objective/scores" in one.values]
+    penalties = [one["objective/non_score_reward"] for one in rows]
+    k1 = [-0.05 * one["objective/kl"] for one in rows]
+    assert penalties == pytest.approx([0.0, 0.0] if method == "grpo" else k1)  # GRPO's is in the loss
+    assert k1[1] != 0
+    assert all(
+        one["objective/rlhf_reward"] == one["objective/scores"] + paid
+        for one, paid in zip(rows, penalties, strict=True)
+    )
     assert metric(folder, "eval_objective/kl")[0][1] == 0.0
     assert [step for step, _ in metric(folder, "eval_objective/scores")] == [0, 1, 2]
     assert (folder.path / "final" / "adapter_model.safetensors").exists()
@@ -217,16 +231,17 @@ def test_the_responses_to_one_prompt_lie_together_and_are_all_drawn_anew(runs):
     assert found.values is not None  # GAE may have several responses to a prompt too
 
 
-def test_the_value_starts_as_the_reward_model_normalised(runs, reward_ref):
-    folder = runs.create("ppo", prompts(), reward=reward_ref, **(QUICK | {"rule": ""}))
+@pytest.mark.parametrize(("norm", "zero", "unit"), [("calibrated", 0.7, 2.5), ("centred", 0.7, 1), ("raw", 0, 1)])
+def test_the_value_starts_as_the_reward_model_in_the_unit_that_is_paid(runs, reward_ref, norm, zero, unit):
+    folder = runs.create("ppo", prompts(), reward=reward_ref, **(QUICK | {"rule": "", "score_norm": norm}))
     _, players, _, rows = opened(folder)
     episodes = [Episode(one.id, one.text, one.ids, (5, 9, 2), True, "") for one in rows]
     values = players.values(players.layout(episodes), 4)
-    # V behind the last token has read what the reward model reads: (r - mean) / std
+    # V behind the last token has read what the reward model reads: (r - mean) / std, whose demonstrations are at 0.7
     scores, stds = players.scores(episodes)
     assert values[:, 3].tolist() == pytest.approx(scores, abs=1e-5)
     raw = players.reward.score_ids([[*one.prompt_ids, *one.ids] for one in episodes])
-    assert scores == pytest.approx([(one - 0.7) / 2.5 for one in raw.tolist()], abs=1e-6)
+    assert scores == pytest.approx([(one - zero) / unit for one in raw.tolist()], abs=1e-6)
     assert not any(stds)
 
 

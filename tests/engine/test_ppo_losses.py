@@ -73,6 +73,17 @@ def test_a_good_token_beyond_the_clip_gets_no_more_gradient_and_a_bad_one_does()
     assert found.clipped.item() == 2
 
 
+def test_a_ratio_beyond_what_fp32_holds_leaves_loss_and_gradient_numbers() -> None:
+    # log-ratio 100, and e^100 is inf in fp32. A = 0: 0 x inf would be no number. A = 1: the clip takes it, -1.2, and
+    # its gradient of 0 times the ratio would be none either.
+    logps = torch.tensor([[100.0, 100.0]], requires_grad=True)
+    found = policy_loss(logps, torch.zeros(1, 2), torch.tensor([[0.0, 1.0]]), torch.ones(1, 2, dtype=torch.bool), 0.2)
+    found.loss.backward()
+    assert found.loss.item() == pytest.approx(-1.2)
+    assert logps.grad.tolist() == [[0.0, 0.0]]
+    assert all(torch.isfinite(one) for one in found)
+
+
 def test_the_value_loss_takes_the_worse_of_both() -> None:
     # V = 2, V_old = 0: clipped to 0.2.  To the return 1: (2-1)^2 = 1 against (0.2-1)^2 = 0.64; to 3: 1 against 7.84
     found = value_loss(

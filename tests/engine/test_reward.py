@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from engine.heads import ScalarHead, load_head
 from engine.masking import Example
 from engine.meters import calibration_error
 from engine.packing import lay_out
+from engine.pairs import ranking_weights
 from engine.reward import pair_loss, pair_scores
 from engine.score import RewardModel, RewardStats, load_reward, score
 from engine.session import Session
@@ -24,6 +26,9 @@ from workbench.protocol import Metrics, Stop, Warned
 from workbench.recipes import RewardRecipe
 from workbench.records import Message
 from workbench.rows import PairRow, SftRow
+
+ALONE = {"k": 1.0}
+"""The weights of a step of one ranking."""
 
 
 @pytest.fixture
@@ -45,7 +50,8 @@ def test_the_reward_model_learns_what_is_preferred(runs, metric):
     last = metric(folder, "eval_accuracy")[-1]
     assert last == (25, 1.0)
     assert metric(folder, "eval_accuracy_low")[-1][1] == pytest.approx(4 / (4 + 1.96**2), abs=1e-3)  # Wilson, 4 of 4
-    assert metric(folder, "eval_ece")[-1][1] < metric(folder, "eval_ece")[0][1] + 0.5
+    first, *_, last = (value for _, value in metric(folder, "eval_ece"))
+    assert last < 0.05 < 0.2 < first  # it was as sure of a random order, and is right to be sure of the learnt one
 
 
 def test_at_the_end_every_held_out_pair_is_judged_once_by_the_finished_model(runs, tiny_model_dir, monkeypatch):
@@ -132,9 +138,11 @@ def test_k_responses_pass_once_and_give_all_their_pairs(model, tokenizer):
 
 def test_one_step_of_eight_equals_eight_accumulated_steps_of_one(model, tokenizer):
     adapters, head = model
-    pairs = ranked(tokenizer) + ranked(tokenizer, ("in", "tea", "jj"))[:2]
+    # a ranking of six pairs and one of two: micro-batches of one and of three cut both
+    pairs = ranked(tokenizer) + [replace(one, unit="m") for one in ranked(tokenizer, ("in", "tea", "jj"))[:2]]
     recipe = RewardRecipe(margin_per_tier=0.5, center_coefficient=0.1)
     weights = [*adapters.parameters("reward"), *head.parameters()]
+    alike = ranking_weights(pairs)
 
     def gradients(size):
         for weight in weights:
@@ -142,22 +150,63 @@ def test_one_step_of_eight_equals_eight_accumulated_steps_of_one(model, tokenize
         for start in range(0, 8, size):
             part = pairs[start : start + size]
             chosen, rejected, _ = pair_scores(adapters, head, part)
-            (pair_loss(chosen, rejected, part, recipe).sum() / 8).backward()
+            (pair_loss(chosen, rejected, part, recipe, alike).sum() / 8).backward()
         return [weight.grad.clone() for weight in weights]
 
     at_once = gradients(8)
     for size in (1, 3):
         for one, other in zip(at_once, gradients(size), strict=True):
             torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+    # and it is the gradient of the mean over the two rankings of the mean over their pairs
+    for weight in weights:
+        weight.grad = None
+    for ranking in (pairs[:6], pairs[6:]):
+        chosen, rejected, _ = pair_scores(adapters, head, ranking)
+        (pair_loss(chosen, rejected, ranking, recipe, ranking_weights(ranking)).mean() / 2).backward()
+    for one, weight in zip(at_once, weights, strict=True):
+        torch.testing.assert_close(one, weight.grad, atol=1e-6, rtol=1e-5)
+
+
+def test_a_ranking_of_36_pairs_weighs_as_much_as_one_of_a_single_pair(tokenizer):
+    # InstructGPT, eq. 1: -1/(K choose 2) sum log sigmoid(r_w - r_l). Nine responses with gaps of 2 and one pair with a
+    # gap of -1: (log(1 + e^-2) + log(1 + e)) / 2 = (0.126928 + 1.313262) / 2, and not (36 x 0.127 + 1.313) / 37 = 0.159
+    nine = ranked(tokenizer, tuple("abcdefghi"))
+    pairs = [*nine, replace(ranked(tokenizer, ("the hat", "xx"))[0], unit="m")]
+    assert len(nine) == 36
+    chosen, rejected = torch.tensor([[2.0]] * 36 + [[0.0]]), torch.tensor([[0.0]] * 36 + [[1.0]])
+    loss = pair_loss(chosen, rejected, pairs, RewardRecipe(center_coefficient=0), ranking_weights(pairs))
+    assert float(loss.sum() / 37) == pytest.approx((0.12692801 + 1.31326169) / 2)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 8])
+def test_a_run_steps_on_rankings_and_its_loss_is_their_mean(runs, metric, micro_batch):
+    texts = ("the hat", "an ant", "zz", "xx")
+    four = [
+        PairRow(f"q{a}{b}", "q", "q", "r", (Message("user", "say"),), texts[a], texts[b])
+        for a, b in itertools.combinations(range(4), 2)
+    ]
+    rows = [*four, *pair_rows(3)]  # six pairs and three times one
+    still = {"learning_rate": 1e-8, "head_learning_rate": 1e-8, "center_coefficient": 0.0}  # the start is judged
+    folder = runs.create("reward", rows, rows, batch=4, micro_batch=micro_batch, epochs=1.0, **still)
+    runs.run(folder)
+    gaps = {}
+    for one in Judgement.read(folder.path / "final").pairs:
+        gaps.setdefault(one.unit, []).append(one.gap)
+    of_ranking = [sum(math.log1p(math.exp(-gap)) for gap in found) / len(found) for found in gaps.values()]
+    expected = pytest.approx(sum(of_ranking) / 4, abs=1e-4)
+    assert metric(folder, "loss") == [(1, expected)]  # one step: four rankings make a batch, not four pairs
+    assert [value for _, value in metric(folder, "eval_loss")] == [expected] * 2
+    over_pairs = sum(math.log1p(math.exp(-gap)) for found in gaps.values() for gap in found) / 9
+    assert metric(folder, "loss")[0][1] != pytest.approx(over_pairs, abs=1e-3)
 
 
 def test_margin_and_centering_by_hand(tokenizer):
     pairs = ranked(tokenizer)[:1]
     chosen, rejected = torch.tensor([[1.5]]), torch.tensor([[1.0]])
     # -log sigmoid(1.5 - 1.0 - 0.5) + 0.1 (1.5 + 1.0)^2 = log 2 + 0.625
-    loss = pair_loss(chosen, rejected, pairs, RewardRecipe(margin_per_tier=0.5, center_coefficient=0.1))
+    loss = pair_loss(chosen, rejected, pairs, RewardRecipe(margin_per_tier=0.5, center_coefficient=0.1), ALONE)
     assert float(loss) == pytest.approx(0.69314718 + 0.625)
-    plain = pair_loss(chosen, rejected, pairs, RewardRecipe(center_coefficient=0))
+    plain = pair_loss(chosen, rejected, pairs, RewardRecipe(center_coefficient=0), ALONE)
     assert float(plain) == pytest.approx(0.47407698)
 
 
@@ -168,7 +217,7 @@ def test_smoothing_and_ties_by_hand(tokenizer):
     recipe = RewardRecipe(center_coefficient=0, label_smoothing=0.2, ties=True, margin_per_tier=0.0)
     # -log sigmoid(0.5) + 0.2 * 0.5, and the tie -log sigmoid(1) + 0.5 * 1
     expected = [math.log1p(math.exp(-0.5)) + 0.1, math.log1p(math.exp(-1)) + 0.5]
-    assert pair_loss(chosen, rejected, pairs, recipe).tolist() == pytest.approx(expected)
+    assert pair_loss(chosen, rejected, pairs, recipe, ALONE).tolist() == pytest.approx(expected)
 
 
 def test_ties_draw_scores_together_and_are_no_preference(runs, metric):

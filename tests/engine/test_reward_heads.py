@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from engine.base_model import load_base
 from engine.heads import HEADS_FILE, ScalarHead, bootstrap_weights, load_head, mean_head
 from engine.masking import pair_examples
 from engine.model_export import export_model
-from engine.pairs import EncodedPair
+from engine.pairs import EncodedPair, ranking_weights
 from engine.ppo_models import open_players
 from engine.reward import pair_loss, pair_scores
 from engine.score import RewardModel, RewardStats, load_reward, score, spread
@@ -131,7 +132,7 @@ def test_the_loss_is_the_mean_over_heads_of_bradley_terry_on_the_pairs_of_each(t
     chosen, rejected = (torch.randn(3, 4, generator=source, dtype=torch.float64) for _ in range(2))
     recipe = RewardRecipe(heads=4, seed=9, center_coefficient=0.1)
     weights = bootstrap_weights([one.unit for one in pairs], 4, 9)
-    found = pair_loss(chosen, rejected, pairs, recipe, weights).tolist()
+    found = pair_loss(chosen, rejected, pairs, recipe, ranking_weights(pairs), weights).tolist()
     for pair in range(3):
         expected = 0.0
         for head in range(4):
@@ -142,7 +143,9 @@ def test_the_loss_is_the_mean_over_heads_of_bradley_terry_on_the_pairs_of_each(t
 
 def test_one_step_of_eight_equals_eight_accumulated_steps_of_one(model, tokenizer):
     adapters, head = model
-    pairs, recipe = encoded(tokenizer), RewardRecipe(heads=4, center_coefficient=0.1)
+    # rankings of three, two, two and one pair: micro-batches of one and of three cut them
+    pairs = [replace(one, unit=unit) for one, unit in zip(encoded(tokenizer), "aaabbccd", strict=True)]
+    recipe, alike = RewardRecipe(heads=4, center_coefficient=0.1), ranking_weights(pairs)
     trained = [*adapters.parameters("reward"), *head.parameters()]
     weights = bootstrap_weights([one.unit for one in pairs], 4, 0)
 
@@ -152,7 +155,7 @@ def test_one_step_of_eight_equals_eight_accumulated_steps_of_one(model, tokenize
         for start in range(0, 8, size):
             part = pairs[start : start + size]
             chosen, rejected, _ = pair_scores(adapters, head, part)
-            (pair_loss(chosen, rejected, part, recipe, weights).sum() / 8).backward()
+            (pair_loss(chosen, rejected, part, recipe, alike, weights).sum() / 8).backward()
         return [one.grad.clone() for one in trained]
 
     at_once = gradients(8)
@@ -166,7 +169,8 @@ def test_a_head_learns_nothing_from_a_pair_that_its_coin_took_away(model, tokeni
     pair = encoded(tokenizer, 1)
     chosen, rejected, _ = pair_scores(adapters, head, pair)
     coins = torch.tensor([1.875, 0, 0, 1.875])
-    pair_loss(chosen, rejected, pair, RewardRecipe(heads=4), {pair[0].unit: coins}).sum().backward()
+    alike = ranking_weights(pair)
+    pair_loss(chosen, rejected, pair, RewardRecipe(heads=4), alike, {pair[0].unit: coins}).sum().backward()
     assert torch.equal(head.weight.grad.abs().sum(1) > 0, coins > 0)
 
 
@@ -319,6 +323,16 @@ def test_what_the_heads_disagree_on_is_taken_off_the_score(runs, trained, metric
     by_head = players.reward.ids_by_head([[*one.prompt_ids, *one.ids] for one in episodes])
     levelled = by_head - torch.tensor(players.reward.stats.head_means)
     assert stds == pytest.approx((levelled.std(-1, correction=0) / players.reward.stats.std).tolist(), rel=1e-4)
+
+
+def test_scores_of_a_run_are_clipped_and_the_share_is_told(runs, trained, metric):
+    folder = ppo_run(runs, trained.path / "final", score_clip=0.01, missing_eos_penalty=0.0)
+    runs.run(folder)
+    assert all(abs(one.score) <= 0.01 for one in folder.samples())
+    [(_, share)] = metric(folder, "objective/scores_clipped")
+    at_the_edge = [abs(one.score) == 0.01 for one in folder.samples()]
+    assert 0 < share == sum(at_the_edge) / len(at_the_edge)
+    assert "ppo" in GLOSSARY["objective/scores_clipped"].methods
 
 
 def test_the_value_starts_as_the_mean_of_the_heads(runs, trained):

@@ -212,7 +212,7 @@ def _sample(step: int, row: PromptRow, chance: random.Random) -> bytes:
 def _judged(row: PairRow, chance: random.Random) -> JudgedPair:
     length = (len(row.chosen) - len(row.rejected)) // 4
     gap = chance.gauss(0.7 * row.tier_distance, 1.1) + 0.004 * length
-    return JudgedPair(row.id, row.ranking_id, gap, row.tier_distance, length, row.rater_id)
+    return JudgedPair(row.id, row.ranking_id, gap, row.tier_distance, length, row.rater_id, group=row.group)
 
 
 def settle(seconds: float = 0.4, limit: float = 20.0) -> None:

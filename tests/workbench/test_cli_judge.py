@@ -88,7 +88,7 @@ def test_without_its_run_the_numbers_stand_without_texts(judged):
 def test_the_command_tells_accuracy_calibration_length_and_mistakes(judged, tmp_path, capsys):
     assert run("judge", str(tmp_path / "project"), "reward 1") == 0
     shown = capsys.readouterr().out
-    assert "'reward 1' at step 5, judged on 12 held-out pairs of 6 rankings." in shown
+    assert "'reward 1' at step 5, judged on 12 held-out pairs of 6 rankings to 6 prompts." in shown
     assert "91.7%" in shown
     for title in ("By tag", "By tier distance", "By score gap", "By rater", "Calibration error", "Length:"):
         assert title in shown

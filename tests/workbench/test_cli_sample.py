@@ -196,5 +196,6 @@ def test_the_interval_of_an_accuracy_counts_prompts_and_not_pairs(
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])["summary"]
     assert summary["pairs"] == 60
     assert [one["line"] for one in summary["rejected"]] == [61]
-    groups = len({n // 3 for n in range(10, 70)})
-    assert (summary["low"], summary["high"]) == pytest.approx(wilson(groups / 3, groups), abs=1e-9)
+    # 60 pairs of prompts of 2, 19 times 3 and 1: worth 60^2 / (2^2 + 19 x 3^2 + 1^2) trials
+    trials = 3600 / 176
+    assert (summary["low"], summary["high"]) == pytest.approx(wilson(trials / 3, trials), abs=1e-9)

@@ -251,10 +251,10 @@ def test_the_interval_of_a_reward_model_is_the_one_that_its_run_measured() -> No
     assert "70% of the held-out pairs, which are of 12 rankings (95 % 45% to 87%)" in text
 
 
-def test_the_interval_of_dpo_counts_rankings() -> None:
+def test_the_interval_of_dpo_counts_what_its_pairs_are_worth() -> None:
     values = [(0, {"eval_loss": 0.69}), (8, {"eval_loss": 0.5, "eval_rewards/accuracies": 0.8})]
     low, high = wilson(8, 10)
-    assert f"80% of held-out pairs (95 % {low:.0%} to {high:.0%})" in verdict_of("dpo", values, 10)
+    assert f"80% of held-out pairs (95 % {low:.0%} to {high:.0%})" in verdict_of("dpo", values, 12, 10)
 
 
 def test_a_score_that_rose_with_the_length_is_doubted() -> None:

@@ -85,6 +85,14 @@ def test_steps_are_counted_as_the_methods_do(recipe, rows, steps):
     assert total_steps(recipe, rows) == steps
 
 
+def test_the_steps_of_a_reward_model_are_of_rankings_and_its_tokens_of_pairs():
+    prompt = (Message("user", "x" * 400),)
+    rows = [PairRow(f"{n}", f"{n // 6}", f"r{n // 6}", "me", prompt, "y" * 400, "z" * 400) for n in range(240)]
+    reward, dpo = estimate("reward", RewardRecipe(), SMOL, rows), estimate("dpo", DpoRecipe(), SMOL, rows)
+    assert (reward.total_steps, dpo.total_steps) == (5, 30)  # 40 rankings and 240 pairs, 8 a step
+    assert reward.tokens == dpo.tokens
+
+
 def test_time_grows_with_rows_epochs_and_model():
     recipe = SftRecipe(epochs=1.0)
     few, many = (estimate("sft", recipe, SMOL, sft_rows(n)).seconds for n in (20, 200))

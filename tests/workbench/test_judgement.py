@@ -43,11 +43,18 @@ pairs = st.lists(
 )
 
 
-def test_accuracy_counts_pairs_and_its_interval_counts_rankings():
-    # 3 of 4 pairs are right, but they come from 2 rankings: the interval is that of 1.5 of 2
+def test_accuracy_counts_pairs_and_its_interval_what_their_rankings_are_worth():
+    # 3 of 4 pairs are right, of rankings of 3 and 1: worth 4^2 / (3^2 + 1^2) = 1.6 trials, 1.2 of them right
     found = share("all", [pair(1, "a"), pair(2, "a"), pair(-1, "a"), pair(0.5, "b")])
-    assert (found.pairs, found.rankings, found.accuracy) == (4, 2, 0.75)
-    assert (found.low, found.high) == pytest.approx(wilson(1.5, 2))
+    assert (found.pairs, found.rankings, found.prompts, found.accuracy) == (4, 2, 2, 0.75)
+    assert (found.low, found.high) == pytest.approx(wilson(1.2, 1.6))
+
+
+def test_two_raters_of_one_prompt_are_no_two_pieces_of_evidence():
+    judged = [pair(1, f"{prompt}/{rater}", rater=rater, group=prompt) for prompt in "xyz" for rater in ("me", "you")]
+    found = share("all", judged)
+    assert (found.pairs, found.rankings, found.prompts) == (6, 6, 3)
+    assert (found.low, found.high) == pytest.approx(wilson(3, 3))
 
 
 def test_a_tie_is_wrong():

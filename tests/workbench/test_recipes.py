@@ -99,6 +99,19 @@ def test_a_setting_of_another_loss_is_said_to_have_no_effect() -> None:
     assert problem.message == "orpo_lambda has no effect while loss_type is simpo"
 
 
+def test_orpo_has_no_beta_but_a_lambda() -> None:
+    (problem,) = DpoRecipe(loss_type="orpo", beta=0.5).problems()
+    assert (problem.field, problem.severity) == ("beta", "warning")
+    assert problem.message == "beta has no effect while loss_type is orpo"
+    assert DpoRecipe(loss_type="orpo", orpo_lambda=0.5).problems() == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_setting_of_what_is_learnt_says_whose_default_it_is(method: Method) -> None:
+    groups = ("Loss", "Optimiser", "Reward", "KL leash", "PPO", "Rollout")
+    assert [one.name for one in settings_of(RECIPES[method]) if one.group in groups and not one.source] == []
+
+
 def test_simpo_wants_a_larger_beta_than_dpo() -> None:
     (problem,) = DpoRecipe(loss_type="simpo").problems()
     assert (problem.field, problem.severity) == ("beta", "warning")
