@@ -232,7 +232,7 @@ class CompareRunner(QObject):
             self.line.emit(Scored(key=plan.prompts[row].key, column=job.column, score=raw, standardised=standard))
             self.cell_changed.emit(*key)
         if reply.refused:
-            what = f"{len(reply.refused)} of {len(reply.scores)} answers have no score"
+            what = f"{len(reply.refused)} of {len(reply.scores)} answers could not be scored"
             reason = f"the first of them: {reply.refused[min(reply.refused)]}"
             self.failed.emit(UserError(what, reason, "choose a reward model with a longer context, or shorter prompts"))
         self.progressed.emit()

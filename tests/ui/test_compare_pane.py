@@ -145,8 +145,8 @@ def test_an_answer_that_was_cut_off_is_scored_as_such_and_one_that_does_not_fit_
     asked = [one for one in fake_engine.requests if isinstance(one, ScoreRequest)]
     assert {one.ended for one in asked} == {(False, True, True, True)}  # the first answer is always cut off
     assert [pane.board.cells[row, 0].score for row in range(4)] == [None, 0.5, 0.5, 0.5]
-    assert "1 of 4 answers have no score" in pane.banner.text()
-    assert "its last 9 tokens do not fit" in pane.banner.text()
+    assert pane.banner.what.text() == "1 of 4 answers could not be scored"
+    assert "its last 9 tokens do not fit" in pane.banner.more.text()
 
 
 def test_tallies_ties_and_wilson_intervals(qtbot: Any, pane: ComparePane) -> None:
