@@ -22,7 +22,8 @@ def encode_completions(
     rows = cast(Sequence[SftRow | ThumbRow], session.rows(name))
     found = []
     for row in rows:
-        one = sft_example(adapters.base.tokenizer, row.prompt, row.completion, limit, train_on)
+        ended = not isinstance(row, ThumbRow) or row.ended  # a demonstration is whole
+        one = sft_example(adapters.base.tokenizer, row.prompt, row.completion, limit, train_on, ended=ended)
         if one.trained_tokens:
             found.append((row, one))
     dropped = len(rows) - len(found)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import cast
 
 from engine.adapters import Adapters
 from engine.generate import generate
 from engine.masking import prompt_ids
-from engine.score import RewardModel
+from engine.score import RewardModel, TooLong
 from engine.session import Session
 from workbench.errors import UserError
 from workbench.protocol import Sample
@@ -30,16 +31,33 @@ def write_final_samples(session: Session, write: Callable[[], None]) -> None:
 
 
 def write_scored_pairs(session: Session, model: RewardModel, step: int, micro_batch: int) -> None:
-    """Score both responses of the first held-out pairs (training pairs where none is held out) and keep the scores."""
-    rows = cast(list[PairRow], [*session.rows("heldout"), *session.rows("train")])
-    rows = [one for one in rows if one.tier_distance][:SCORED_PAIRS]  # a tie has nothing to show
-    texts = [(row, text) for row in rows for text in (row.chosen, row.rejected)]
-    scores = model.score([(row.prompt, text) for row, text in texts], micro_batch)
+    """Score both responses of the first held-out pairs (training pairs where none is held out) and keep the scores.
+
+    Pairs of which a side does not fit into the window are passed over, as in training.
+    """
+    rows = iter(cast(list[PairRow], [*session.rows("heldout"), *session.rows("train")]))
+    shown: list[tuple[PairRow, str, bool]] = []
+    encoded: list[list[int]] = []
+    while len(shown) < 2 * SCORED_PAIRS and (row := next(rows, None)) is not None:
+        if not row.tier_distance:  # a tie has nothing to show
+            continue
+        sides = [(row, row.chosen, row.chosen_ended), (row, row.rejected, row.rejected_ended)]
+        with contextlib.suppress(TooLong):
+            encoded += [model.encode(row.prompt, text, ended=ended) for _, text, ended in sides]
+            shown += sides
+    scores = model.score_ids(encoded, micro_batch).tolist()
     session.write_samples(
         step,
         [
-            Sample(step=step, prompt_id=row.id, prompt=_question(row.prompt), response=text, score=round(value, 5))
-            for (row, text), value in zip(texts, scores, strict=True)
+            Sample(
+                step=step,
+                prompt_id=row.id,
+                prompt=_question(row.prompt),
+                response=text,
+                score=round(value, 5),
+                ended=ended,
+            )
+            for (row, text, ended), value in zip(shown, scores, strict=True)
         ],
     )
 

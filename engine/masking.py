@@ -81,6 +81,7 @@ def sft_example(
     max_length: int,
     train_on: str = "completion",
     *,
+    ended: bool = True,
     ending: str = "eos",
     truncation: str = "keep_prompt_end",
 ) -> Example:
@@ -92,10 +93,11 @@ def sft_example(
         completion: the answer, in words.
         max_length: the window in tokens.
         train_on: "completion", or "conversation" for every token.
+        ended: False for a response that was cut off: it has no end.
         ending: "eos" ends at the end-of-turn token; "template" keeps what the template prints behind it (TRL).
         truncation: "keep_prompt_end", or "keep_start" (TRL).
     """
-    prompt, answer = encode_pair(tokenizer, messages, completion, ending=ending)
+    prompt, answer = encode_pair(tokenizer, messages, completion, ended=ended, ending=ending)
     return _example(prompt, answer, max_length, train_on, bos=end_of_turn(tokenizer).bos, truncation=truncation)
 
 
@@ -106,12 +108,16 @@ def pair_examples(
     rejected: str,
     max_length: int,
     *,
+    ended: tuple[bool, bool] = (True, True),
     ending: str = "eos",
     truncation: str = "keep_prompt_end",
 ) -> tuple[Example, Example]:
-    """Encode a preference; both sides share the ids of their prompt (the shorter of the two common prefixes)."""
-    first = encode_pair(tokenizer, messages, chosen, ending=ending)
-    second = encode_pair(tokenizer, messages, rejected, ending=ending)
+    """Encode a preference; both sides share the ids of their prompt (the shorter of the two common prefixes).
+
+    A side that was cut off has not ``ended``, and has no end.
+    """
+    first = encode_pair(tokenizer, messages, chosen, ended=ended[0], ending=ending)
+    second = encode_pair(tokenizer, messages, rejected, ended=ended[1], ending=ending)
     shared = min(len(first[0]), len(second[0]))
     prompt = first[0][:shared]
     sides = [first[0][shared:] + first[1], second[0][shared:] + second[1]]

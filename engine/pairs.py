@@ -67,7 +67,10 @@ def encode_pairs(
     rows = cast(list[PairRow], session.rows(name))
     pairs, dropped = [], dict[Reason, int]()
     for row in rows:
-        chosen, rejected = pair_examples(adapters.base.tokenizer, row.prompt, row.chosen, row.rejected, limit)
+        ended = row.chosen_ended, row.rejected_ended
+        chosen, rejected = pair_examples(
+            adapters.base.tokenizer, row.prompt, row.chosen, row.rejected, limit, ended=ended
+        )
         reason = unusable(chosen, rejected)
         if reason:
             dropped[reason] = dropped.get(reason, 0) + 1

@@ -27,6 +27,7 @@ from engine.packing import Layout
 from engine.rules import Rule, rule_scorer
 from engine.score import RewardModel, load_reward
 from engine.session import Session
+from engine.templates import end_of_turn
 from engine.trainee import open_start
 from workbench.errors import UserError
 from workbench.model_folders import refuse_changed_model
@@ -44,7 +45,7 @@ class Episode:
     prompt_id: str
     prompt: str  # the last user turn, for people
     prompt_ids: tuple[int, ...]
-    ids: tuple[int, ...]  # the response, its EOS included
+    ids: tuple[int, ...]  # the response, what ended it included
     ended: bool
     text: str
     group: int = 0  # the responses to one prompt of a rollout have the same
@@ -53,6 +54,14 @@ class Episode:
     def tokens(self) -> int:
         """Prompt and response."""
         return len(self.prompt_ids) + len(self.ids)
+
+    def scored_ids(self, end: int) -> list[int]:
+        """Prompt and response as a reward model was trained on them: what ended has the template's ``end``.
+
+        A model may end its response with another EOS of its folder. That is an end in use too, where the same text is
+        stored without it; but in the reward model's training no sequence has it.
+        """
+        return [*self.prompt_ids, *self.ids[:-1], end] if self.ended else [*self.prompt_ids, *self.ids]
 
 
 @dataclass
@@ -131,7 +140,8 @@ class Players:
         if self.rule is not None:
             return [self.rule(one.text, len(one.ids), one.ended) for one in episodes], [0.0] * len(episodes)
         reward = cast(RewardModel, self.reward)
-        raw, stds = reward.measure_ids([[*one.prompt_ids, *one.ids] for one in episodes], len(episodes))
+        end = end_of_turn(self.base.tokenizer).token
+        raw, stds = reward.measure_ids([one.scored_ids(end) for one in episodes], len(episodes))
         paid = reward.stats.paid_in(self.recipe.score_norm)
         return [paid.standardise(one) for one in raw.tolist()], (stds / paid.std).tolist()
 

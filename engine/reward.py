@@ -3,13 +3,15 @@
 Chosen and rejected pass through the model in one forward (chosen half, then rejected half). A response that stands in
 several pairs of its ranking passes once: K responses give up to K(K-1)/2 pairs but only K sequences. A step is of
 whole rankings, and these weigh alike, however many pairs each has.
-The score is read at the last real token, EOS, by length and never by id (see :mod:`engine.templates`).
+The score is read at the last real token, by length and never by id: EOS, or the last word of a response that was cut
+off (see :mod:`engine.templates`).
 With several heads (:mod:`engine.heads`) each has a loss of its own on the pairs that its coin gave it; the score is
 their mean, and how far they are apart says how much it is a guess.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import random
@@ -31,7 +33,7 @@ from engine.memory import MicroBatch, run_batches, run_micro_batched
 from engine.meters import Meters, Throughput, calibration_error, wilson
 from engine.optim import Group, Optimiser
 from engine.pairs import EncodedPair, encode_pairs, micro_batches, ranking_weights, unique_sides
-from engine.score import RewardModel, RewardStats, scores_by_head, spread
+from engine.score import RewardModel, RewardStats, TooLong, scores_by_head, spread
 from engine.session import Session
 from engine.trainee import EVAL_ROWS, Trainee, eval_due, open_start, window
 from workbench.judgement import JudgedPair, Judgement
@@ -240,8 +242,18 @@ def calibrate(
     if not shown:
         return stats
     shown = source.sample(shown, min(most, len(shown)))
-    demonstrations = stats_of([model.encode(one.prompt, one.completion) for one in shown], "demonstrations")
-    return replace(demonstrations, std=stats.std)
+    fitting = []
+    for one in shown:
+        with contextlib.suppress(TooLong):
+            fitting.append(model.encode(one.prompt, one.completion))
+    if len(fitting) < len(shown):
+        session.warn(
+            "rows-dropped",
+            f"{len(shown) - len(fitting)} of {len(shown)} demonstrations were left out of the zero of the scores: "
+            f"they would lose their ending within {model.max_length} tokens",
+            "raise max_length, or shorten them",
+        )
+    return replace(stats_of(fitting, "demonstrations"), std=stats.std) if fitting else stats
 
 
 @torch.no_grad()
@@ -288,7 +300,7 @@ def judge(
 
 
 def unusable(chosen: Example, rejected: Example) -> str:
-    """Why a pair cannot be scored within the window, "" where it can: a score is read at EOS."""
+    """Why a pair cannot be scored within the window, "" where it can: a score is read at the end."""
     if chosen.cut_completion or rejected.cut_completion:
         return "a side would lose its ending"
     return "both sides are the same" if chosen.input_ids == rejected.input_ids else ""

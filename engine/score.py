@@ -1,7 +1,8 @@
 """Scoring with a reward model: one scalar at the last real token of prompt and response.
 
 A completion ends at EOS in training, in calibration, in PPO and here (see :mod:`engine.templates`); so the score is
-always read at EOS, or at the last token of a response that was cut off. An ensemble's score is the mean of its heads'.
+always read at EOS, or at the last token of a response whose sampling was cut off. One that does not fit into the window
+is scored nowhere: what is read in its middle says nothing of it. An ensemble's score is the mean of its heads'.
 """
 
 from __future__ import annotations
@@ -81,6 +82,10 @@ class RewardStats:
         return cls(float(values.mean()), std if known else 1.0, len(values), reference, means)
 
 
+class TooLong(UserError):
+    """A response does not fit into the window with its ending, where the score is read."""
+
+
 class Scored(NamedTuple):
     """Raw scores [N], and how far the heads of an ensemble are apart on each, [N] (0 for a single head)."""
 
@@ -146,11 +151,21 @@ class RewardModel:
             scores[list(part)] = scores_by_head(self.adapters, self.name, self.head, layout).float().cpu()
         return scores
 
-    def encode(self, messages: Sequence[Message], text: str) -> list[int]:
-        """Ids of a prompt and response as the reward model was trained on them, ending in EOS."""
+    def encode(self, messages: Sequence[Message], text: str, *, ended: bool = True) -> list[int]:
+        """Ids of a prompt and response as the reward model was trained on them; EOS is last where it ``ended``.
+
+        Raises TooLong where the response would lose its ending within the window.
+        """
         tokenizer = self.adapters.base.tokenizer
-        prompt, answer = encode_pair(tokenizer, messages, text)
-        kept, [side], _, _ = fit(prompt, [answer], self.max_length, bos=end_of_turn(tokenizer).bos)
+        prompt, answer = encode_pair(tokenizer, messages, text, ended=ended)
+        kept, [side], _, [lost] = fit(prompt, [answer], self.max_length, bos=end_of_turn(tokenizer).bos)
+        if lost:
+            raise TooLong(
+                "A response cannot be scored",
+                f"it has {len(answer):,} tokens, and its last {lost:,}, where the score is read, do not fit beside its "
+                f"prompt into {self.max_length:,} tokens",
+                "shorten it",
+            )
         return kept + side
 
     def score(self, rows: Iterable[tuple[Sequence[Message], str]], micro_batch: int = 8) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -11,6 +12,7 @@ from engine.generate import Cancelled, Completion, end_ids, generate
 from engine.masking import Example, prompt_ids, sft_example
 from engine.model_export import export_model
 from engine.model_import import ImportCancelled, import_model
+from engine.score import TooLong
 from engine.serve import RequestCancelled, Ticket
 from engine.serve_models import tokenizers, warm
 from engine.templates import encode_pair, encode_prompt
@@ -164,25 +166,38 @@ def _score(ticket: Ticket, request: ScoreRequest, in_time: InTime) -> AnyReply:
         raise UserError(
             f"The model {request.model.name} gives no scores", "it is a base model", "choose a reward model"
         )
+    if request.ended and len(request.ended) != len(request.rows):
+        raise UserError(
+            "The responses cannot be scored",
+            f"of {len(request.rows)} rows {len(request.ended)} say whether they ended",
+            "say it of each, or of none",
+        )
     reward = warm.reward(request.model, request.quantisation, _say(ticket))
-    encoded = []
-    for messages, text in request.rows:
+    encoded: dict[int, list[int]] = {}
+    refused: dict[int, str] = {}
+    for index, (messages, text) in enumerate(request.rows):
         ticket.check()
-        encoded.append(in_time(lambda given=messages, said=text: reward.encode(given, said)))  # type: ignore[misc]
-    order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))
-    scores, stds = [0.0] * len(encoded), [0.0] * len(encoded)
+        encode = partial(reward.encode, messages, text, ended=request.ended[index] if request.ended else True)
+        try:
+            encoded[index] = in_time(encode)
+        except TooLong as error:
+            refused[index] = error.cause
+    order = sorted(encoded, key=lambda index: -len(encoded[index]))
+    scores: list[float | None] = [None] * len(request.rows)
+    standardised, stds = list(scores), list(scores)
     for start in range(0, len(order), SCORE_ROWS):
         ticket.check()
         part = order[start : start + SCORE_ROWS]
         measured = reward.measure_ids([encoded[one] for one in part])
         for index, value, std in zip(part, measured.scores.tolist(), measured.stds.tolist(), strict=True):
-            scores[index], stds[index] = value, std
+            scores[index], standardised[index], stds[index] = value, reward.stats.standardise(value), std
         _progress(ticket)("Scoring", (start + len(part)) / len(order))
     return Scores(
         id=request.id,
         scores=tuple(scores),
-        standardised=tuple(reward.stats.standardise(value) for value in scores),
+        standardised=tuple(standardised),
         stds=tuple(stds) if reward.head.count > 1 else (),
+        refused=refused,
     )
 
 

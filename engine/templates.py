@@ -7,7 +7,8 @@ Three rules hold everywhere:
 * A completion starts where the rendered conversation parts from its own generation prompt (their longest common
   prefix of token ids), since templates may render the two differently and tokens may merge over the boundary.
 * **A completion ends at its end-of-turn token** (EOS), inclusive. What a template prints behind it (ChatML's
-  newline) is never sampled in a rollout, so it is neither trained nor scored.
+  newline) is never sampled in a rollout, so it is neither trained nor scored. A response that was cut off ends at
+  its last word: an EOS there would teach to stop in mid-sentence, and no rollout that was cut off has one.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ DEFAULT_TEMPLATE_NOTE = (
     "model's end-of-text token; it is a base model and learns the form from your demonstrations."
 )
 _PROBE = (Message("user", "Hello"), Message("assistant", "Yes"))
+_HALF_CHARACTER = "\ufffd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class Ending:
     suffix: tuple[int, ...]  # what the template prints behind it, e.g. ChatML's newline
     printed: bool  # False: the template closes no turn, and the token is appended by us
     bos: int | None = None  # what opens every sequence; None where a turn marker doubles as BOS (ChatML)
+    text: str = ""  # all that the template prints behind an answer
 
 
 def ensure_template(tokenizer: Any) -> str:
@@ -92,19 +95,24 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
 
 
 def encode_pair(
-    tokenizer: Any, messages: Sequence[Message], completion: str, *, ending: str = "eos"
+    tokenizer: Any, messages: Sequence[Message], completion: str, *, ended: bool = True, ending: str = "eos"
 ) -> tuple[list[int], list[int]]:
-    """Token ids of a prompt and of its completion, its EOS included.
+    """Token ids of a prompt and of its completion, its EOS included where it ``ended`` and was not cut off.
 
     ``ending="template"`` keeps what the template prints behind EOS, as TRL trains it; everything in Tastemaker
     uses ``"eos"``. Concatenated, the two are one render of the whole conversation.
     """
-    whole = encode_text(
-        tokenizer, render(tokenizer, [*messages, Message("assistant", completion)], generation_prompt=False)
-    )
+    end = end_of_turn(tokenizer)
+    if not ended:
+        completion = completion.rstrip(_HALF_CHARACTER)  # the cut went through it: its bytes cannot be had again
+    text = render(tokenizer, [*messages, Message("assistant", completion)], generation_prompt=False)
+    if not ended:
+        text = _without_end(text, completion, end)
+    whole = encode_text(tokenizer, text)
     start = common_prefix_length(encode_prompt(tokenizer, messages), whole)
     prompt, answer = whole[:start], whole[start:]
-    end = end_of_turn(tokenizer)
+    if not ended:
+        return prompt, answer
     if not end.printed:
         return prompt, [*answer, end.token]
     if ending == "eos":
@@ -140,20 +148,22 @@ def end_of_turn(tokenizer: Any) -> Ending:
     cached: tuple[Any, Ending] | None = getattr(tokenizer, "_tastemaker_ending", None)
     if cached is not None and cached[0] == template:
         return cached[1]
-    whole = encode_text(tokenizer, render(tokenizer, _PROBE, generation_prompt=False))
+    text = render(tokenizer, _PROBE, generation_prompt=False)
+    whole = encode_text(tokenizer, text)
     prompt = encode_prompt(tokenizer, _PROBE[:1])
     start = common_prefix_length(prompt, whole)
     bos = tokenizer.bos_token_id
     if bos is None or bos == tokenizer.eos_token_id or prompt[:1] != [bos] or prompt.count(bos) != 1:
         bos = None
+    behind = text.rpartition(_PROBE[-1].content)[2]
     special = set(tokenizer.all_special_ids) | {
         index for index, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special
     }
     found = next((place for place in range(start, len(whole)) if whole[place] in special), None)
     if found is not None:
-        ending = Ending(whole[found], tuple(whole[found + 1 :]), True, bos)
+        ending = Ending(whole[found], tuple(whole[found + 1 :]), True, bos, behind)
     elif tokenizer.eos_token_id is not None:
-        ending = Ending(int(tokenizer.eos_token_id), (), False, bos)
+        ending = Ending(int(tokenizer.eos_token_id), (), False, bos, behind)
     else:
         raise UserError(
             "This model cannot be trained to stop",
@@ -170,6 +180,13 @@ def stop_ids(tokenizer: Any) -> tuple[int, ...]:
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
         ids.append(int(tokenizer.eos_token_id))
     return tuple(ids)
+
+
+def _without_end(text: str, completion: str, end: Ending) -> str:
+    """A rendered conversation up to the last letter of its answer, space that the template trims there included."""
+    text = text.removesuffix(end.text)
+    space = completion[len(completion.rstrip()) :]
+    return text if text.endswith(space) else text + space
 
 
 def _cut_behind_last(ids: list[int], token: int) -> list[int]:

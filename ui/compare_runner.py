@@ -161,6 +161,7 @@ class CompareRunner(QObject):
                 id=self._request,
                 model=self._references[plan.reward.id],
                 rows=tuple((prompts[row].messages, self.cells[row, job.column].text) for row in rows),
+                ended=tuple(self.cells[row, job.column].finish_reason == "stop" for row in rows),
                 quantisation=plan.quantisation,
             )
         self._context.engine.request(request, while_alive(self, lambda reply: self._on_reply(job, reply)))
@@ -223,11 +224,17 @@ class CompareRunner(QObject):
             if index >= len(reply.scores) or plan is None:
                 break
             raw = reply.scores[index]
+            if raw is None:
+                continue
             standard = reply.standardised[index] if index < len(reply.standardised) else None
             key = row, job.column
             self.cells[key] = replace(self.cells[key], raw_score=raw, score=raw if standard is None else standard)
             self.line.emit(Scored(key=plan.prompts[row].key, column=job.column, score=raw, standardised=standard))
             self.cell_changed.emit(*key)
+        if reply.refused:
+            what = f"{len(reply.refused)} of {len(reply.scores)} answers could not be scored"
+            reason = f"the first of them: {reply.refused[min(reply.refused)]}"
+            self.failed.emit(UserError(what, reason, "choose a reward model with a longer context, or shorter prompts"))
         self.progressed.emit()
 
     def _on_failed(self, job: _Job, reply: Failed) -> None:

@@ -21,7 +21,7 @@ class Given:
     text: str
     model_id: str
     model_name: str
-    finish_reason: str = "stop"
+    finish_reason: str = "stop"  # "length" or "stopped" (by hand) where it is not whole
     token_count: int = 0
     sampling: Sampling | None = None
 
@@ -48,7 +48,7 @@ def send(
             one.text,
             model_id=one.model_id,
             sampling=one.sampling,
-            finish_reason="length" if one.finish_reason == "length" else "stop",
+            finish_reason="stop" if one.finish_reason == "stop" else "length",
             token_count=one.token_count,
             source=source,
             created_at=now(),

@@ -155,7 +155,9 @@ def _serve_parsers(commands: _Commands[argparse.ArgumentParser]) -> None:
         "Score a preferences or responses file with a reward model. Each row becomes a JSON line: its line in the "
         "file and the raw score of each side (chosen, rejected; completion; or the ids of ranked responses). A model "
         "with several heads adds std: for each side the standard deviation over the heads, in the unit of the score, "
-        "once each head's own level is taken off. Where it is large the heads disagree."
+        "once each head's own level is taken off. Where it is large the heads disagree. A side is null where its "
+        "response does not fit into the model's context with its ending, where a score is read; a response that a "
+        "file of rankings says was cut off is scored without an end, as in training."
     )
     one.add_argument("file", type=Path)
     one.add_argument("--reward", required=True, metavar="MODEL")

@@ -39,7 +39,8 @@ PROMPTS_A_REQUEST = 8
 SCORES_A_REQUEST = 64
 CHARACTERS_A_REQUEST = 4_000_000
 SEED_LIMIT = 2**31
-ScoreRow = tuple[tuple[Message, ...], str]
+ScoreRow = tuple[tuple[Message, ...], str, bool]
+"""A prompt, a response, and whether it ended: one that was cut off is scored without an end."""
 
 
 def sample(options: argparse.Namespace, terminal: Terminal) -> int:
@@ -145,11 +146,12 @@ def keep(project: Project, responses: Sequence[Response]) -> int:
 def score(options: argparse.Namespace, terminal: Terminal) -> int:
     """Score every row of a preferences, demonstrations or rankings file; one JSON line a row.
 
-    Where the reward model has several heads, ``std`` says of each side how far they are apart on it. What is no row,
-    the rejected rows and the accuracy, goes to stderr; with ``--json`` it is a last object.
+    Where the reward model has several heads, ``std`` says of each side how far they are apart on it. A side that the
+    engine cannot score is null. What is no row, the rejected rows, those nulls with their reason and the accuracy, goes
+    to stderr; with ``--json`` it is a last object.
     """
     parsed = parse(options.file)
-    sides = [(row.line, side, (row.prompt, text)) for row in parsed.rows for side, text in _sides(row).items() if text]
+    sides = [(row.line, *one) for row in parsed.rows for one in _sides(row)]
     if not sides:
         raise UserError(
             f"There is nothing to score in {options.file}", f"it holds {parsed.what}", "give a file with responses"
@@ -161,48 +163,61 @@ def score(options: argparse.Namespace, terminal: Terminal) -> int:
             replies = [scores_of(project, client, model, part) for part in _chunks([row for _, _, row in sides])]
         finally:
             client.leave()
+    unscored, first = [], 0
+    for one in replies:
+        places = [(sides[first + place], reason) for place, reason in sorted(one.refused.items())]
+        unscored += [{"line": line, "side": side, "reason": reason} for (line, side, _), reason in places]
+        first += len(one.scores)
     lines = _by_line(sides, [value for one in replies for value in one.scores])
     stds = [value for one in replies for value in one.stds]
     spreads = _by_line(sides, stds) if stds else {}
     rows_out = Terminal(json=True)
     for line, scores in lines.items():
         rows_out.result({"line": line} | scores | ({"std": spreads[line]} if spreads else {}))
-    _sum_up(parsed, lines, model, terminal)
+    _sum_up(parsed, lines, unscored, model, terminal)
     return 0
 
 
-def _by_line(sides: Sequence[tuple[int, str, ScoreRow]], values: Sequence[float]) -> dict[int, dict[str, float]]:
-    lines: dict[int, dict[str, float]] = {}
+def _by_line(
+    sides: Sequence[tuple[int, str, ScoreRow]], values: Sequence[float | None]
+) -> dict[int, dict[str, float | None]]:
+    lines: dict[int, dict[str, float | None]] = {}
     for (line, side, _), value in zip(sides, values, strict=True):
         lines.setdefault(line, {})[side] = value
     return lines
 
 
-def _sides(row: ImportRow) -> dict[str, str]:
-    sides = {"completion": row.completion, "chosen": row.chosen, "rejected": row.rejected}
+def _sides(row: ImportRow) -> list[tuple[str, ScoreRow]]:
+    """The responses of a row by name; only our own file of rankings knows of one that it was cut off."""
+    sides = [("completion", row.completion, True), ("chosen", row.chosen, True), ("rejected", row.rejected, True)]
     if row.ranking is not None:
-        sides |= {one.id: one.text for one in row.ranking.responses}
-    return sides
+        sides += [(one.id, one.text, one.ended) for one in row.ranking.responses]
+    return [(name, (row.prompt, text, ended)) for name, text, ended in sides if text]
 
 
 def _chunks(rows: Sequence[ScoreRow]) -> Iterator[list[ScoreRow]]:
     """Cut rows into requests that the engine takes: its lines have a limit."""
     part: list[ScoreRow] = []
     size = 0
-    for messages, text in rows:
-        length = len(text) + sum(len(one.content) for one in messages)
+    for row in rows:
+        length = len(row[1]) + sum(len(one.content) for one in row[0])
         if part and (len(part) >= SCORES_A_REQUEST or size + length > CHARACTERS_A_REQUEST):
             yield part
             part, size = [], 0
-        part.append((messages, text))
+        part.append(row)
         size += length
     if part:
         yield part
 
 
 def scores_of(project: Project, client: ServeClient, model: ModelRecord, rows: Sequence[ScoreRow]) -> Scores:
-    """Score (prompt, response) rows with a reward model. Raises UserError when the engine fails."""
-    request = ScoreRequest(id=new_id(), model=project.resolve(model), rows=tuple(rows))
+    """Score responses with a reward model. Raises UserError when the engine fails."""
+    request = ScoreRequest(
+        id=new_id(),
+        model=project.resolve(model),
+        rows=tuple((messages, text) for messages, text, _ in rows),
+        ended=tuple(ended for *_, ended in rows),
+    )
     reply = client.call(request, timeout=60 + 30.0 * len(rows))
     if isinstance(reply, Scores):
         return reply
@@ -211,11 +226,20 @@ def scores_of(project: Project, client: ServeClient, model: ModelRecord, rows: S
     raise UserError("The engine gave an unexpected answer", type(reply).__name__, "update both parts of Tastemaker")
 
 
-def _sum_up(parsed: Parsed, lines: dict[int, dict[str, float]], model: ModelRecord, terminal: Terminal) -> None:
+def _sum_up(
+    parsed: Parsed,
+    lines: dict[int, dict[str, float | None]],
+    unscored: Sequence[dict[str, object]],
+    model: ModelRecord,
+    terminal: Terminal,
+) -> None:
     """Say how often the chosen side scored higher, and what was left out."""
     prompts = {row.line: row.prompt for row in parsed.rows}
-    judged = [(prompts[line], one["chosen"] > one["rejected"]) for line, one in lines.items() if "chosen" in one]
+    both = [(prompts[line], one.get("chosen"), one.get("rejected")) for line, one in lines.items()]
+    judged = [(prompt, better > worse) for prompt, better, worse in both if better is not None and worse is not None]
     data: dict[str, object] = {"rows": len(lines), "rejected": [asdict(one) for one in parsed.rejected]}
+    if unscored:
+        data["unscored"] = list(unscored)
     aside = Terminal(stream=sys.stderr)
     if judged:
         accuracy, low, high = wilson_of_groups(judged)
@@ -227,6 +251,8 @@ def _sum_up(parsed: Parsed, lines: dict[int, dict[str, float]], model: ModelReco
         aside.say(f"  not scored, {parsed.numbered_by} {one.line}: {one.reason}")
     if len(parsed.rejected) > SHOWN_REJECTED:
         aside.say(f"  and {len(parsed.rejected) - SHOWN_REJECTED} more")
+    for row in unscored:
+        aside.say(f"  not scored, {parsed.numbered_by} {row['line']}, {row['side']}: {row['reason']}")
     if judged:
         of = f"{many(len(judged), 'pair')} of {many(len({prompt for prompt, _ in judged}), 'prompt')}"
         aside.say(f"accuracy {accuracy:.3f} (95 % {low:.3f} to {high:.3f}) on {of} (model {model.name!r})")

@@ -24,7 +24,7 @@ from workbench.models import add_model
 from workbench.project import DATABASE, Project
 from workbench.protocol import Progress
 from workbench.recipes import preset
-from workbench.records import Message, Method, ModelRecord, Prompt, RunRecord, Sampling
+from workbench.records import Method, ModelRecord, Prompt, RunRecord, Sampling
 from workbench.rows import PairRow, rankings_of
 from workbench.run_folder import EventTail, RunFolder, join_segments
 from workbench.sample_project import fill_with_sample
@@ -280,14 +280,17 @@ def _compare(loop: _Loop) -> list[Answer]:
         for name in ("base", "sft", "dpo", "ppo"):
             answers.extend(_answers(loop, client, name, prompts))
             loop.terminal.progress("comparing", len(answers) / (4 * max(1, len(prompts))))
-        rows: list[tuple[tuple[Message, ...], str]] = [(one.prompt.messages, one.text) for one in answers]
+        rows = [(one.prompt.messages, one.text, one.ended) for one in answers]
         found = scores_of(loop.project, client, loop.models["reward"], rows)
     finally:
         loop.terminal.done()
         client.leave()
+    scored = []
     for answer, value in zip(answers, found.standardised or found.scores, strict=True):
-        answer.score = value
-    return answers
+        if value is not None:  # always, in a context of thousands of tokens
+            answer.score = value
+            scored.append(answer)
+    return scored
 
 
 def _answers(loop: _Loop, client: ServeClient, name: str, prompts: list[Prompt]) -> list[Answer]:

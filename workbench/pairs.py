@@ -73,8 +73,8 @@ def current_pairs(store: Store, split: Split | None = None, which: Which = "all"
         responses = store.responses_by_id({id_ for ranking in chunk for tier in ranking.tiers for id_ in tier})
         for ranking in chunk:
             for pair in pairs_of(ranking, which, ties=ties):
-                chosen, rejected = responses[pair.chosen_id].text, responses[pair.rejected_id].text
-                reason = HELD_OUT_TWIN if pair.prompt_id in twins else why_unusable(chosen, rejected)
+                chosen, rejected = responses[pair.chosen_id], responses[pair.rejected_id]
+                reason = HELD_OUT_TWIN if pair.prompt_id in twins else why_unusable(chosen.text, rejected.text)
                 if reason:
                     dropped[reason] += 1
                     continue
@@ -85,9 +85,11 @@ def current_pairs(store: Store, split: Split | None = None, which: Which = "all"
                         ranking_id=pair.ranking_id,
                         rater_id=pair.rater_id,
                         prompt=prompts[pair.prompt_id].messages,
-                        chosen=chosen,
-                        rejected=rejected,
+                        chosen=chosen.text,
+                        rejected=rejected.text,
                         tier_distance=pair.tier_distance,
+                        chosen_ended=chosen.ended,
+                        rejected_ended=rejected.ended,
                     )
                 )
     return PairSet(found, dict(dropped))

@@ -283,6 +283,7 @@ class ScoreRequest(Request, frozen=True, kw_only=True, tag="score"):
 
     model: ModelRef
     rows: tuple[tuple[tuple[Message, ...], str], ...]
+    ended: tuple[bool, ...] = ()  # of each row, False for a response that was cut off; () where all are whole
     quantisation: str = "bf16"
 
 
@@ -379,11 +380,15 @@ class ResponseDone(Reply, frozen=True, kw_only=True, tag="response"):
 
 
 class Scores(Reply, frozen=True, kw_only=True, tag="scores"):
-    """Raw scores, in the order asked, and each in standard deviations of the calibration set (0 = its mean)."""
+    """Raw scores, in the order asked, and each in standard deviations of the calibration set (0 = its mean).
 
-    scores: tuple[float, ...]
-    standardised: tuple[float, ...] = ()
-    stds: tuple[float, ...] = ()  # over the heads of an ensemble, in raw score; () where the model has one head
+    None for a row that has no score; ``refused`` says why, by its place.
+    """
+
+    scores: tuple[float | None, ...]
+    standardised: tuple[float | None, ...] = ()
+    stds: tuple[float | None, ...] = ()  # over the heads of an ensemble, in raw score; () where the model has one head
+    refused: dict[int, str] = {}
 
 
 class TokenLogps(Reply, frozen=True, kw_only=True, tag="token-logps"):

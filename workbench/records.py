@@ -91,6 +91,11 @@ class Response:
     source: str = ""
     created_at: str = ""
 
+    @property
+    def ended(self) -> bool:
+        """Whether its text is whole: only a model that was stopped in mid-response leaves one that is not."""
+        return self.finish_reason != "length"
+
 
 @dataclass(frozen=True, slots=True)
 class ResponseFlag:

@@ -22,7 +22,8 @@ class SftRow:
 class PairRow:
     """A preference: the same prompt, a chosen and a rejected completion. ``id`` is ``RANKING:CHOSEN:REJECTED``.
 
-    A ``tier_distance`` of 0 is a tie: neither is better, and chosen is only the first.
+    A ``tier_distance`` of 0 is a tie: neither is better, and chosen is only the first. A side that was cut off has
+    not ``ended``, and passes through the model without an end (rows of older runs do not say it, and count as whole).
     """
 
     id: str
@@ -33,11 +34,16 @@ class PairRow:
     chosen: str
     rejected: str
     tier_distance: int = 1
+    chosen_ended: bool = True
+    rejected_ended: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class ThumbRow:
-    """One response judged by itself: wanted (thumbs up) or not. ``id`` is ``RANKING:RESPONSE``."""
+    """One response judged by itself: wanted (thumbs up) or not. ``id`` is ``RANKING:RESPONSE``.
+
+    For ``ended`` see :class:`PairRow`.
+    """
 
     id: str
     group: str
@@ -46,6 +52,7 @@ class ThumbRow:
     prompt: tuple[Message, ...]
     completion: str
     desirable: bool
+    ended: bool = True
 
 
 @dataclass(frozen=True, slots=True)

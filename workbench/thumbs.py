@@ -68,8 +68,8 @@ def current_thumbs(store: Store, split: Split | None = None, rankings_as_thumbs:
         for ranking in chunk:
             seen: set[tuple[str, bool]] = set()
             for id_, desirable in thumbs[ranking.id].items():
-                text = responses[id_].text
-                key = text.strip(), desirable
+                response = responses[id_]
+                key = response.text.strip(), desirable
                 reason = HELD_OUT_TWIN if ranking.prompt_id in twins else _why_unusable(key, seen)
                 if reason:
                     dropped[reason] += 1
@@ -82,8 +82,9 @@ def current_thumbs(store: Store, split: Split | None = None, rankings_as_thumbs:
                         ranking_id=ranking.id,
                         rater_id=ranking.rater_id,
                         prompt=prompts[ranking.prompt_id].messages,
-                        completion=text,
+                        completion=response.text,
                         desirable=desirable,
+                        ended=response.ended,
                     )
                 )
     return ThumbSet(found, dict(dropped))

@@ -297,6 +297,32 @@ def test_without_demonstrations_scores_are_centred_on_the_training_responses(run
     assert stats.count == len({(one.prompt, text) for one in pair_rows() for text in (one.chosen, one.rejected)})
 
 
+def test_a_demonstration_that_would_lose_its_ending_sets_no_zero_and_is_told(runs):
+    """Read in mid-answer its score says nothing: the zero is that of the other two, or of the ranked responses."""
+    short = [SftRow(f"d{index}", "g", (Message("user", f"say {index}"),), GOOD[index]) for index in range(2)]
+    long = SftRow("long", "g", (Message("user", "say"),), "y" * 100)
+    stats = []
+    for name, shown in (("short", short), ("both", [*short, long]), ("long", [long]), ("none", [])):
+        folder = runs.create("reward", pair_rows(4), (), shown, run_id=name, max_steps=1, max_length=64)
+        runs.run(folder)
+        stats.append(RewardStats.read(folder.path / "final"))
+        told = [one.message for one in folder.events() if isinstance(one, Warned) and one.code == "rows-dropped"]
+        assert [one.split(" were")[0] for one in told] == {
+            "both": ["1 of 3 demonstrations"],
+            "long": ["1 of 1 demonstrations"],
+        }.get(name, [])
+    assert (stats[1].mean, stats[1].count) == pytest.approx((stats[0].mean, 2), abs=1e-5)
+    assert stats[2] == stats[3]
+    assert stats[3].reference == "ranked responses"
+
+
+def test_a_pair_that_would_lose_its_ending_is_not_shown_among_the_scored_ones(runs):
+    long = PairRow("long", "g", "k", "r", (Message("user", "a"),), "no", "y" * 100)
+    folder = runs.create("reward", pair_rows(4), [long], max_steps=1, max_length=64)
+    runs.run(folder)
+    assert [one.prompt_id for one in folder.samples()] == [f"p{index // 2}" for index in range(8)]
+
+
 def test_a_run_from_an_sft_adapter_starts_as_a_copy_of_it(runs, adapters, tmp_path, tiny_model_dir):
     start = Adapters(load_base(tiny_model_dir, quantisation="fp32", device=torch.device("cpu")))
     start.add("sft", rank=2, alpha=4, trainable=True, seed=5)

@@ -147,6 +147,36 @@ def test_scores_are_the_reward_models_raw_and_standardised(
     assert last.stds == ()  # one head disagrees with nobody
 
 
+def test_a_response_whose_ending_does_not_fit_has_no_score_and_the_reason_while_others_are_scored(
+    client: ServeClient, reward_ref: ModelRef, reward: RewardModel
+) -> None:
+    """Of a context of 512 the prompt's end takes 256; what is left does not hold 600 letters and an end."""
+    rows = ((HELLO, "Hello."), (HELLO, "y" * 600), (RAIN, "Yes."))
+    last, _ = asked(ScoreRequest(id=new_id(), model=reward_ref, rows=rows, quantisation="fp32"), client)
+    assert isinstance(last, Scores)
+    assert last.scores[1] is None
+    assert last.standardised[1] is None
+    assert [last.scores[0], last.scores[2]] == pytest.approx(reward.score([rows[0], rows[2]]), abs=1e-5)
+    assert list(last.refused) == [1]
+    assert "it has 601 tokens" in last.refused[1]
+    assert "do not fit beside its prompt into 512 tokens" in last.refused[1]
+
+
+def test_a_response_that_was_cut_off_is_scored_without_an_end(
+    client: ServeClient, reward_ref: ModelRef, reward: RewardModel
+) -> None:
+    rows = ((HELLO, "Hello."), (HELLO, "Hello."))
+    request = ScoreRequest(id=new_id(), model=reward_ref, rows=rows, ended=(True, False), quantisation="fp32")
+    last, _ = asked(request, client)
+    assert isinstance(last, Scores)
+    whole = reward.encode(HELLO, "Hello.")
+    assert last.scores == pytest.approx(reward.score_ids([whole, whole[:-1]]).tolist(), abs=1e-5)
+    assert last.scores[0] != pytest.approx(last.scores[1], abs=1e-3)
+    last, _ = asked(msgspec.structs.replace(request, id=new_id(), ended=(False,)), client)
+    assert isinstance(last, Failed)
+    assert last.cause == "of 2 rows 1 say whether they ended"
+
+
 def test_scores_of_an_ensemble_come_with_the_spread_of_its_heads(
     client: ServeClient, ref: ModelRef, base: LoadedBase, shared: Adapters, tmp_path: Path
 ) -> None:

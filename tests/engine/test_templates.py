@@ -57,6 +57,35 @@ def test_an_eos_written_inside_an_answer_does_not_cut_it(tokenizer):
     assert tokenizer.decode(answer) == "a<|im_end|>b<|im_end|>"
 
 
+def test_a_completion_that_was_cut_off_is_the_finished_one_without_its_end(tokenizer):
+    prompt, answer = encode_pair(tokenizer, HELLO, "Yes, and", ended=False)
+    whole = encode_pair(tokenizer, HELLO, "Yes, and")
+    assert (prompt, [*answer, IM_END]) == whole
+    turns = [*HELLO, Message("assistant", "Yes, and"), Message("user", "What?")]  # the same words earlier
+    assert tokenizer.decode(encode_pair(tokenizer, turns, "Yes, and", ended=False)[1]) == "Yes, and"
+
+
+def test_no_part_of_what_a_template_prints_behind_an_answer_is_left_behind_a_cut_off_one(make_tokenizer):
+    plain = make_tokenizer(
+        template="{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    prompt, answer = encode_pair(plain, HELLO, "Yes", ended=False)
+    assert plain.decode(prompt + answer) == "user: Hi\nassistant: Yes"
+
+
+def test_a_cut_off_response_keeps_the_space_at_its_end_though_the_template_trims_answers(make_tokenizer):
+    trims = make_tokenizer()
+    trims.chat_template = trims.chat_template.replace("message['content'] +", "message['content'] | trim +")
+    assert trims.decode(encode_pair(trims, HELLO, "Yes \n")[1]) == "Yes<|im_end|>"
+    assert trims.decode(encode_pair(trims, HELLO, "Yes \n", ended=False)[1]) == "Yes \n"
+
+
+def test_half_a_character_at_a_cut_is_left_out(tokenizer):
+    assert tokenizer.decode(encode_pair(tokenizer, HELLO, "Yes \ufffd", ended=False)[1]) == "Yes "
+    assert tokenizer.decode(encode_pair(tokenizer, HELLO, "\ufffd")[1]) == "\ufffd<|im_end|>"  # written so
+
+
 def test_a_model_without_a_template_gets_the_stated_default(make_tokenizer):
     bare = make_tokenizer(template=None)
     assert ensure_template(bare) == DEFAULT_TEMPLATE_NOTE

@@ -132,6 +132,23 @@ def test_the_vote_is_blind_and_then_names_and_scores_show(qtbot: Any, pane: Comp
     assert names(pane) == ["Answer A", "Answer B"]
 
 
+def test_an_answer_that_was_cut_off_is_scored_as_such_and_one_that_does_not_fit_has_no_score_and_is_told(
+    qtbot: Any, pane: ComparePane, fake_engine: Any
+) -> None:
+    def some(request: ScoreRequest) -> list[Any]:
+        values = (None, *([0.5] * (len(request.rows) - 1)))
+        refused = {0: "its last 9 tokens do not fit"}
+        return [Scores(id=request.id, scores=values, standardised=values, refused=refused)]
+
+    fake_engine.on(ScoreRequest, some)
+    compare(qtbot, pane, most=4)
+    asked = [one for one in fake_engine.requests if isinstance(one, ScoreRequest)]
+    assert {one.ended for one in asked} == {(False, True, True, True)}  # the first answer is always cut off
+    assert [pane.board.cells[row, 0].score for row in range(4)] == [None, 0.5, 0.5, 0.5]
+    assert pane.banner.what.text() == "1 of 4 answers could not be scored"
+    assert "its last 9 tokens do not fit" in pane.banner.more.text()
+
+
 def test_tallies_ties_and_wilson_intervals(qtbot: Any, pane: ComparePane) -> None:
     compare(qtbot, pane, most=5)
     board = pane.board
@@ -333,7 +350,7 @@ def test_shift_enter_begins_a_new_line(qtbot: Any, chat: ComparePane) -> None:
     assert chat.chat.cards == []
 
 
-def test_a_stopped_answer_keeps_what_has_come(qtbot: Any, chat: ComparePane, fake_engine: Any) -> None:
+def test_a_stopped_answer_keeps_what_has_come(qtbot: Any, chat: ComparePane, fake_engine: Any, filled: Any) -> None:
     fake_engine.on(SampleRequest, lambda request: talk(request)[:1])
     say(qtbot, chat, "hello")
     wait(qtbot, lambda: chat.chat.cards and chat.chat.cards[-1].text.text() == "answ")
@@ -341,6 +358,11 @@ def test_a_stopped_answer_keeps_what_has_come(qtbot: Any, chat: ComparePane, fak
     assert fake_engine.cancelled
     assert chat.chat.messages[-1] == Message("assistant", "answ")
     assert "stopped" in chat.chat.cards[-1].about.text()
+    qtbot.mouseClick(chat.chat.cards[-1].label, Qt.MouseButton.LeftButton)
+    wait(qtbot, lambda: chat.chat.cards[-1].label.text() == "In labelling")
+    [prompt] = filled.project.store.prompts(search="hello")
+    [response] = filled.project.store.responses(prompt.id)
+    assert (response.text, response.finish_reason) == ("answ", "length")  # not whole: it trains without an end
 
 
 def test_a_failed_answer_puts_the_words_back(qtbot: Any, chat: ComparePane, fake_engine: Any) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from workbench import cli, cli_sample
+from workbench.formats.exporter import export_file
 from workbench.ids import new_id
 from workbench.project import Project
 from workbench.protocol import (
@@ -20,9 +21,10 @@ from workbench.protocol import (
     Scores,
     ServeProgress,
 )
-from workbench.records import Message, ModelRecord, ModelRole, Prompt, Response
+from workbench.records import Message, ModelRecord, ModelRole, Prompt, Ranking, Rater, Response
 
 Answer = Callable[[AnyRequest], Iterator[AnyReply]]
+TOO_LONG = 1000
 
 
 def run(*arguments: object) -> int:
@@ -54,9 +56,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[AnyRequest]:
 
 def answers(request: AnyRequest) -> Iterator[AnyReply]:
     if isinstance(request, ScoreRequest):
-        scores = tuple(float(len(text)) for _, text in request.rows)
-        stds = tuple(one / 10 for one in scores) if request.model.name == "ensemble" else ()
-        yield Scores(id=request.id, scores=scores, stds=stds)
+        scores = tuple(float(len(text)) if len(text) < TOO_LONG else None for _, text in request.rows)
+        stds = tuple(one and one / 10 for one in scores) if request.model.name == "ensemble" else ()
+        refused = {place: "its last 9 tokens do not fit" for place, one in enumerate(scores) if one is None}
+        yield Scores(id=request.id, scores=scores, stds=stds, refused=refused)
         return
     assert isinstance(request, SampleRequest)
     yield ServeProgress(id=request.id, what="Prompt 2 is longer than the context: its first 9 tokens were left out")
@@ -179,6 +182,48 @@ def test_several_heads_give_every_score_its_spread_and_one_head_gives_none(
     assert all(row["std"] == {side: row[side] / 10 for side in ("chosen", "rejected")} for row in rows)
     assert run("score", project_dir, file, "--reward", "reward") == 0
     assert "std" not in capsys.readouterr().out
+
+
+def test_a_side_that_the_engine_cannot_score_is_null_and_named_with_the_reason(
+    project_dir: Path, tmp_path: Path, asked: list[AnyRequest], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 40 pairs, in two requests, the chosen sides of lines 1 and 34 are too long: 38 pairs have an accuracy."""
+    file = pairs_file(tmp_path, 40)
+    lines = file.read_text().splitlines()
+    for line in (1, 34):
+        lines[line - 1] = json.dumps(json.loads(lines[line - 1]) | {"chosen": "long" * TOO_LONG})
+    file.write_text("\n".join(lines) + "\n")
+    assert run("score", project_dir, file, "--reward", "ensemble") == 0
+    shown = capsys.readouterr()
+    rows = {row["line"]: row for row in map(json.loads, shown.out.splitlines())}
+    assert rows[1] == {"line": 1, "chosen": None, "rejected": 10.0, "std": {"chosen": None, "rejected": 1.0}}
+    assert [line for line, row in rows.items() if row["chosen"] is None] == [1, 34]
+    for line in (1, 34):
+        assert f"not scored, line {line}, chosen: its last 9 tokens do not fit" in shown.err
+    assert "on 38 pairs" in shown.err
+    assert run("score", project_dir, file, "--reward", "reward", "--json") == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])["summary"]
+    assert [(one["line"], one["side"]) for one in summary["unscored"]] == [(1, "chosen"), (34, "chosen")]
+
+
+def test_a_ranked_response_that_was_cut_off_is_scored_as_such_and_all_others_as_whole(
+    project_dir: Path, tmp_path: Path, asked: list[AnyRequest]
+) -> None:
+    with Project.open(project_dir) as project:
+        prompt = project.store.prompts()[0]
+        given = [Response(new_id(), prompt.id, one, finish_reason=one) for one in ("stop", "length", "written")]  # type: ignore[arg-type]
+        ranking = Ranking(new_id(), prompt.id, "ann", tuple((one.id,) for one in given))
+        project.store.add_batch(responses=given, rankings=[ranking], raters=[Rater("ann", "Ann")], label="r").result()
+        export_file(project, tmp_path / "rankings.jsonl", what="rankings")
+    assert run("score", project_dir, tmp_path / "rankings.jsonl", "--reward", "reward") == 0
+    assert run("score", project_dir, pairs_file(tmp_path, 1), "--reward", "reward") == 0
+    told = [
+        dict(zip((text for _, text in one.rows), one.ended, strict=True))
+        for one in asked
+        if isinstance(one, ScoreRequest)
+    ]
+    assert told[0] == {"stop": True, "length": False, "written": True}
+    assert set(told[1].values()) == {True}
 
 
 def test_help_says_what_a_scored_row_holds(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from workbench.ids import new_id
 from workbench.pairs import EMPTY, HELD_OUT_TWIN, IDENTICAL, current_pairs, pairs_of, why_unusable
 from workbench.project import Project
-from workbench.records import Ranking, Rater
+from workbench.records import Ranking, Rater, Response
 
 
 @st.composite
@@ -86,6 +86,18 @@ def test_current_pairs_carry_texts_and_count_what_was_dropped_and_why(store, mak
     assert row.id == f"{ranking.id}:{a.id}:{c.id}"
     assert (row.group, row.prompt, row.ranking_id, row.rater_id) == (prompt.id, prompt.messages, ranking.id, "ann")
     assert current_pairs(store, which="best-vs-rest").dropped == {IDENTICAL: 1, EMPTY: 1}
+
+
+def test_only_a_response_that_a_model_was_stopped_in_has_not_ended(store, make):
+    """Cut off at max_new_tokens: not ended. Ended by itself, written by hand, or of a file that says nothing: whole."""
+    prompt = make.prompt()
+    reasons = ("length", "stop", "written", "imported")
+    given = [Response(new_id(), prompt.id, f"text {one}", finish_reason=one) for one in reasons]
+    store.add_batch(prompts=[prompt], responses=given, raters=[Rater("ann", "Ann")], label="card").result()
+    store.save_ranking(make.ranking(prompt, *([one] for one in given))).result()
+    rows = current_pairs(store).rows
+    ended = {row.chosen: row.chosen_ended for row in rows} | {row.rejected: row.rejected_ended for row in rows}
+    assert ended == {f"text {one}": one != "length" for one in reasons}
 
 
 def test_a_contradiction_or_a_cycle_is_kept_as_data(store, make):

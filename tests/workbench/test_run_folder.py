@@ -6,6 +6,8 @@ import pytest
 from engine.events import EventLog
 from workbench.errors import UserError
 from workbench.ids import new_id
+from workbench.jsonl import encode
+from workbench.manifests import sha256_of
 from workbench.protocol import (
     Checkpoint,
     Ended,
@@ -97,6 +99,18 @@ def test_what_is_frozen_is_read_back(tmp_path, method):
     assert run.rows("demonstrations") == [ROWS["sft"]]
     assert set(run.spec().data_sha256) == {"train.jsonl", "heldout.jsonl", "demonstrations.jsonl"}
     assert [one.name for one in (tmp_path / "runs").iterdir()] == [run.path.name]
+
+
+def test_rows_of_a_run_from_before_ends_were_known_count_as_whole(tmp_path):
+    for method, row in (("reward", ROWS["reward"]), ("kto", ROWS["kto"])):
+        run = make(tmp_path / method, method)
+        old = {key: value for key, value in dataclasses.asdict(row).items() if not key.endswith("ended")}
+        file = run.path / "data" / "train.jsonl"
+        file.write_bytes(encode(old) + b"\n")
+        spec = run.spec()
+        spec.data_sha256[file.name] = sha256_of(file)
+        assert run.rows("train", spec) == [row]
+        assert all(getattr(row, one) for one in dir(row) if one.endswith("ended"))
 
 
 def test_a_run_is_made_once(run, tmp_path):

@@ -118,6 +118,17 @@ def counted(project):
     return counts.thumbs_up, counts.thumbs_down
 
 
+def test_a_judged_response_that_was_cut_off_has_not_ended(project):
+    prompt = Prompt(new_id(), (Message("user", "Why?"),))
+    given = [Response(new_id(), prompt.id, one, finish_reason=one) for one in ("length", "stop", "imported")]
+    judged = flags(*((one.id, GOOD) for one in given))
+    ranking = Ranking(new_id(), prompt.id, "ann", (), "cannot-rank", judged)
+    card = {"prompts": [prompt], "responses": given, "rankings": [ranking], "raters": [Rater("ann", "Ann")]}
+    project.store.add_batch(**card, label="card").result()
+    found = {row.completion: row.ended for row in current_thumbs(project.store).rows}
+    assert found == {"length": False, "stop": True, "imported": True}
+
+
 def test_thumbs_are_counted_up_and_down_and_follow_undo_and_archive(project):
     ranking = store_card(project, texts=("yes", "no", "never"), thumbs=(GOOD, BAD, BAD))
     assert counted(project) == (1, 2)
