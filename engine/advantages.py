@@ -57,7 +57,8 @@ def kl_per_token(logps: Tensor, ref_logps: Tensor, estimator: str = "k1") -> Ten
     """Estimate KL(policy || reference) at each sampled token, in nats, from log-probabilities ``[B, R]``.
 
     ``k1`` = log pi - log ref: unbiased, its sign is kept. ``k3`` = exp(-k1) - 1 + k1: unbiased and never negative,
-    but as a reward its gradient is not that of the KL. Raises ValueError for another name or unequal shapes.
+    but as a reward its gradient is not that of the KL. Near 0 k3 is k1^2 / 2, which expm1 keeps: in fp32 a k1 of
+    1e-4 would else drown in the rounding of 1. Raises ValueError for another name or unequal shapes.
     """
     if logps.shape != ref_logps.shape:
         raise ValueError(f"log-probabilities of shapes {tuple(logps.shape)} and {tuple(ref_logps.shape)}")
@@ -65,7 +66,7 @@ def kl_per_token(logps: Tensor, ref_logps: Tensor, estimator: str = "k1") -> Ten
     if estimator == "k1":
         return k1
     if estimator == "k3":
-        return torch.exp(-k1) - 1 + k1
+        return torch.expm1(-k1) + k1
     raise ValueError(f"there is no KL estimator {estimator!r}")
 
 
@@ -140,7 +141,7 @@ def rloo(rewards: Tensor, groups: Tensor) -> Tensor:
     unbiased. Raises ValueError for a group of one. Source: Ahmadian et al. 2024, "Back to Basics", section 3.2.
     """
     place, sums, counts = _by_group(rewards, groups)
-    return rewards - (sums[place] - rewards) / (counts[place] - 1)
+    return (rewards - (sums[place] - rewards) / (counts[place] - 1)).to(rewards.dtype)
 
 
 def grpo(scores: Tensor, groups: Tensor) -> Tensor:
@@ -150,22 +151,26 @@ def grpo(scores: Tensor, groups: Tensor) -> Tensor:
     Raises ValueError for a group of one. Source: Shao et al. 2024 (DeepSeekMath), section 4.1.2.
     """
     place, sums, counts = _by_group(scores, groups)
-    return (scores - (sums / counts)[place]) / (group_spread(scores, groups)[place] + GROUP_EPS)
+    return ((scores - (sums / counts)[place]) / (group_spread(scores, groups)[place] + GROUP_EPS)).to(scores.dtype)
 
 
 def group_spread(values: Tensor, groups: Tensor) -> Tensor:
     """Standard deviation of each group's values (both [B]) with Bessel's correction, in the order of their numbers."""
     place, sums, counts = _by_group(values, groups)
     squares = (values - (sums / counts)[place]).square()
-    return (torch.zeros_like(sums).index_add(0, place, squares) / (counts - 1)).sqrt()
+    return (torch.zeros_like(sums).index_add(0, place, squares) / (counts - 1)).sqrt().to(values.dtype)
 
 
 def _by_group(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the place of each value's group [B], and sum and count of each group [G]."""
+    """Return the place of each value's group [B], and sum (fp64) and count of each group [G].
+
+    In fp64 the mean of equal fp32 values is that value, so that they have no spread and no advantage at all.
+    """
     _, place, counts = groups.unique(return_inverse=True, return_counts=True)
     if int(counts.min()) < 2:
         raise ValueError("a response has no others to be compared with: its group has one")
-    return place, torch.zeros(len(counts), dtype=values.dtype, device=values.device).index_add(0, place, values), counts
+    sums = torch.zeros(len(counts), dtype=torch.float64, device=values.device).index_add(0, place, values.double())
+    return place, sums, counts
 
 
 def group_advantages(

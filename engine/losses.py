@@ -125,7 +125,7 @@ def kto_loss(
     Returns [B], between 0 and the weights. Source: Ethayarajh et al. 2024, eq. 7 and 8; TRL's ``kto_loss``.
     """
     gain = beta * (logratio - kl.detach())
-    weight = torch.where(desirable, desirable_weight, undesirable_weight).to(gain.dtype)
+    weight = torch.where(desirable, gain.new_tensor(desirable_weight), gain.new_tensor(undesirable_weight))
     return weight * torch.sigmoid(torch.where(desirable, -gain, gain))
 
 

@@ -125,3 +125,44 @@ def test_the_masks_are_trls_on_the_demo_model(golden, demo_model_dir):
         assert short.mask.index(True) == cut["trained_from"]
         ours = sft_example(tokenizer, prompt, last.content, 4096)
         assert list(ours.input_ids) == whole["input_ids"][:-1]  # all but the newline behind <|im_end|>
+
+
+TEXTS_ALONE = "{% for m in messages %}{{ m['content'] + (eos_token if m['role'] == 'assistant' else '') }}{% endfor %}"
+"""What TRL makes of plain text: prompt, completion, and the EOS as a string."""
+
+
+@pytest.mark.demo_model
+def test_the_masks_of_plain_text_are_trls_where_tokens_merge_over_the_boundary_too(golden, demo_model_dir):
+    from engine.base_model import load_tokenizer
+
+    tokenizer, _ = load_tokenizer(demo_model_dir)
+    tokenizer.chat_template = TEXTS_ALONE
+    g = golden("sft_masks_plain")
+    moved = 0
+    for texts, wanted in zip(g["inputs"], g["rows"], strict=True):
+        found = sft_example(tokenizer, [Message("user", texts["prompt"])], texts["completion"], 4096)
+        assert list(found.input_ids) == wanted["input_ids"]
+        assert found.prompt_length == wanted["trained_from"]
+        assert all(found.mask[found.prompt_length :])
+        moved += len(tokenizer(texts["prompt"])["input_ids"]) != found.prompt_length
+    assert moved  # a prompt's last token was another one alone
+
+
+@pytest.mark.demo_model
+def test_every_answer_of_a_conversation_is_masked_as_trl_masks_the_assistants_turns(golden, demo_model_dir):
+    """A demonstration is one answer: the masks of all answers of a conversation, laid over one another, are TRL's."""
+    from engine.base_model import load_tokenizer
+
+    tokenizer, _ = load_tokenizer(demo_model_dir)
+    g = golden("sft_masks_turns")
+    for turns, wanted in zip(g["messages"], g["rows"], strict=True):
+        messages = [Message(one["role"], one["content"]) for one in turns]
+        spans = []
+        for place, one in enumerate(messages):
+            if one.role == "assistant":
+                found = sft_example(tokenizer, messages[:place], one.content, 4096)
+                assert list(found.input_ids) == wanted["input_ids"][: len(found.input_ids)]
+                assert found.mask.index(True) == found.prompt_length
+                spans.append([found.prompt_length, len(found.input_ids)])
+        assert spans == wanted["trained"]
+        assert len(found.input_ids) == len(wanted["input_ids"]) - 1  # all but the newline behind <|im_end|>
