@@ -14,7 +14,7 @@ from engine.session import Session
 from workbench.errors import UserError
 from workbench.protocol import Sample
 from workbench.records import Message, Sampling
-from workbench.rows import PairRow
+from workbench.rows import PairRow, PromptRow
 from workbench.run_folder import Row
 
 PROMPTS = 4
@@ -51,7 +51,7 @@ def write_scored_pairs(session: Session, model: RewardModel, step: int, micro_ba
         [
             Sample(
                 step=step,
-                prompt_id=row.id,
+                prompt_id=row.group,
                 prompt=_question(row.prompt),
                 response=text,
                 score=round(value, 5),
@@ -83,7 +83,9 @@ def write_eval_samples(session: Session, adapters: Adapters, name: str, step: in
         kept = [one for one in answer.ids if one not in ends]
         text = base.tokenizer.decode(kept)
         samples.append(
-            Sample(step=step, prompt_id=row.id, prompt=_question(row.prompt), response=text, ended=answer.ended)
+            Sample(
+                step=step, prompt_id=_prompt_id(row), prompt=_question(row.prompt), response=text, ended=answer.ended
+            )
         )
     session.write_samples(step, samples)
 
@@ -95,6 +97,10 @@ def _first_prompts(rows: Sequence[Row]) -> list[Row]:
         if len(found) == PROMPTS:
             break
     return list(found.values())
+
+
+def _prompt_id(row: Row) -> str:
+    return row.id if isinstance(row, PromptRow) else row.group
 
 
 def _question(messages: Sequence[Message]) -> str:

@@ -150,9 +150,9 @@ class HomePane(QWidget):
         if self._read_open:
             return
         self._read_open, self._stale = True, False
-        store = self._context.store
+        store, rater_id = self._context.store, self._context.rater.id
         run_task(
-            lambda: Read(store.counts(), store.models(), store.runs(), store.journal(SHOWN_ACTS)),
+            lambda: Read(store.counts(rater_id), store.models(), store.runs(), store.journal(SHOWN_ACTS)),
             self._on_read,
             self._on_read_failed,
             owner=self,

@@ -31,7 +31,7 @@ from ui.theme import M, S
 from ui.widgets import SectionTitle, Text, button, row, safe_tip, visible
 from workbench.errors import UserError
 from workbench.metrics import Metric, plots_for
-from workbench.records import Method
+from workbench.records import Method, step_word
 
 FRAME_MS = 100
 """New data are drawn ten times a second at most."""
@@ -43,7 +43,7 @@ MACHINERY = frozenset(
 )
 """Plots about how training runs rather than what it learns: they come last, under their own heading."""
 HINT = (
-    "Click a point for the samples of its step. Drag to zoom, Ctrl and the wheel too; double click to fit. With the "
+    "Click a point for the samples of its {step}. Drag to zoom, Ctrl and the wheel too; double click to fit. With the "
     "keyboard: arrows walk, plus and minus zoom, 0 fits, Enter opens the samples. A tick at the foot is a "
     "checkpoint, a dashed line across a resume, a red line a loss that was no number."
 )
@@ -82,8 +82,8 @@ class PlotGrid(QWidget):
         self._grid.setContentsMargins(0, 0, S, M)
         self._grid.setSpacing(S)
         self._machinery = SectionTitle("Training machinery")
-        self._hint = Text(HINT, "small", "muted", wrap=True)
-        self._empty = Text("Numbers appear here with the first step.", "body", "muted")
+        self._hint = Text("", "small", "muted", wrap=True)
+        self._empty = Text("", "body", "muted")
         self._empty.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self._scroll = QScrollArea()
         self._scroll.setWidgetResizable(True)
@@ -103,6 +103,7 @@ class PlotGrid(QWidget):
         self.link.options_changed.connect(lambda: self._soon(HAND_MS))
         self.link.cursor_moved.connect(self._on_cursor)
         self.link.step_chosen.connect(self.step_chosen)
+        self._say_steps()
 
     def _make_toolbar(self) -> None:
         self._smooth = QSlider(Qt.Orientation.Horizontal)
@@ -119,7 +120,6 @@ class PlotGrid(QWidget):
         self.log.setToolTip(safe_tip("Logarithmic values where all of a plot's values are positive"))
         self.log.toggled.connect(self.link.set_log)
         self.share = QComboBox()
-        self.share.setAccessibleName("Range of steps")
         for name, _ in SHARES:
             self.share.addItem(name)
         self.share.activated.connect(lambda index: self.link.fit(SHARES[index][1]))
@@ -159,6 +159,8 @@ class PlotGrid(QWidget):
         self.link.set_cursor(None)
         if method != self._method:
             self._method = method
+            self.link.step_word = step_word(method)
+            self._say_steps()
             for plot in self.plots:
                 self._grid.removeWidget(plot)
                 plot.hide()
@@ -169,6 +171,12 @@ class PlotGrid(QWidget):
             plot.hide()
         self._scroll.verticalScrollBar().setValue(0)
         self.mark_dirty()
+
+    def _say_steps(self) -> None:
+        word = self.link.step_word
+        self._empty.setText(f"Numbers appear here with the first {word}.")
+        self._hint.setText(HINT.format(step=word))
+        self.share.setAccessibleName(f"Range of {word}s")
 
     def _new_plot(self, title: str, metrics: Sequence[Metric]) -> MetricPlot:
         plot = MetricPlot(title, metrics, self.link, self._page)
@@ -349,7 +357,9 @@ class PlotGrid(QWidget):
 
     def show_table(self, plot: MetricPlot) -> None:
         """Open the numbers of a plot as a table."""
-        PlotTableDialog(plot.title, plot.summary(), PlotTable(self._history, plot.looks), self).open()
+        PlotTableDialog(
+            plot.title, plot.summary(), PlotTable(self._history, plot.looks, self.link.step_word), self
+        ).open()
 
     def _on_export(self, kind: str, plot: MetricPlot | None) -> None:
         stem = "".join(
@@ -374,7 +384,9 @@ class PlotGrid(QWidget):
         try:
             if not chosen:
                 raise UserError(
-                    "There is nothing to save yet", "the run has logged no numbers", "wait for its first step"
+                    "There is nothing to save yet",
+                    "the run has logged no numbers",
+                    f"wait for its first {self.link.step_word}",
                 )
             else:
                 for one in chosen:

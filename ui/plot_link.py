@@ -23,6 +23,7 @@ class PlotLink(QObject):
         self.log = False
         self.last = 0.0
         self.first = 0.0
+        self.step_word = "step"  # what a step of the run is called
 
     def extend(self, first: float, last: float) -> None:
         """Tell how far the data reach; while following, the range grows in strides, so that axes rest between."""

@@ -22,8 +22,11 @@ _NONE = QModelIndex()
 class PlotTable(QAbstractTableModel):
     """Steps and values of a plot's lines, as they were when the table was opened."""
 
-    def __init__(self, history: RunHistory, looks: Sequence[Look], parent: QObject | None = None) -> None:
+    def __init__(
+        self, history: RunHistory, looks: Sequence[Look], step_word: str = "step", parent: QObject | None = None
+    ) -> None:
         super().__init__(parent)
+        self.step_word = step_word
         self._looks = [look for look in looks if history.lines.get(look.metric.key)]
         lines = [history.lines[look.metric.key] for look in self._looks]
         steps = np.unique(np.concatenate([line.x for line in lines])) if lines else np.empty(0)
@@ -59,7 +62,7 @@ class PlotTable(QAbstractTableModel):
         if orientation != Qt.Orientation.Horizontal or not 0 <= section <= len(self._looks):
             return None
         if role == Qt.ItemDataRole.DisplayRole:
-            return "step" if section == 0 else self._looks[section - 1].name
+            return self.step_word if section == 0 else self._looks[section - 1].name
         if role == Qt.ItemDataRole.ToolTipRole and section:
             return self._looks[section - 1].metric.formula.replace("<", "‹")
         return None
@@ -75,7 +78,7 @@ class PlotTableDialog(QDialog):
         self.setWindowTitle(f"{title}: numbers")
         model.setParent(self)
         self.table = QTableView()
-        self.table.setAccessibleName(f"{title}, numbers by step")
+        self.table.setAccessibleName(f"{title}, numbers by {model.step_word}")
         self.table.setModel(model)
         self.table.verticalHeader().hide()
         self.table.setAlternatingRowColors(True)

@@ -129,7 +129,7 @@ class MetricPlot(QFrame):
                 continue
             name = self.title if not parts else look.name
             value = short(float(line.y[-1]), look.metric.unit)
-            parts.append(f"{name} {value}, {trend(line)}, step {int(line.x[-1])}")
+            parts.append(f"{name} {value}, {trend(line)}, {self.link.step_word} {int(line.x[-1])}")
         return "; ".join(parts) or f"{self.title}: nothing yet"
 
     def value_at(self, key: str, step: float | None) -> tuple[float, float] | None:
@@ -234,7 +234,7 @@ class MetricPlot(QFrame):
         first = self.value_at(self.looks[0].metric.key, step) if len(self.looks) == 1 or entries else None
         self._value.setText(_value_text(first, self.looks[0].metric.unit))
         unit = self.looks[0].metric.unit
-        at = f"at step {int(first[0])}" if first is not None and step is not None else ""
+        at = f"at {self.link.step_word} {int(first[0])}" if first is not None and step is not None else ""
         self._unit.setText(" ".join(part for part in ("" if unit == "bytes" else unit, at) if part))
         if step is None:
             summary = self.summary()
@@ -344,7 +344,7 @@ class MetricPlot(QFrame):
             if found is not None:
                 parts.append(f"{look.name} {short(found[1], look.metric.unit)}")
         step = 0 if self.link.cursor is None else int(self._nearest(self.link.cursor))
-        return f"step {step}: " + ", ".join(parts)
+        return f"{self.link.step_word} {step}: " + ", ".join(parts)
 
     def focusOutEvent(self, event: object) -> None:
         """Take the cursor away with the focus."""

@@ -17,7 +17,7 @@ from ui.rank_feed import RankFeed
 from ui.rank_history import RankHistoryDialog
 from ui.rank_keys import bind_key, undo_key
 from ui.rank_live import LiveCards
-from ui.rank_session import RankItem, SessionStats, Stopwatch, Work, judged, load_item, reveal_line
+from ui.rank_session import RankItem, SessionStats, Stopwatch, Work, judged, load_item, load_waiting, reveal_line
 from ui.rank_state import LETTERS, RankSheet
 from ui.rank_view import RankView
 from ui.sampler import Sampler, SamplingJob, SamplingPlan
@@ -45,7 +45,7 @@ class RankPane(QWidget):
         self._saving = False
         self._unsaved: Ranking | None = None
         self.flag_menu: QMenu | None = None
-        self._revealed: set[str] = set()  # prompts whose models were shown: a correction of them is not blind
+        self._revealed: set[str] = set()  # responses whose models were told: what shows them again is not blind
         self._names: dict[str, str] = {}
         self.acts = SessionActs(context, self)
         self.stats = SessionStats()
@@ -80,7 +80,8 @@ class RankPane(QWidget):
         view.header.columns_chosen.connect(self._on_columns)
         view.header.reveal.toggled.connect(self._on_reveal)
         view.header.differences.toggled.connect(self._show_differences)
-        view.header.sample.clicked.connect(self.ask_for_responses)
+        view.header.sample.clicked.connect(lambda _: self.ask_for_responses())
+        view.more.clicked.connect(lambda _: self.ask_for_responses(to_this=True))
         view.header.earlier.clicked.connect(self.open_history)
         view.footer.submit.clicked.connect(self.submit)
         view.footer.skip.clicked.connect(self.skip)
@@ -120,17 +121,12 @@ class RankPane(QWidget):
         self._focus_board()
 
     def show_item(self, prompt_id: str = "", sample: str = "", **_: str) -> None:
-        """Open one prompt, to correct the ranking that this rater gave it or as a fresh card; or ask for responses."""
+        """Open one prompt: what waits there for this rater, or else their ranking, to correct; or ask for responses."""
         if sample:
             self.ask_for_responses()
         store, rater_id = self._context.store, self._context.rater.id
-
-        def work() -> RankItem | None:
-            known = [one for one in store.rankings(prompt_id=prompt_id, rater_id=rater_id) if one.outcome == "ranked"]
-            return load_item(store, prompt_id, corrects=known[-1] if known else None)
-
         if prompt_id:
-            run_task(work, self._on_opened, owner=self)
+            run_task(lambda: load_waiting(store, prompt_id, rater_id), self._on_opened, owner=self)
 
     @property
     def item(self) -> RankItem | None:
@@ -167,11 +163,15 @@ class RankPane(QWidget):
             for work in (*self._aside, *([self._work] if self._work else [])):
                 self.feed.hold_back(work.item.prompt.id)
         undone, redone = self.acts.on_changed(change)
+        at_hand = {work.item.prompt.id for work in (*self._aside, *([self._work] if self._work else []))}
         for ranking in undone:
-            self.stats.remove(ranking.prompt_id)
-            self.feed.give_back(ranking.prompt_id)
+            self.stats.remove(ranking.id)
+            if ranking.prompt_id not in at_hand:
+                self.feed.give_back(ranking.prompt_id)
         for ranking in redone:
             self.stats.add(ranking)
+            if ranking.prompt_id not in at_hand:
+                self.feed.done(ranking)
         self.feed.on_changed(change)
 
     # ---- which card -----------------------------------------------------------------------------------------
@@ -207,6 +207,8 @@ class RankPane(QWidget):
     def _on_opened(self, item: RankItem | None) -> None:
         if item is None:
             self._context.notify("This prompt has fewer than two responses: nothing to rank yet.", "warn")
+        elif self._work is not None and not item.places and self._work.item.same_as(item):
+            self._focus_board()  # it came up by itself meanwhile
         elif self._saving:
             self._aside.append(Work.begin(item))  # it comes next, once this card is saved
         else:
@@ -253,12 +255,12 @@ class RankPane(QWidget):
 
     # ---- responses being written ----------------------------------------------------------------------------
 
-    def ask_for_responses(self) -> None:
-        """Open the dialog that samples responses."""
+    def ask_for_responses(self, *, to_this: bool = False) -> None:
+        """Open the dialog that samples responses; with ``to_this`` the prompt on screen is chosen there."""
         if self._context.read_only:
             self._context.notify(READ_ONLY, "warn")
             return
-        dialog = SamplingDialog(self._context, self.item.prompt.id if self.item else "", self)
+        dialog = SamplingDialog(self._context, self.item.prompt.id if self.item else "", self, choose_current=to_this)
         dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         dialog.planned.connect(self.start_sampling)
         dialog.finished.connect(lambda _: self._focus_board())
@@ -373,6 +375,7 @@ class RankPane(QWidget):
     def skip(self) -> None:
         """Leave the card for later."""
         if self._work is not None and self._work.item.corrects and not self._saving:
+            self.feed.let_go(self._work.item.prompt.id)
             self._next()  # the earlier ranking stands; there is nothing to note
         else:
             self._finish("skipped")
@@ -394,7 +397,7 @@ class RankPane(QWidget):
             flags=[ResponseFlag(*one) for one in work.flags],
             note=self.view.footer.note.text(),
             seconds=self.stopwatch.seconds,
-            blind=work.item.prompt.id not in self._revealed,
+            blind=self._revealed.isdisjoint(work.item.ids),
         )
         self._save(ranking)
 
@@ -420,9 +423,10 @@ class RankPane(QWidget):
         self.view.set_saving(False)
         self._unsaved = None
         self.acts.add(ranking, change.label)
-        self.stats.add(ranking)
+        self.stats.add(ranking, work.item.corrects if work else None)
+        self.feed.done(ranking)
         if work is not None and self.view.header.reveal.isChecked():
-            self._revealed.add(ranking.prompt_id)
+            self._revealed.update(work.item.ids)
             self.view.reveal_text.setText(reveal_line(work.item, self._names, LETTERS))
             self.view.reveal_text.show()
         self._next()
@@ -445,6 +449,7 @@ class RankPane(QWidget):
         elif self.acts.last is None:
             self.view.footer.say("Nothing of this session to take back. Earlier… (H) opens a card of before.")
         else:
+            self.feed.hold_back(self.acts.last.prompt_id)  # it comes back by this way alone
             self.acts.undo(self._on_undone, self._correct, self._on_not_undone)
 
     def redo(self) -> None:
@@ -457,24 +462,34 @@ class RankPane(QWidget):
             self.acts.redo(self._on_redone, self._on_not_undone)
 
     def _on_undone(self, ranking: Ranking) -> None:
-        self.stats.remove(ranking.prompt_id)
-        store, places = self._context.store, ranking if ranking.outcome == "ranked" else None
-        run_task(lambda: load_item(store, ranking.prompt_id, places_of=places), self._on_opened, owner=self)
+        self.stats.remove(ranking.id)
+        self._load(ranking.prompt_id, places_of=ranking if ranking.outcome == "ranked" else None)
         self._context.notify("The last ranking was taken back; Ctrl+Shift+Z brings it back.")
 
     def _on_redone(self, ranking: Ranking) -> None:
         self.stats.add(ranking)
         if self._work is None or self._work.item.prompt.id == ranking.prompt_id:
+            self.feed.done(ranking)
             self._next()
 
     def _on_not_undone(self, error: BaseException) -> None:
+        if self.acts.last is not None and (self._work is None or self._work.item.prompt.id != self.acts.last.prompt_id):
+            self.feed.let_go(self.acts.last.prompt_id)
         self.view.warning.show_error(error)
         self.view.footer.say("Nothing was changed.", "bad")
 
     def _correct(self, ranking: Ranking) -> None:
         """Open a card of before again; what is saved then supersedes it."""
-        store, corrects = self._context.store, ranking if ranking.outcome == "ranked" else None
-        run_task(lambda: load_item(store, ranking.prompt_id, corrects=corrects), self._on_opened, owner=self)
+        ranked = ranking.outcome == "ranked"
+        self._load(ranking.prompt_id, corrects=ranking if ranked else None, places_of=None if ranked else ranking)
+
+    def _load(self, prompt_id: str, *, corrects: Ranking | None = None, places_of: Ranking | None = None) -> None:
+        store, rater_id = self._context.store, self._context.rater.id
+        run_task(
+            lambda: load_item(store, prompt_id, rater_id=rater_id, corrects=corrects, places_of=places_of),
+            self._on_opened,
+            owner=self,
+        )
 
     def open_history(self) -> None:
         """List earlier cards, to open one and correct it."""

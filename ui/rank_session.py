@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from ui.rank_choice import choose, unjudged
 from ui.rank_state import MOST_RESPONSES, RankSheet, RankState
 from workbench.ids import new_id, now
 from workbench.records import BAD, GOOD, Outcome, Prompt, Ranking, Response, ResponseFlag
@@ -23,13 +24,18 @@ class RankItem:
     responses: tuple[Response, ...]
     places: tuple[int, ...] = ()  # prefilled by the ranking that is being corrected
     corrects: Ranking | None = None
-    left_out: int = 0  # older responses beyond the nine that fit
+    left_out: int = 0  # responses that wait to be judged too, beyond the nine that fit
     thumbs: tuple[str, ...] = ()  # prefilled likewise; () for none
+    anchors: tuple[str, ...] = ()  # ids of those that the rater has judged before
 
     @property
     def ids(self) -> tuple[str, ...]:
         """Response ids in the order shown."""
         return tuple(one.id for one in self.responses)
+
+    def same_as(self, other: RankItem) -> bool:
+        """Whether another card asks for the same judgement."""
+        return self.corrects == other.corrects and set(self.ids) == set(other.ids)
 
     def state(self) -> RankState:
         """Return the card's first state."""
@@ -72,6 +78,7 @@ def load_item(
     store: Store,
     prompt_id: str,
     *,
+    rater_id: str,
     ranking_id: str = "",
     corrects: Ranking | None = None,
     places_of: Ranking | None = None,
@@ -81,6 +88,7 @@ def load_item(
     Args:
         store: the project's store.
         prompt_id: whose card.
+        rater_id: who judges: what waits for them is shown first (:func:`ui.rank_choice.choose`).
         ranking_id: the id that the ranking will have, which decides the order; a new one when empty.
         corrects: a ranking that the new one will supersede: its order and places are taken over.
         places_of: a ranking that was undone: its order and places are taken over, and nothing is superseded.
@@ -91,27 +99,38 @@ def load_item(
     prompt = store.prompt(prompt_id)
     if prompt is None:
         return None
-    every = store.responses(prompt_id)
-    if len(every) < 2:
+    by_id = {one.id: one for one in store.responses(prompt_id)}
+    if len(by_id) < 2:
         return None
+    judgements = store.rankings(prompt_id=prompt_id, rater_id=rater_id)
     ranking_id = ranking_id or new_id()
     earlier = corrects or places_of
-    by_id = {one.id: one for one in every}
+    places, anchors = tuple[int, ...](), tuple[str, ...]()
     if earlier is None:
-        # Oldest first in the store: the newest nine are the ones of the newest model.
-        order = shuffled(ranking_id, [one.id for one in every[-MOST_RESPONSES:]])
-        places: tuple[int, ...] = ()
+        choice = choose(tuple(by_id), judgements)
+        order, anchors, left_out = shuffled(ranking_id, choice.waiting), choice.anchors, choice.left_out
+        order += shuffled(ranking_id, anchors)
     else:
         ranked = [one for tier in earlier.tiers for one in tier]
         known = [one for one in (earlier.shown_order or tuple(ranked)) if one in by_id]
-        new = [one.id for one in every if one.id not in known]
+        others = [one for one in judgements if one.id != earlier.id]
+        new = [one for one in unjudged(tuple(by_id), others) if one not in known]
         order = tuple((known + list(shuffled(ranking_id, new)))[:MOST_RESPONSES])
+        left_out = len(known) + len(new) - len(order)
         place_of = {one: 1 + index for index, tier in enumerate(earlier.tiers) for one in tier}
         places = tuple(place_of.get(one, 0) for one in order)
     responses = tuple(by_id[one] for one in order)
     given = {one.response_id: one.flag for one in earlier.flags if _is_thumb(one)} if earlier else {}
     thumbs = tuple(given.get(one, "") for one in order) if given else ()
-    return RankItem(ranking_id, prompt, responses, places, corrects, len(every) - len(order), thumbs)
+    return RankItem(ranking_id, prompt, responses, places, corrects, left_out, thumbs, anchors)
+
+
+def load_waiting(store: Store, prompt_id: str, rater_id: str) -> RankItem | None:
+    """Read the card of what waits for a rater; where nothing does, that of their newest ranking, to correct it."""
+    judgements = store.rankings(prompt_id=prompt_id, rater_id=rater_id)
+    ranked = [one for one in judgements if one.outcome == "ranked"]
+    waits = bool(unjudged([one.id for one in store.responses(prompt_id)], judgements))
+    return load_item(store, prompt_id, rater_id=rater_id, corrects=ranked[-1] if ranked and not waits else None)
 
 
 def judged(
@@ -186,34 +205,35 @@ class Stopwatch:
 class SessionStats:
     """How this sitting goes. A correction replaces the numbers of what it corrects; an undo removes them."""
 
-    _seconds: dict[str, float] = field(default_factory=dict)  # by prompt id, so that a correction counts once
+    _seconds: dict[str, float] = field(default_factory=dict)  # by ranking id
     _tied: dict[str, bool] = field(default_factory=dict)
 
-    def add(self, ranking: Ranking) -> None:
+    def add(self, ranking: Ranking, corrects: Ranking | None = None) -> None:
         """Count a ranking that was committed; skipped and unrankable ones are not counted."""
-        self.remove(ranking.prompt_id)
+        if corrects is not None:
+            self.remove(corrects.id)
         if ranking.outcome == "ranked":
-            self._seconds[ranking.prompt_id] = ranking.seconds
-            self._tied[ranking.prompt_id] = any(len(tier) > 1 for tier in ranking.tiers)
+            self._seconds[ranking.id] = ranking.seconds
+            self._tied[ranking.id] = any(len(tier) > 1 for tier in ranking.tiers)
 
-    def remove(self, prompt_id: str) -> None:
-        """Forget a prompt whose ranking was undone."""
-        self._seconds.pop(prompt_id, None)
-        self._tied.pop(prompt_id, None)
+    def remove(self, ranking_id: str) -> None:
+        """Forget a ranking that was undone."""
+        self._seconds.pop(ranking_id, None)
+        self._tied.pop(ranking_id, None)
 
     @property
     def count(self) -> int:
-        """Prompts ranked in this sitting."""
+        """Rankings of this sitting."""
         return len(self._seconds)
 
     @property
     def median_seconds(self) -> float:
-        """Median seconds a prompt; 0 before the first."""
+        """Median seconds a ranking; 0 before the first."""
         return statistics.median(self._seconds.values()) if self._seconds else 0.0
 
     @property
     def ties(self) -> int:
-        """Prompts of this sitting with at least one tie."""
+        """Rankings of this sitting with at least one tie."""
         return sum(self._tied.values())
 
     def line(self) -> str:

@@ -15,7 +15,7 @@ from ui.rank_state import LETTERS, RankState
 from ui.response_card import ResponseCard
 from ui.sampler import Sampler, SamplingJob
 from ui.theme import XS, L, M, S
-from ui.widgets import Card, EmptyState, ErrorBanner, Pill, Text, column, plural, row
+from ui.widgets import Card, EmptyState, ErrorBanner, Pill, Text, button, column, plural, row, safe_tip
 from ui.words import thumbs_said
 from workbench.records import GOOD, Counts
 
@@ -41,10 +41,15 @@ class RankView(QWidget):
         self.prompt = ConversationView(max_lines=8)
         self.prompt.view.setFocusPolicy(Qt.FocusPolicy.ClickFocus)
         self._pills = [Pill() for _ in range(6)]
+        self.more = button("Get others…", kind="quiet", name="get-others")
+        self.more.setToolTip(
+            safe_tip("Two responses say the same: sample more to this prompt. They come up beside these")
+        )
+        self.more.hide()
         card = Card(padding=M)
         card.body.setContentsMargins(M, 12, M, 12)
         card.body.setSpacing(XS)
-        card.body.addLayout(row(Text("Prompt", "small", "muted"), *self._pills, None, spacing=S))
+        card.body.addLayout(row(Text("Prompt", "small", "muted"), *self._pills, None, self.more, spacing=S))
         card.body.addWidget(self.prompt)
         self.board = RankBoard()
         self.warning = ErrorBanner()
@@ -75,7 +80,7 @@ class RankView(QWidget):
         self.prompt.set_messages(item.prompt.messages)
         words = [("correction", "accent")] if item.corrects else []
         words += [("held-out", "accent")] if item.prompt.split == "held-out" else []
-        words += [(f"{plural(item.left_out, 'older response')} not shown", "warn")] if item.left_out else []
+        words += [(f"{plural(item.left_out, 'response')} not shown yet", "warn")] if item.left_out else []
         self._set_pills(words + [(tag, "") for tag in item.prompt.tags])
         self.board.set_texts([one.text for one in item.responses])
         self.footer.note.setText(note)
@@ -86,10 +91,13 @@ class RankView(QWidget):
         self, item: RankItem, state: RankState, flags: Iterable[tuple[str, str]], *, take_focus: bool
     ) -> None:
         """Show places, ties, flags, focus, and what is missing."""
+        self.more.setVisible(bool(state.twins))
         flagged = sorted(flags)
         for position, (card, response) in enumerate(zip(self.board.cards, item.responses, strict=True)):
             pills = []
             others = [LETTERS[i] for i in state.group_of(position) if i != position]
+            if response.id in item.anchors:
+                pills.append(("ranked before", ""))
             if others:
                 pills.append((f"same as {', '.join(others)}", "accent"))
             if response.finish_reason == "length":
@@ -120,6 +128,7 @@ class RankView(QWidget):
     def show_live(self, job: SamplingJob) -> None:
         """Show a prompt whose responses are being written, in the order in which they will be ranked."""
         self.warning.hide()
+        self.more.hide()
         self.prompt.set_messages(job.prompt.messages)
         self._set_pills([("being written", "accent")])
         self.board.set_count(len(job.response_ids))

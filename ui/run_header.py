@@ -13,23 +13,27 @@ from ui.run_follower import Seen
 from ui.run_history import RunHistory
 from ui.theme import M, S
 from ui.times import ago
-from ui.widgets import ElidedLabel, Pill, Text, button, column, row
+from ui.widgets import ElidedLabel, Pill, Text, button, column, row, safe_tip
 from ui.words import STATE_TONES
 from workbench.records import RunRecord, step_word
 from workbench.run_folder import RunStatus
 
 ACTIONS: dict[str, tuple[str, str, str]] = {
-    "pause": ("Pause", "", "Wait at the end of this step; memory is held"),
+    "pause": ("Pause", "", "Wait at the end of this {step}; memory is held"),
     "unpause": ("Resume", "primary", "Go on"),
-    "save": ("Save now", "", "Write a checkpoint at the end of this step and go on"),
-    "stop-save": ("Stop and save", "", "Write a checkpoint at the end of this step and end; it can be resumed exactly"),
+    "save": ("Save now", "", "Write a checkpoint at the end of this {step} and go on"),
+    "stop-save": (
+        "Stop and save",
+        "",
+        "Write a checkpoint at the end of this {step} and end; it can be resumed exactly",
+    ),
     "stop": ("Stop without saving", "danger", "End at once; what was learned since the last checkpoint is lost"),
     "unqueue": ("Take out of the queue", "", "It can be resumed later"),
     "resume": ("Resume", "primary", "Go on from the newest sound checkpoint"),
     "kill": ("End by force", "danger", "Ask the process to end, and kill it after ten seconds"),
     "compare": ("Open in Compare", "", "The model of this run beside the one it came from"),
 }
-"""Label, look and meaning of each thing that can be done with a run."""
+"""Label, look and meaning of each thing that can be done with a run; ``{step}`` is what a step of it is called."""
 
 
 def actions_for(status: RunStatus, *, has_model: bool, not_responding: bool = False) -> tuple[str, ...]:
@@ -72,8 +76,8 @@ class RunHeader(QWidget):
         self.buttons: dict[str, QPushButton] = {}
         actions = row(spacing=S)
         for key, (label, kind, tip) in ACTIONS.items():
-            made = button(label, partial(self.asked.emit, key), kind=kind, tip=tip, name=f"run-{key}")
-            made.setAccessibleDescription(tip)
+            made = button(label, partial(self.asked.emit, key), kind=kind, name=f"run-{key}")
+            _explain(made, tip, step_word(""))
             made.hide()
             self.buttons[key] = made
             actions.addWidget(made)
@@ -94,7 +98,8 @@ class RunHeader(QWidget):
         self._name.setText(record.name)
         self._method.set(method_title(record.method))
         self.setAccessibleName(f"Run {record.name}")
-        for made in self.buttons.values():
+        for key, made in self.buttons.items():
+            _explain(made, ACTIONS[key][2], step_word(record.method))
             made.hide()
             made.setEnabled(True)
 
@@ -156,3 +161,9 @@ class RunHeader(QWidget):
         if not status.alive and history.elapsed_s:
             return f"took {duration(history.elapsed_s)}"
         return ""
+
+
+def _explain(made: QPushButton, tip: str, word: str) -> None:
+    text = tip.format(step=word)
+    made.setToolTip(safe_tip(text))
+    made.setAccessibleDescription(text)

@@ -36,7 +36,6 @@ class Mark:
 
     step: int
     kind: MarkKind
-    text: str
 
 
 @dataclass(slots=True)
@@ -78,13 +77,11 @@ def digest(events: Iterable[AnyEvent]) -> Batch:
             case Progress():
                 batch.step, batch.total_steps = event.step, event.total_steps
             case Checkpoint():
-                batch.marks.append(Mark(event.step, "checkpoint", f"checkpoint of step {event.step}"))
+                batch.marks.append(Mark(event.step, "checkpoint"))
             case SampleBatch():
                 batch.samples.append(event)
             case Diverged():
-                batch.marks.append(
-                    Mark(event.step, "diverged", f"{event.metric} was {event.kind} at step {event.step}")
-                )
+                batch.marks.append(Mark(event.step, "diverged"))
             case Warned():
                 batch.warnings.append(event)
             case Noted():
@@ -110,7 +107,7 @@ def _restart(batch: Batch, steps: dict[str, list[int]], values: dict[str, list[f
     batch.total_steps = event.total_steps or batch.total_steps
     batch.device = event.device
     if keep >= 0:
-        batch.marks.append(Mark(keep, "resume", f"resumed from step {keep}"))
+        batch.marks.append(Mark(keep, "resume"))
 
 
 def _still_true(marks: list[Mark], keep: int) -> list[Mark]:

@@ -15,7 +15,7 @@ from ui.log_view import LogView, clean
 from ui.operations import bind_future, run_task
 from ui.plot_grid import PlotGrid
 from ui.recipe_view import RecipeView
-from ui.run_acts import COMMANDS, alarm_lines, ask, response_of
+from ui.run_acts import COMMANDS, ToRank, alarm_lines, ask, to_rank
 from ui.run_follower import RunFollower, Seen
 from ui.run_header import RunHeader
 from ui.run_history import Batch, RunHistory
@@ -27,7 +27,7 @@ from workbench.alarms import Alarm, reward_hacking
 from workbench.errors import UserError
 from workbench.judged_model import JudgedModel, judged_model
 from workbench.protocol import RunSpec, Sample
-from workbench.records import ModelRecord, Response, RunRecord, step_word
+from workbench.records import ModelRecord, RunRecord, step_word
 from workbench.run_folder import RunFolder, RunStatus
 
 ALARM_EVERY_S = 1.0
@@ -138,7 +138,7 @@ class RunView(QWidget):
         folder = RunFolder(self.run_dir)
         self.header.set_record(record)
         self.plots.set_run(record.method, self.history, record.name)
-        self.samples.set_run(folder)
+        self.samples.set_run(folder, record.method)
         self.log.set_log(folder.path / "engine.log")
         self.recipe.set_spec(None)
         self.tabs.setTabText(self.tabs.indexOf(self.log), "Log")
@@ -309,7 +309,7 @@ class RunView(QWidget):
         if found is None or keys <= self._alarm_dismissed:
             self.alarm.hide()
         elif self.alarm.isHidden() or self.alarm.what.text() != found.headline:
-            self.alarm.show_message(found.headline, found.advice, "warn", f"Samples of step {found.step}")
+            self.alarm.show_message(found.headline, found.advice, "warn", f"Samples of {step_word('ppo')} {found.step}")
 
     def _on_alarm_action(self) -> None:
         if self._alarm is not None:
@@ -353,6 +353,7 @@ class RunView(QWidget):
     def _send(self, action: str) -> None:
         run_dir = self.run_dir
         command, said = COMMANDS[action]
+        said = said.format(step=step_word(self.record.method if self.record else ""))
         self._do(action, lambda: supervisor.send(run_dir, command), said)
 
     def _do(self, action: str, work: Callable[[], object], said: str) -> None:
@@ -401,22 +402,17 @@ class RunView(QWidget):
         if record is None:
             return
 
-        def work() -> list[Response]:
-            known = store.prompts_by_id([one.prompt_id for one in samples])
-            return [response_of(one, record, model) for one in samples if one.prompt_id in known]
+        run_task(
+            lambda: to_rank(store, samples, record, model), self._add_responses, self._context.show_error, owner=self
+        )
 
-        run_task(work, self._add_responses, self._context.show_error, owner=self)
-
-    def _add_responses(self, responses: list[Response]) -> None:
-        if not responses:
-            self._context.show_error(
-                UserError(
-                    "These samples cannot be ranked",
-                    "their prompts are no longer in this project",
-                    "add the prompts again",
-                )
-            )
+    def _add_responses(self, sent: ToRank) -> None:
+        if not sent.responses:
+            cause = "their prompts are no longer in this project"
+            remedy = "add the prompts again"
+            if sent.repeated:
+                cause, remedy = "the project has all of them already", "look for them in Rank"
+            self._context.show_error(UserError("There is nothing new to rank in these samples", cause, remedy))
             return
-        said = f"{plural(len(responses), 'response')} sent to Rank"
-        future = self._context.store.add_responses(responses)
-        bind_future(future, lambda _: self._context.notify(said, "good"), self._context.show_error, owner=self)
+        future = self._context.store.add_responses(sent.responses)
+        bind_future(future, lambda _: self._context.notify(sent.said(), "good"), self._context.show_error, owner=self)

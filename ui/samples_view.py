@@ -21,8 +21,9 @@ from ui.operations import run_task
 from ui.samples_model import SamplesModel, length_of
 from ui.theme import M, S
 from ui.token_text import ScaleKey, TokenMeasure, TokenText, measures_of, scale_of
-from ui.widgets import ElidedLabel, EmptyState, IconButton, Pill, PlainText, Text, button, column, row
+from ui.widgets import ElidedLabel, EmptyState, IconButton, Pill, PlainText, Text, button, column, row, safe_tip
 from workbench.protocol import Sample, SampleBatch
+from workbench.records import step_word
 from workbench.run_folder import RunFolder
 
 SHOWN_SAMPLES = 512
@@ -43,11 +44,11 @@ class SamplesView(QWidget):
         self._loaded = -1
         self._follow = True
         self._measure = "KL"
-        self._wanted_prompt = ""
         self.model = SamplesModel(self)
         self._make_bar()
         self._make_table()
         self._make_detail()
+        self._say_steps(step_word(""))
         split = QSplitter(Qt.Orientation.Vertical)
         split.addWidget(self.table)
         split.addWidget(self._detail)
@@ -68,11 +69,10 @@ class SamplesView(QWidget):
     def _make_bar(self) -> None:
         self.steps = QComboBox()
         self.steps.setObjectName("sample-step")
-        self.steps.setAccessibleName("Step")
         self.steps.setMinimumContentsLength(10)
         self.steps.activated.connect(lambda index: self._pick(int(self.steps.itemData(index))))
-        self.back = IconButton("chevron-left", "Samples of the step before", lambda: self._move(-1))
-        self.on = IconButton("chevron-right", "Samples of the next step", lambda: self._move(1))
+        self.back = IconButton("chevron-left", "", lambda: self._move(-1))
+        self.on = IconButton("chevron-right", "", lambda: self._move(1))
         self.latest = button("Latest", self._on_latest, kind="quiet", tip="Follow the newest samples", name="latest")
         self.latest.setCheckable(True)
         self.latest.setChecked(True)
@@ -80,7 +80,8 @@ class SamplesView(QWidget):
         self._rank = button("Send to Rank", self._on_rank, kind="", name="send-to-rank")
         self._rank.setToolTip("Add the responses of the chosen lines to their prompts, to be ranked by you")
         self._bar = QWidget()
-        line = row(Text("Step", "small", "muted"), self.back, self.steps, self.on, self.latest, S)
+        self._step_label = Text("", "small", "muted")
+        line = row(self._step_label, self.back, self.steps, self.on, self.latest, S)
         line.addWidget(self._summary, 1)
         line.addWidget(self._rank)
         self._bar.setLayout(line)
@@ -88,7 +89,6 @@ class SamplesView(QWidget):
     def _make_table(self) -> None:
         self.table = QTableView()
         self.table.setObjectName("samples")
-        self.table.setAccessibleName("Samples of the step")
         self.table.setModel(self.model)
         self.table.setSortingEnabled(True)
         self.table.sortByColumn(-1, Qt.SortOrder.DescendingOrder)
@@ -145,9 +145,11 @@ class SamplesView(QWidget):
 
     # ---- which run, which step ----
 
-    def set_run(self, folder: RunFolder | None) -> None:
+    def set_run(self, folder: RunFolder | None, method: str = "") -> None:
         """Show another run's samples."""
         self._folder = folder
+        self._say_steps(step_word(method))
+        self._rank.setVisible(method != "reward")  # it scores responses that are in the project already
         self._batches = []
         self._step = self._loaded = -1
         self._follow = True
@@ -156,6 +158,14 @@ class SamplesView(QWidget):
         self.model.set_samples([])
         self._show_sample(None)
         self._stack.setCurrentIndex(0)
+
+    def _say_steps(self, word: str) -> None:
+        self._step_label.setText(word.capitalize())
+        self.steps.setAccessibleName(word.capitalize())
+        self.table.setAccessibleName(f"Samples of the {word}")
+        for one, text in ((self.back, f"Samples of the {word} before"), (self.on, f"Samples of the next {word}")):
+            one.setAccessibleName(text)
+            one.setToolTip(safe_tip(text))
 
     def set_batches(self, batches: Sequence[SampleBatch]) -> None:
         """Tell which samples there are; loads the newest step's while it is followed and the view is seen."""
@@ -172,7 +182,7 @@ class SamplesView(QWidget):
             self.steps.blockSignals(True)
             self.steps.clear()
             for step in reversed(steps):
-                self.steps.addItem(f"Step {step}", step)
+                self.steps.addItem(f"{self._step_label.text()} {step}", step)
             self.steps.blockSignals(False)
         if self._follow or self._step not in steps:
             self._step = steps[-1]

@@ -46,13 +46,21 @@ class SamplingDialog(QDialog):
 
     planned: SignalInstance = Signal(object)  # type: ignore[assignment]
 
-    def __init__(self, context: Context, current_prompt_id: str = "", parent: QWidget | None = None) -> None:
+    def __init__(
+        self,
+        context: Context,
+        current_prompt_id: str = "",
+        parent: QWidget | None = None,
+        *,
+        choose_current: bool = False,
+    ) -> None:
         super().__init__(parent)
         self.setObjectName("sampling-dialog")
         self.setWindowTitle("Get responses")
         self.setMinimumWidth(520)
         self._context = context
         self._current = current_prompt_id
+        self._choose_current = choose_current and bool(current_prompt_id)
         self._sets: PromptSets | None = None
         last = _last(context)
         self.model = ModelPicker(context, name="Model to sample from")
@@ -127,7 +135,7 @@ class SamplingDialog(QDialog):
         add(f"All of held-out ({len(sets.held_out):,})", "held-out")
         for tag, ids in sets.by_tag.items():
             add(f"Tagged {tag} ({len(ids):,})", f"tag:{tag}")
-        best = "without" if sets.without else "train"
+        best = "current" if self._choose_current else "without" if sets.without else "train"
         self.which.setCurrentIndex(self.which.findData(best))
         self._on_which()
 

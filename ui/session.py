@@ -164,9 +164,9 @@ class Session(QObject):
             self._refresh.start()
 
     def _read_facts(self) -> None:
-        store = self.project.store
+        store, rater_id = self.project.store, self.context.rater.id
         run_task(
-            lambda: Facts(store.counts(), store.undo_label(), store.redo_label(), store.runs()),
+            lambda: Facts(store.counts(rater_id), store.undo_label(), store.redo_label(), store.runs()),
             self._on_facts,
             self._on_poll_failed,
             owner=self,

@@ -12,6 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from workbench.records import step_word
+
 KL_LIMIT_NATS = 10.0
 """KL per response that is far from the reference; Ziegler et al. 2019 aimed at 6."""
 KL_LIMIT_NATS_PER_TOKEN = 0.25
@@ -75,9 +77,9 @@ class Alarm:
         """What to do about it, without a claim that cannot be kept."""
         penalty = "an uncertainty_penalty, " if any(one.key == DISAGREEMENT for one in self.signals) else ""
         return (
-            f"This can mean that the policy exploits the reward model. Read the samples of step {self.step} before "
-            f"you trust the score; a stronger KL leash, {penalty}more rankings of such samples or an earlier "
-            "checkpoint may help."
+            "This can mean that the policy exploits the reward model. Read the samples of "
+            f"{step_word('ppo')} {self.step} before you trust the score; a stronger KL leash, {penalty}more rankings "
+            "of such samples or an earlier checkpoint may help."
         )
 
 

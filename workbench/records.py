@@ -127,6 +127,12 @@ class Ranking:
     supersedes: str = ""
     created_at: str = ""
 
+    @property
+    def named(self) -> frozenset[str]:
+        """Every response that it places, shows or flags; empty where it is about the prompt as a whole."""
+        placed = (id_ for tier in self.tiers for id_ in tier)
+        return frozenset((*placed, *self.shown_order, *(one.response_id for one in self.flags if one.response_id)))
+
 
 @dataclass(frozen=True, slots=True)
 class Rater:
@@ -223,7 +229,7 @@ class Counts:
     demonstrations_final: int = 0
     demonstrations_draft: int = 0
     responses: int = 0
-    prompts_with_responses: int = 0  # at least two responses, not yet ranked
+    prompts_with_responses: int = 0  # that wait to be ranked by the rater who asks
     rankings: int = 0
     prompts_ranked: int = 0
     pairs: int = 0

@@ -15,7 +15,7 @@ from typing import Literal
 
 import apsw
 
-from workbench import backups, database, store_acts, store_batch, store_reads, undo
+from workbench import backups, database, store_acts, store_batch, store_reads, store_waiting, undo
 from workbench import journal as journal_log
 from workbench.errors import UserError
 from workbench.journal import JournalEntry
@@ -69,10 +69,14 @@ class Store:
 
     # ---- reads ---------------------------------------------------------------------------------------------
 
-    def counts(self) -> Counts:
-        """How much of everything there is, without archived prompts and what hangs on them; totals include held-out."""
+    def counts(self, rater_id: str = "") -> Counts:
+        """How much of everything there is, without archived prompts and what hangs on them; totals include held-out.
+
+        ``rater_id`` is whose ranks are awaited (:mod:`workbench.store_waiting`); without one, all that can be ranked
+        counts as waiting.
+        """
         with self.reading() as db:
-            return store_reads.counts(db)
+            return store_reads.counts(db, rater_id)
 
     def prompts(
         self,
@@ -90,8 +94,8 @@ class Store:
             search: words that all occur in any turn; the last may be a beginning.
             tag: only those with this tag.
             split: only those of this split.
-            need: ``demonstration`` (no final one yet), ``draft`` or ``final`` (that is its demonstration's state),
-                ``ranking`` (two responses or more, judged by nobody) or ``responses`` (fewer than two).
+            need: ``demonstration`` (no final one yet), ``draft`` or ``final`` (that is its demonstration's state), or
+                ``responses`` (fewer than two).
             limit: how many at most; negative for all.
             offset: how many to leave out first.
         """
@@ -164,14 +168,20 @@ class Store:
             return store_reads.superseded_by(db)
 
     def next_to_rank(
-        self, *, rater_id: str, after: str = "", exclude: Iterable[str] = (), limit: int = 1000
+        self,
+        *,
+        rater_id: str,
+        after: str = "",
+        exclude: Iterable[str] = (),
+        passed_over: Iterable[str] = (),
+        limit: int = 1000,
     ) -> list[str]:
-        """Prompts with two responses or more that this rater has not judged: those after ``after``, then those before.
+        """Prompts that wait for this rater (:mod:`workbench.store_waiting`): those after ``after``, then those before.
 
-        Prompts that the rater skipped come last.
+        Prompts of which the rater has skipped all that is not judged come last, without those of ``passed_over``.
         """
         with self.reading() as db:
-            return store_reads.next_to_rank(db, rater_id, after, exclude, limit)
+            return store_waiting.next_to_rank(db, rater_id, after, exclude, frozenset(passed_over), limit)
 
     def held_out_twins(self) -> frozenset[str]:
         """Train prompts whose text is also that of a held-out prompt: they must not train anything."""

@@ -133,26 +133,30 @@ def add_responses(db: apsw.Connection, responses: Sequence[Response]) -> Act:
 
 
 def save_ranking(db: apsw.Connection, r: Ranking) -> Act:
-    """Save a judgement; it supersedes what the same rater judged of the prompt before.
+    """Save a judgement; it supersedes what the same rater judged before of no other responses of the prompt.
 
-    A judgement stays current beside a new one that does not place all of its responses. A skip supersedes only a
-    skip: skipping a prompt that one has judged leaves the judgement standing.
+    A judgement stays current beside a new one that does not place all of its responses: so does the ranking of older
+    responses when newer ones are ranked. A skip supersedes only skips; where all that it shows is judged, the
+    judgement stands and the skip is only noted.
     """
     act, clean = Act("save_ranking", author=r.rater_id), Cleaner()
     title = _title_of(db, r.prompt_id)
     if _is_retry(db, r):
         return act
     pairs = check_ranking(db, r)
-    current: list[Any] = db.execute(
-        "SELECT id, outcome, tiers FROM rankings WHERE prompt_id = ? AND rater_id = ? AND superseded_by IS NULL "
+    found = db.execute(
+        f"SELECT {rows.RANKING} FROM rankings AS k WHERE prompt_id = ? AND rater_id = ? AND superseded_by IS NULL "
         "ORDER BY seq DESC",
         (r.prompt_id, r.rater_id),
-    ).fetchall()
-    standing = next((id_ for id_, outcome, _ in current if outcome != "skipped"), None)
-    if r.outcome == "skipped" and standing:
-        insert_ranking(db, replace(r, supersedes=""), clean, act.at, pairs, superseded_by=standing)
+    )
+    current = [rows.read_ranking(row) for row in found]
+    standing = [one for one in current if one.outcome != "skipped"]
+    if r.outcome == "skipped":
+        current = [one for one in current if one.outcome == "skipped"]
+    if r.outcome == "skipped" and standing and _all_judged(r, standing):
+        insert_ranking(db, replace(r, supersedes=""), clean, act.at, pairs, superseded_by=standing[0].id)
     else:
-        covered = [id_ for id_, _, tiers in current if _covers(r, rows.read_tiers(tiers))]
+        covered = [one.id for one in current if _covers(r, one)]
         insert_ranking(db, replace(r, supersedes=covered[0] if covered else ""), clean, act.at, pairs)
         db.executemany("UPDATE rankings SET superseded_by = ? WHERE id = ?", [(r.id, id_) for id_ in covered])
         if kept := len(current) - len(covered):
@@ -163,16 +167,27 @@ def save_ranking(db: apsw.Connection, r: Ranking) -> Act:
     return act
 
 
-def _covers(new: Ranking, old: tuple[tuple[str, ...], ...]) -> bool:
-    """Whether a judgement is about all that an older one is about; one without tiers is about what was shown."""
-    placed = {id_ for tier in new.tiers for id_ in tier} or set(new.shown_order)
-    return not placed or placed.issuperset(id_ for tier in old for id_ in tier)
+def _about(r: Ranking) -> frozenset[str]:
+    """What a judgement places; where it places nothing, what was shown."""
+    return frozenset(id_ for tier in r.tiers for id_ in tier) or frozenset(r.shown_order)
+
+
+def _covers(new: Ranking, old: Ranking) -> bool:
+    """Whether a judgement is about all that an older one is about."""
+    return not _about(new) or _about(new) >= _about(old)
+
+
+def _all_judged(skip: Ranking, standing: Sequence[Ranking]) -> bool:
+    """Whether a skip shows nothing that was not judged before."""
+    if not skip.shown_order or not all(one.named for one in standing):
+        return True
+    return frozenset(skip.shown_order) <= frozenset[str]().union(*(one.named for one in standing))
 
 
 def _kept_beside(count: int) -> str:
     if count == 1:
-        return "An earlier judgement of this prompt places other responses too and stays beside the new one"
-    return f"{count} earlier judgements of this prompt place other responses too and stay beside the new one"
+        return "An earlier judgement of this prompt is of other responses too and stays beside the new one"
+    return f"{count} earlier judgements of this prompt are of other responses too and stay beside the new one"
 
 
 def save_rater(db: apsw.Connection, r: Rater) -> Act:

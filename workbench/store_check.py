@@ -38,6 +38,20 @@ _RULES_SINCE_2 = {  # a backup may be of version 1
         SELECT 1 FROM tallies WHERE thumbs_up IS NOT (SELECT count(*) FROM said WHERE wanted)
           OR thumbs_down IS NOT (SELECT count(*) FROM said WHERE NOT wanted)""",
 }
+_RULES_SINCE_3 = {
+    "what waits for a rater is counted wrong": """
+        WITH counted AS (SELECT a.seq AS rater_seq, (SELECT count(*) FROM prompt_state AS s
+            WHERE s.archived = 0 AND s.responses >= 2 AND (
+              EXISTS (SELECT 1 FROM rankings AS k WHERE k.prompt_id = s.id AND k.rater_id = a.id
+                AND k.superseded_by IS NULL AND k.outcome <> 'skipped'
+                AND NOT EXISTS (SELECT 1 FROM named WHERE ranking_seq = k.seq))
+              OR NOT EXISTS (SELECT 1 FROM responses AS r WHERE r.prompt_id = s.id AND NOT EXISTS (
+                SELECT 1 FROM rankings AS k JOIN named AS n ON n.ranking_seq = k.seq WHERE k.prompt_id = s.id
+                AND k.rater_id = a.id AND k.superseded_by IS NULL AND k.outcome <> 'skipped'
+                AND n.response_id = r.id)))) AS done FROM raters AS a)
+        SELECT 1 FROM counted AS c LEFT JOIN rater_tallies AS t ON t.rater_seq = c.rater_seq
+        WHERE c.done <> ifnull(t.done, 0)""",
+}
 
 
 _ROW_FAULT = "does not match its sha256"
@@ -62,7 +76,8 @@ def faults(db: apsw.Connection, limit: int = 100) -> list[str]:
             for sha256, *values in db.execute(f"SELECT sha256, {columns} FROM {table}"):
                 if values_hash(values) != sha256:
                     found.append(f"{table}: the record {values[0]} {_ROW_FAULT}")
-        rules = _RULES | (_RULES_SINCE_2 if database.schema_version(db) >= 2 else {})
+        version = database.schema_version(db)
+        rules = _RULES | (_RULES_SINCE_2 if version >= 2 else {}) | (_RULES_SINCE_3 if version >= 3 else {})
         found += [sentence for sentence, sql in rules.items() if db.execute(sql + " LIMIT 1").get is not None]
     except (apsw.Error, UnicodeDecodeError) as error:
         found.append(f"the database cannot be read: {error}")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import apsw
 
 from workbench import store_rows as rows
+from workbench import store_waiting
 from workbench.records import (
     Counts,
     Demonstration,
@@ -24,14 +25,14 @@ from workbench.records import (
     Split,
 )
 
-Need = Literal["demonstration", "draft", "final", "ranking", "responses"]
-TALLIES = tuple(field.name for field in dataclasses.fields(Counts) if field.type == "int")
+Need = Literal["demonstration", "draft", "final", "responses"]
+_ASKED_FOR = "prompts_with_responses"  # of Counts: it depends on who asks
+TALLIES = tuple(field.name for field in dataclasses.fields(Counts) if field.type == "int" and field.name != _ASKED_FOR)
 
 _NEEDS: dict[str, str] = {
     "demonstration": "s.demonstration <> 'final'",
     "draft": "s.demonstration = 'draft'",
     "final": "s.demonstration = 'final'",
-    "ranking": "s.responses >= 2 AND s.judged = 0",
     "responses": "s.responses < 2",
 }
 _NO_WORD_BREAKS = re.compile(
@@ -40,11 +41,12 @@ _NO_WORD_BREAKS = re.compile(
 _TWIN = "EXISTS (SELECT 1 FROM prompts AS h WHERE h.content_hash = p.content_hash AND h.split = 'held-out')"
 
 
-def counts(db: apsw.Connection) -> Counts:
+def counts(db: apsw.Connection, rater_id: str) -> Counts:
     """Read the tallies that triggers keep: the time does not grow with the project."""
     tally: tuple[int, ...] = db.execute(f"SELECT {', '.join(TALLIES)} FROM tallies").get
     return Counts(
         **dict(zip(TALLIES, tally, strict=True)),
+        prompts_with_responses=store_waiting.count(db, rater_id),
         models=dict(_strings_to_ints(db, "SELECT role, count(*) FROM models GROUP BY role")),
         runs=dict(_strings_to_ints(db, "SELECT state, count(*) FROM runs GROUP BY state")),
     )
@@ -162,34 +164,6 @@ def superseded_by(db: apsw.Connection) -> dict[str, str]:
     """See :meth:`Store.superseded_by`."""
     found: list[Any] = db.execute("SELECT id, superseded_by FROM rankings WHERE superseded_by IS NOT NULL").fetchall()
     return dict(found)
-
-
-def next_to_rank(db: apsw.Connection, rater_id: str, after: str, exclude: Iterable[str], limit: int) -> list[str]:
-    """See :meth:`Store.next_to_rank`."""
-    start = db.execute("SELECT seq FROM prompt_state WHERE id = ?", (after,)).get or 0
-    others = "SELECT 1 FROM rankings WHERE superseded_by IS NULL AND (rater_id < ?1 OR rater_id > ?1) LIMIT 1"
-    alone = db.execute(others, (rater_id,)).get is None
-    # who judges alone needs only look at what nobody has judged: time then goes with what is left, not what is done
-    from_ = "INDEXED BY prompt_state_waiting" if alone else "INDEXED BY prompt_state_rankable"
-    rankable = "s.archived = 0 AND s.responses >= 2" + (" AND s.judged = 0" if alone else "")
-    current = "FROM rankings AS k WHERE k.rater_id = ?1 AND k.superseded_by IS NULL AND "
-    fresh = f"SELECT s.id FROM prompt_state AS s {from_} WHERE {rankable} AND {{}} AND NOT EXISTS (SELECT 1 {current}"
-    fresh += "k.prompt_id = s.id) ORDER BY s.seq"
-    again = f"SELECT s.id FROM prompt_state AS s WHERE {rankable} AND {{}} AND s.id IN (SELECT k.prompt_id {current}"
-    again += (
-        f"k.outcome = 'skipped') AND NOT EXISTS (SELECT 1 {current} k.prompt_id = s.id AND k.outcome <> 'skipped') "
-    )
-    again += "ORDER BY s.seq"
-    left_out = set(exclude)
-    found: list[str] = []
-    for sql in (fresh, again):
-        for beyond in ("s.seq > ?2", "s.seq <= ?2"):
-            for (id_,) in db.execute(sql.format(beyond), (rater_id, start)):
-                if len(found) >= limit:
-                    return found
-                if id_ not in left_out:
-                    found.append(id_)
-    return found
 
 
 def held_out_twins(db: apsw.Connection) -> frozenset[str]:

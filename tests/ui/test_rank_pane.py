@@ -389,10 +389,10 @@ def test_names_stay_hidden_until_submitted_and_only_then_on_wish(qtbot: Any, pan
 
 def test_the_order_is_shuffled_by_the_ranking_id_and_the_same_again(filled: Any) -> None:
     store, prompt = filled.project.store, filled.prompts[5]
-    orders = {load_item(store, prompt.id).ids for _ in range(40)}
+    orders = {load_item(store, prompt.id, rater_id="me").ids for _ in range(40)}
     assert len(orders) > 5
-    item = load_item(store, prompt.id)
-    again = load_item(store, prompt.id, ranking_id=item.ranking_id)
+    item = load_item(store, prompt.id, rater_id="me")
+    again = load_item(store, prompt.id, rater_id="me", ranking_id=item.ranking_id)
     assert again == item
 
 
@@ -415,6 +415,14 @@ def test_identical_responses_are_tied_and_marked_and_empty_ones_say_so(
     assert pane.sheet.state.places[second] == 1
     press(qtbot, pane, "2")
     assert pane.sheet.state.complete
+    pane.view.more.click()  # another to this prompt, since two are the same
+    dialog = pane.findChild(SamplingDialog)
+    wait(qtbot, lambda: dialog.plan() is not None)
+    assert dialog.plan().prompt_ids == (prompt.id,)
+    dialog.reject()
+    pane.show_item(filled.prompts[6].id)
+    wait(qtbot, lambda: pane.item.prompt.id == filled.prompts[6].id)
+    assert not pane.view.more.isVisible()
 
 
 def test_a_failed_save_keeps_the_card_and_can_be_tried_again(

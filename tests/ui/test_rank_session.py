@@ -36,14 +36,16 @@ def test_a_stopwatch_counts_only_while_it_runs() -> None:
     assert watch.seconds == 0.0
 
 
-def test_statistics_count_each_prompt_once_and_forget_what_was_undone() -> None:
+def test_statistics_count_a_correction_once_and_forget_what_was_undone() -> None:
     stats = SessionStats()
     assert stats.line() == "none yet this session"
-    for one in (ranking("p", 4), ranking("q", 10, tied=True), ranking("p", 6), ranking("s", 1, outcome="skipped")):
+    first = ranking("o", 4)
+    for one in (first, ranking("q", 10, tied=True), ranking("s", 1, outcome="skipped")):
         stats.add(one)
+    stats.add(ranking("p", 6), corrects=first)
     assert (stats.count, stats.median_seconds, stats.ties) == (2, 8.0, 1)
     assert stats.line() == "2 this session · median 8 s · 1 with ties"
-    stats.remove("q")
+    stats.remove("r-q")
     stats.remove("unknown")
     assert stats.line() == "1 this session · median 6 s · no ties"
 

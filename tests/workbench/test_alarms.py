@@ -35,7 +35,7 @@ def test_a_rising_score_with_a_kl_past_ten_nats_names_kl_and_the_step_where_it_c
     assert alarm.signals[0].limit == KL_LIMIT_NATS
     assert alarm.step == next(s for s, v in zip(*line(0, 20), strict=True) if v > 10)
     assert "KL passed 10 nats a response" in alarm.headline
-    assert f"step {alarm.step}" in alarm.advice
+    assert f"rollout {alarm.step} " in alarm.advice
 
 
 def test_kl_of_long_responses_is_judged_by_the_token_and_a_set_limit_comes_first():

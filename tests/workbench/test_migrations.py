@@ -18,15 +18,17 @@ from workbench.database import migrate, migrations
 from workbench.errors import UserError
 from workbench.ids import new_id
 from workbench.project import Project
-from workbench.records import Message, Prompt
+from workbench.records import Message, Prompt, Ranking
 from workbench.thumbs import current_thumbs
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FROZEN = {
     1: "50f2e6aa6ec00d78800e98c105a3dde4a4d76c261de6246a11e19657d60feaef",
     2: "1b0d1ec94c30928a2cdf9c58ed3dc51913f534ad6c64519c8122404d4d59c98e",
+    3: "0edaaf695848eb9773f47319de09d177224370c1c28ce306db9958c5cbe4997b",
 }
 """sha256 of each version's SQL. Never change a line: write the next version instead."""
+NEWEST = max(FROZEN)
 
 
 def test_every_version_has_a_fixture_and_a_test_and_its_sql_is_frozen():
@@ -77,7 +79,30 @@ def test_version_2_opens_with_its_labels(tmp_path, version):
         first, second = project.store.rankings(include_superseded=True)  # a thumb down that was taken back
         assert second.supersedes == first.id
     backup = backups.newest_good(tmp_path / "p" / "backups")
-    assert (backup is not None) == (version < 2)  # brought forward only after a backup, which its own rules call sound
+    assert (backup is not None) == (
+        version < NEWEST
+    )  # brought forward only after a backup, which its own rules call sound
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_version_3_opens_with_its_labels(tmp_path, version):
+    """Older versions stored the same judgements and knew only whom nobody had judged: what waits is counted anew."""
+    with Project.open(project_of_version(tmp_path / "p", version, labels=3)) as project:
+        assert project.check() == []
+        assert (backups.newest_good(tmp_path / "p" / "backups") is not None) == (version < NEWEST)
+        store = project.store
+        hail, fog = store.prompts()
+        assert [r.text for r in store.responses(hail.id)] == ["Ice that falls.", "Cold.", "Round rain."]
+        assert store.next_to_rank(rater_id="ann") == [hail.id, fog.id]  # one response more; skipped
+        assert store.next_to_rank(rater_id="ann", passed_over=[fog.id]) == [hail.id]
+        assert store.next_to_rank(rater_id="bob") == [hail.id]  # of fog nothing can be ranked, he said
+        assert [store.counts(one).prompts_with_responses for one in ("ann", "bob", "")] == [2, 1, 2]
+        ranking, skip, _ = store.rankings()
+        again = Ranking(new_id(), fog.id, "ann", tuple((id_,) for id_ in skip.shown_order))
+        store.save_ranking(again).result()
+        assert store.next_to_rank(rater_id="ann") == [hail.id]
+        assert store.rankings()[0] == ranking
+        assert project.check() == []
 
 
 # ---- the mechanism, with versions that do not exist yet ----------------------------------------------------

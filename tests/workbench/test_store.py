@@ -91,22 +91,19 @@ def test_search_finds_whole_words_the_beginning_of_the_last_and_any_accent(store
 
 
 def test_prompts_are_filtered_by_tag_split_and_need(store, make):
-    prompt, responses = make.rankable("a", "b")
+    prompt, _ = make.rankable("a", "b")
     other = make.prompt("other", split="held-out", tags=("x", "x", " ", "y  z"))
     store.add_prompts([other]).result()
     assert [p.id for p in store.prompts(tag="y z")] == [other.id]
     assert store.prompt(other.id).tags == ("x", "y z")
     assert store.tags() == [("x", 1), ("y z", 1)]
     assert [p.id for p in store.prompts(split="train")] == [prompt.id]
-    assert [p.id for p in store.prompts(need="ranking")] == [prompt.id]
     assert [p.id for p in store.prompts(need="responses")] == [other.id]
     assert len(store.prompts(need="demonstration")) == 2
     store.save_demonstration(make.demonstration(prompt, final=False)).result()
     assert len(store.prompts(need="demonstration")) == 2
     store.save_demonstration(make.demonstration(prompt)).result()
     assert [p.id for p in store.prompts(need="demonstration")] == [other.id]
-    store.save_ranking(make.ranking(prompt, *([r] for r in responses))).result()
-    assert store.prompts(need="ranking") == []
 
 
 def test_tags_split_and_archive_change_only_what_differs(store, make):
@@ -340,7 +337,7 @@ def test_several_judgements_that_stay_are_counted(store, make):
     store.add_batch(rankings=pairs, label="import").result()
     change = store.save_ranking(make.ranking(prompt, [responses[3]], [responses[4]])).result()
     assert change.notes == (
-        "2 earlier judgements of this prompt place other responses too and stay beside the new one",
+        "2 earlier judgements of this prompt are of other responses too and stay beside the new one",
     )
     assert len(store.rankings()) == 3
 
@@ -349,7 +346,7 @@ def test_a_skip_supersedes_a_skip_but_never_a_judgement(store, make):
     prompt, (a, b, _) = make.rankable()
     skip = replace(make.ranking(prompt), outcome="skipped")
     assert store.save_ranking(skip).result().label.startswith("Skip")
-    assert store.counts().prompts_with_responses == 1
+    assert store.counts("ann").prompts_with_responses == 1
     store.save_ranking(replace(skip, id=new_id())).result()
     assert len(store.rankings()) == 1
     ranking = make.ranking(prompt, [a], [b])
@@ -359,7 +356,7 @@ def test_a_skip_supersedes_a_skip_but_never_a_judgement(store, make):
     store.save_ranking(replace(skip, id=new_id(), outcome="cannot-rank")).result()
     assert [r.outcome for r in store.rankings()] == ["cannot-rank"]
     assert store.counts().rankings == 0
-    assert store.counts().prompts_with_responses == 0
+    assert store.counts("ann").prompts_with_responses == 0
     assert len(store.rankings(include_superseded=True)) == 5
 
 
@@ -589,10 +586,10 @@ def test_counting_reads_no_labels_so_it_is_as_quick_at_a_hundred_thousand(store,
 
     with store.reading() as db:
         db.authorizer = watch
-        counts = store_reads.counts(db)
+        counts = store_reads.counts(db, "ann")
         db.authorizer = None
     assert counts.rankings == 1
-    assert read <= {"tallies", "models", "runs"}
+    assert read <= {"tallies", "rater_tallies", "raters", "models", "runs"}
 
 
 def test_the_states_of_demonstrations_are_asked_for_by_prompt(store, make):

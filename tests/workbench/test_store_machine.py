@@ -57,6 +57,10 @@ class Model:
         return [r for r in self.rankings.values() if r.id not in self.superseded and r.prompt_id not in self.archived]
 
 
+def about(ranking: Ranking) -> set[str]:
+    return {id_ for tier in ranking.tiers for id_ in tier} or set(ranking.shown_order)
+
+
 def stored(text: str) -> str:
     return text.replace("\ud800", "�").replace("\x00", "�")
 
@@ -164,7 +168,8 @@ class StoreMachine(RuleBasedStateMachine):
     )
     def judge(self, data: st.DataObject, rater: str, outcome: Any) -> None:
         id_ = data.draw(st.sampled_from([p for p in self.model.prompts if len(self.model.of(p)) >= 2]))
-        ids = data.draw(st.permutations([r.id for r in self.model.of(id_)]))
+        every = data.draw(st.permutations([r.id for r in self.model.of(id_)]))
+        ids = every[: data.draw(st.integers(1, len(every)))]  # a card shows what it likes
         cut = data.draw(st.integers(0, len(ids) - 1))
         tiers = tuple(tier for tier in (tuple(ids[:cut]), tuple(ids[cut:])) if tier) if outcome == "ranked" else ()
         marks = st.tuples(st.sampled_from(["", *ids]), st.sampled_from([GOOD, BAD, ALL_BAD]))
@@ -177,10 +182,13 @@ class StoreMachine(RuleBasedStateMachine):
                 for r in self.model.rankings.values()
                 if (r.prompt_id, r.rater_id) == (id_, rater) and r.id not in self.model.superseded
             ]
-            if outcome == "skipped" and any(r.outcome != "skipped" for r in old):
+            judged = {one for r in old if r.outcome != "skipped" for one in r.named}
+            if outcome == "skipped":
+                old = [r for r in old if r.outcome == "skipped"]
+            if outcome == "skipped" and judged >= set(ids):
                 self.model.superseded.add(ranking.id)
             else:
-                self.model.superseded.update(r.id for r in old)
+                self.model.superseded.update(r.id for r in old if set(ids) >= about(r))
             self.model.rankings[ranking.id] = ranking
 
         self.act(self.store.save_ranking(ranking), change)
@@ -243,11 +251,14 @@ class StoreMachine(RuleBasedStateMachine):
             assert history == model.revisions.get(id_, [])
         assert [replace(r, supersedes="") for r in bare(store.rankings())] == model.current()
         for rater in RATERS:
-            judged = {r.prompt_id: r.outcome for r in model.current() if r.rater_id == rater}
-            waiting = [p.id for p in model.live() if len(model.of(p.id)) >= 2]
-            expected = [id_ for id_ in waiting if id_ not in judged]
-            expected += [id_ for id_ in waiting if judged.get(id_) == "skipped"]
+            mine = [r for r in model.current() if r.rater_id == rater]
+            seen = {id_ for r in mine for id_ in r.named}
+            judged = {id_ for r in mine if r.outcome != "skipped" for id_ in r.named}
+            rankable = [(p.id, {r.id for r in model.of(p.id)}) for p in model.live() if len(model.of(p.id)) >= 2]
+            expected = [id_ for id_, responses in rankable if responses - seen]
+            expected += [id_ for id_, responses in rankable if responses <= seen and responses - judged]
             assert store.next_to_rank(rater_id=rater) == expected
+            assert store.counts(rater).prompts_with_responses == len(expected)
         assert bool(store.undo_label()) == bool(self.done)
         assert bool(store.redo_label()) == bool(self.undone)
 
@@ -257,7 +268,6 @@ class StoreMachine(RuleBasedStateMachine):
             return
         counts, model, live = self.store.counts(), self.model, self.model.live()
         ranked = [r for r in model.current() if r.outcome == "ranked"]
-        judged = {r.prompt_id for r in model.current() if r.outcome != "skipped"}
         newest = [model.revisions[p.id][-1][1] for p in live if p.id in model.revisions]
         assert counts.prompts == len(live)
         assert counts.prompts_held_out == sum(p.split == "held-out" for p in live)
@@ -266,7 +276,7 @@ class StoreMachine(RuleBasedStateMachine):
             newest.count("draft"),
         )
         assert counts.responses == sum(len(model.of(p.id)) for p in live)
-        assert counts.prompts_with_responses == sum(len(model.of(p.id)) >= 2 and p.id not in judged for p in live)
+        assert counts.prompts_with_responses == sum(len(model.of(p.id)) >= 2 for p in live)
         assert counts.rankings == len(ranked)
         assert counts.prompts_ranked == len({r.prompt_id for r in ranked})
         usable = sum(

@@ -125,7 +125,7 @@ def test_the_title_has_the_newest_value_and_the_summary_is_spoken(ppo, grid, qtb
     value = history.last("objective/kl")[1]
     assert card._value.text() == f"{value:.2f}"
     assert card.accessibleName() == "KL, plot"
-    assert card.accessibleDescription().startswith(f"KL {value:.2f} nats, rising, step 40")
+    assert card.accessibleDescription().startswith(f"KL {value:.2f} nats, rising, rollout 40")
 
 
 def test_lines_of_a_plot_differ_in_colour_and_in_style():
@@ -256,7 +256,7 @@ def test_all_plots_share_range_and_cursor(ppo, grid, qtbot):
     qtbot.waitUntil(lambda: grid.link.cursor is not None)
     assert round(grid.link.cursor) == 20
     assert kl._canvas._cursor._x is not None
-    assert "at step 20" in kl._unit.text()
+    assert "at rollout 20" in kl._unit.text()
     assert kl._value.text() == f"{history.lines['objective/kl'].at(20)[1]:.2f}"
     grid.link.zoom(10, 30)
     near = pytest.approx((10, 30), abs=0.6)
@@ -312,7 +312,7 @@ def test_a_plot_can_be_read_by_keyboard_alone(ppo, grid, qtbot):
     assert grid.link.cursor == 40
     qtbot.keyClick(card, Qt.Key.Key_Left)
     assert grid.link.cursor == 39
-    assert card.accessibleDescription().startswith("step 39: train ")
+    assert card.accessibleDescription().startswith("rollout 39: train ")
     with qtbot.waitSignal(grid.step_chosen) as asked:
         qtbot.keyClick(card, Qt.Key.Key_Return)
     assert asked.args == [39]
@@ -393,7 +393,7 @@ def test_a_second_run_lies_behind(ppo, script, grid, qtbot):
 
 def test_checkpoints_resumes_and_nan_are_marked(ppo, grid, qtbot):
     history = history_of(ppo)
-    history.marks += [Mark(16, "resume", "resumed"), Mark(30, "diverged", "loss was nan")]
+    history.marks += [Mark(16, "resume"), Mark(30, "diverged")]
     grid.set_run("ppo", history)
     marks = drawn(grid, qtbot)._canvas._marks
     assert list(marks["checkpoints"].xData) == [8, 8]

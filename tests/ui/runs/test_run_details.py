@@ -162,11 +162,24 @@ def test_chosen_samples_are_sent_to_be_ranked(ppo, samples, qtbot):
     assert len(sent.args[0]) == 6
 
 
+def test_the_scored_responses_of_a_reward_run_are_in_the_project_already(script, samples, qtbot):
+    run = script("reward")
+    run.start()
+    run.samples(4, 2)
+    samples.set_run(run.folder, "reward")
+    with qtbot.waitSignal(samples.step_shown):
+        samples.set_batches(batches_of(run))
+    assert not samples._rank.isVisible()
+    samples.set_run(run.folder, "dpo")
+    samples.set_batches(batches_of(run))
+    assert samples._rank.isVisible()
+
+
 def test_a_sample_becomes_a_response_that_says_where_it_came_from(ppo):
     sample = ppo.sample(12, 3)
     made = response_of(sample, RunRecord("r", "ppo", "ppo 3", "done", "m"), None)
     assert (made.prompt_id, made.text, made.finish_reason) == ("p3", sample.response, "length")
-    assert made.source == "ppo 3, step 12"
+    assert made.source == "ppo 3, rollout 12"
     assert made.token_count == len(sample.tokens)
 
 

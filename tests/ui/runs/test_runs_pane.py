@@ -1,10 +1,12 @@
+import re
 import shutil
 import time
 
+import msgspec
 import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QFontMetrics, QGuiApplication
-from PySide6.QtWidgets import QApplication, QMessageBox, QWidget
+from PySide6.QtWidgets import QAbstractButton, QApplication, QLabel, QMessageBox, QWidget
 
 from ui.run_follower import Seen
 from ui.run_header import ACTIONS, actions_for
@@ -13,8 +15,8 @@ from ui.runs_pane import RunsPane
 from workbench import supervisor
 from workbench.errors import UserError
 from workbench.ids import new_id
-from workbench.protocol import Cancel, Pause, Pong, Resume, SaveNow, Stop, Warned
-from workbench.records import ModelRecord
+from workbench.protocol import Cancel, Pause, Pong, Resume, Sample, SaveNow, Stop, Warned
+from workbench.records import Message, ModelRecord, Prompt
 from workbench.run_folder import RunStatus
 
 
@@ -417,6 +419,50 @@ def test_reward_hacking_raises_an_honest_alarm_that_leads_to_the_samples(listed,
     pane.view.alarm._close.click()
     pane.view._look_for_alarm()
     assert not pane.view.alarm.isVisible()
+
+
+@pytest.mark.parametrize(("method", "word"), [("ppo", "rollout"), ("sft", "step")])
+def test_the_page_of_a_run_counts_in_one_word(listed, open_pane, qtbot, settle, method, word):
+    run = listed(method, "one", state="running")
+    run.start()
+    run.steps(1, 60, hacking=True)
+    run.samples(60, 2)
+    pane = open_pane()
+    qtbot.waitUntil(lambda: pane.view is not None and pane.view.samples.steps.count() == 1, timeout=10_000)
+    qtbot.waitUntil(lambda: pane.view.alarm.isVisible() == (method == "ppo"), timeout=10_000)
+    settle()
+    view = pane.view
+    said = [view.plots._hint.text(), view.plots._empty.text(), view.plots.share.accessibleName()]
+    said += [view.samples.steps.itemText(0)]
+    for part in (view.header, view.samples, view.alarm):
+        for one in part.findChildren(QWidget):
+            text = one.text() if isinstance(one, QLabel | QAbstractButton) else ""
+            said += [text, one.toolTip(), one.accessibleName(), one.accessibleDescription()]
+    other = {"rollout": "step", "step": "rollout"}[word]
+    empty = view.samples._empty.text.text()  # of all methods: what each writes when
+    assert [one for one in said if re.search(rf"\b{other}", one, re.IGNORECASE) and one != empty] == []
+    assert {f"{word.capitalize()} 60", f"Samples of the next {word}"} <= set(said)
+    assert any(f"at the end of this {word}" in one for one in said)
+
+
+def test_samples_are_sent_to_rank_once_to_prompts_of_the_project(listed, open_pane, qtbot, context, said):
+    store = context.store
+    prompt = Prompt(new_id(), (Message("user", "What is hail?"),))
+    store.add_prompts([prompt]).result(10)
+    run = listed("sft", "sft 1", state="done")
+    run.start()
+    pane = open_pane()
+    qtbot.waitUntil(lambda: pane.view is not None, timeout=10_000)
+    written = Sample(step=1, prompt_id=prompt.id, prompt="What is hail?", response="Ice.")
+    replaced = msgspec.structs.replace
+    pane.view._on_to_rank([written, replaced(written, response=" Ice."), replaced(written, prompt_id="unknown")])
+    qtbot.waitUntil(lambda: len(store.responses(prompt.id)) == 1, timeout=10_000)
+    qtbot.waitUntil(lambda: bool(said.notices), timeout=10_000)
+    assert said.notices[-1][0].startswith("1 response sent to Rank; 1 left out")
+    assert "once there is a second response" in said.notices[-1][0]
+    pane.view._on_to_rank([written])
+    qtbot.waitUntil(lambda: bool(said.errors), timeout=10_000)
+    assert "has all of them already" in str(said.errors[-1])
 
 
 def test_a_healthy_run_raises_no_alarm(listed, open_pane, qtbot):
