@@ -225,8 +225,8 @@ def _sum_up(parsed: Parsed, lines: dict[int, dict[str, float]], model: ModelReco
         return
     for one in parsed.rejected[:SHOWN_REJECTED]:
         aside.say(f"  not scored, {parsed.numbered_by} {one.line}: {one.reason}")
-    if len(parsed.rejected) > SHOWN_REJECTED:
-        aside.say(f"  and {len(parsed.rejected) - SHOWN_REJECTED} more")
+    if parsed.rejected_count > SHOWN_REJECTED:
+        aside.say(f"  and {parsed.rejected_count - SHOWN_REJECTED} more")
     if judged:
         of = f"{many(len(judged), 'pair')} of {many(len({prompt for prompt, _ in judged}), 'prompt')}"
         aside.say(f"accuracy {accuracy:.3f} (95 % {low:.3f} to {high:.3f}) on {of} (model {model.name!r})")
