@@ -14,6 +14,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from engine.adapters import Adapters
 from engine.batching import Schedule, cutter, in_batches
-from engine.eval_samples import write_final_samples, write_scored_pairs
+from engine.eval_samples import write_asked_samples, write_final_samples, write_scored_pairs
 from engine.heads import ScalarHead, bootstrap_weights, has_head, load_head
 from engine.losses import bradley_terry, centering
 from engine.masking import Example
@@ -110,8 +111,7 @@ def run(session: Session) -> None:
         names = [one.id for one in batch]
         session.metrics(step, trainee.step(session, step, meters.flush(), names, sum(tokens), schedule.epoch(step)))
         measure(step)
-        if session.sample_asked():
-            write_scored_pairs(session, uncalibrated, step, micro_batch)
+        write_asked_samples(session, step, partial(write_scored_pairs, session, uncalibrated, step, micro_batch))
         session.at_step_end(step, total, save)
     stats = calibrate(session, uncalibrated, train, micro_batch)
     judgement = judge(session, adapters, head, every_heldout, total, micro_batch)

@@ -41,6 +41,7 @@ from workbench.protocol import (
     Sample,
     SampleBatch,
     SaveNow,
+    SampleNow,
     Started,
     Stop,
     Unpaused,
@@ -374,8 +375,9 @@ class Session:
     def _on_command(self, command: Command) -> None:
         if isinstance(command, Stop):
             self._events.emit(Phase(name=STOPPING_PHASE, detail="at the end of this step"))
-        elif isinstance(command, SaveNow):
-            self._events.emit(Phase(name=self._phase or "training", detail="saves at the end of this step"))
+        elif isinstance(command, SaveNow | SampleNow):
+            does = "saves" if isinstance(command, SaveNow) else "draws samples"
+            self._events.emit(Phase(name=self._phase or "training", detail=f"{does} at the end of this step"))
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -15,7 +15,7 @@ from ui.log_view import LogView, clean
 from ui.operations import bind_future, run_task
 from ui.plot_grid import PlotGrid
 from ui.recipe_view import RecipeView
-from ui.run_acts import COMMANDS, alarm_lines, ask, response_of
+from ui.run_acts import COMMANDS, GOES_ON, alarm_lines, ask, response_of
 from ui.run_follower import RunFollower, Seen
 from ui.run_header import RunHeader
 from ui.run_history import Batch, RunHistory
@@ -358,13 +358,13 @@ class RunView(QWidget):
     def _do(self, action: str, work: Callable[[], object], said: str) -> None:
         self.header.busy(action)
         self.command_failed.hide()
-        run_task(work, lambda _: self._on_done(said), self._on_refused, owner=self)
+        run_task(work, lambda _: self._on_done(action, said), self._on_refused, owner=self)
 
-    def _on_done(self, said: str) -> None:
+    def _on_done(self, action: str, said: str) -> None:
         self._context.notify(said)
         if self._follower is not None:
             self._follower.look_now()
-        if "checkpoint" in said:
+        if action in GOES_ON:
             self.header.ready()
 
     def _on_refused(self, error: BaseException) -> None:

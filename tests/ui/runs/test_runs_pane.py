@@ -13,7 +13,7 @@ from ui.runs_pane import RunsPane
 from workbench import supervisor
 from workbench.errors import UserError
 from workbench.ids import new_id
-from workbench.protocol import Cancel, Pause, Pong, Resume, SaveNow, Stop, Warned
+from workbench.protocol import Cancel, Pause, Pong, Resume, SampleNow, SaveNow, Stop, Warned
 from workbench.records import ModelRecord
 from workbench.run_folder import RunStatus
 
@@ -287,8 +287,11 @@ def test_each_button_gives_its_command(listed, open_pane, qtbot, sent, said, mon
     run.steps(1, 2)
     pane = open_pane()
     qtbot.waitUntil(lambda: state_of(pane) == "running")
-    for action, command in (("pause", Pause()), ("save", SaveNow()), ("stop-save", Stop(save=True))):
-        pane.view.header.ready()
+    commands = {"save": SaveNow(), "sample": SampleNow(), "pause": Pause(), "stop-save": Stop(save=True)}
+    for action, command in commands.items():
+        if action == "stop-save":
+            pane.view.header.ready()  # a pause was asked for, and this run does not obey
+        qtbot.waitUntil(lambda action=action: pane.view.header.buttons[action].isEnabled())  # those before go on
         qtbot.mouseClick(pane.view.header.buttons[action], Qt.MouseButton.LeftButton)
         qtbot.waitUntil(lambda command=command: sent[-1:] == [command])
     pane.view.act("unpause")
@@ -359,7 +362,7 @@ def test_an_interrupted_run_is_resumed_and_its_history_goes_on_without_a_zigzag(
     ("state", "wanted"),
     [
         ("queued", ("unqueue",)),
-        ("running", ("pause", "save", "stop-save", "stop")),
+        ("running", ("pause", "save", "sample", "stop-save", "stop")),
         ("paused", ("unpause", "stop-save", "stop")),
         ("stopping", ("stop",)),
         ("done", ("compare",)),
