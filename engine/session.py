@@ -27,6 +27,7 @@ from workbench.manifests import total_bytes
 from workbench.memory_choice import without_plan
 from workbench.memory_plan import PHASE_OF
 from workbench.protocol import (
+    PROTOCOL_VERSION,
     AnyEvent,
     Checkpoint,
     Command,
@@ -40,13 +41,14 @@ from workbench.protocol import (
     Progress,
     Sample,
     SampleBatch,
-    SaveNow,
     SampleNow,
+    SaveNow,
     Started,
     Stop,
     Unpaused,
     Warned,
 )
+from workbench.protocol_version import refuse_other
 from workbench.recipes import Recipe
 from workbench.run_folder import STOPPING_PHASE, Row, RunFolder
 from workbench.terminal import in_bytes
@@ -86,6 +88,7 @@ class Session:
         self.folder = folder
         self.run_folder = RunFolder(folder)
         self.spec = self.run_folder.spec()
+        refuse_other(self.spec)
         self.recipe: Recipe = without_plan(self.run_folder.recipe(self.spec))
         self.device = device or choose_device(self.recipe.device)
         self.control = control or Control()
@@ -114,6 +117,7 @@ class Session:
                 pid=os.getpid(),
                 device=device_name(self.device),
                 resumed_from=int(found.path.name) if found.path else -1,
+                protocol=PROTOCOL_VERSION,
                 versions=versions(),
             )
         )

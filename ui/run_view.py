@@ -28,6 +28,7 @@ from workbench.errors import UserError
 from workbench.judged_model import JudgedModel, judged_model
 from workbench.protocol import RunSpec, Sample
 from workbench.records import ModelRecord, Response, RunRecord, step_word
+from workbench.protocol_version import is_newer, problem_of
 from workbench.run_folder import RunFolder, RunStatus
 
 ALARM_EVERY_S = 1.0
@@ -95,8 +96,11 @@ class RunView(QWidget):
         body = column(
             self.header,
             self.command_failed,
+        self.version = ErrorBanner()
+        self.version.setObjectName("other-version")
             self.failure,
             self.last_lines,
+            self.version,
             self.alarm,
             spacing=S,
             margins=(L, L, M, 0),
@@ -133,7 +137,7 @@ class RunView(QWidget):
         self.status, self._known = Seen(RunStatus(record.state, detail=record.detail)), False
         self._spec = self._model = None
         self._alarm, self._alarm_dismissed, self._alarm_at, self._failure_of = None, frozenset(), 0.0, ""
-        for banner in (self.failure, self.alarm, self.command_failed, self.last_lines):
+        for banner in (self.failure, self.alarm, self.command_failed, self.last_lines, self.version):
             banner.hide()
         folder = RunFolder(self.run_dir)
         self.header.set_record(record)
@@ -201,6 +205,10 @@ class RunView(QWidget):
     def _on_no_spec(self, error: BaseException) -> None:
         self.command_failed.show_error(error)
 
+            if (problem := problem_of(spec)) is not None:
+                more = " ".join((sentence(problem.cause), sentence(problem.remedy)))
+                self.version.show_message(problem.what, more, "warn")
+                self._show_status()
     def _on_models(self, run_id: str, models: list[ModelRecord]) -> None:
         if self.record is None or self.record.id != run_id:
             return
@@ -240,7 +248,7 @@ class RunView(QWidget):
             self.status,
             self.history,
             has_model=self._model is not None,
-            read_only=self._context.read_only,
+            read_only=self._context.read_only or (self._spec is not None and is_newer(self._spec)),
         )
         self._show_failure()
         self._look_for_judgement()
