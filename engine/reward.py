@@ -41,8 +41,8 @@ from workbench.rows import PairRow, SftRow
 REWARD = "reward"
 CALIBRATION_ROWS = 192
 """At most so many demonstrations and so many responses are scored to find the zero and the unit of the scores."""
-STOPPED_ROWS = 32
-"""The same for a run that is stopped: the researcher waits."""
+CHECKPOINT_ROWS = 32
+"""The same for a checkpoint: training, and whoever stopped it, waits."""
 
 
 def run(session: Session) -> None:
@@ -89,9 +89,9 @@ def run(session: Session) -> None:
         meters.reset()
 
     def save(folder: Path) -> None:
-        trainee.save(folder)
-        if session.control.stop_asked():  # what is left of this run may be used as it is
-            calibrate(session, uncalibrated, train, micro_batch, STOPPED_ROWS).write(folder)
+        trainee.save(folder)  # a checkpoint may be kept as a model: its scores get a zero and a unit too
+        calibrate(session, uncalibrated, train, micro_batch, CHECKPOINT_ROWS).write(folder)
+        session.phase("training")
 
     session.phase("training")
     if start == 0:

@@ -9,6 +9,7 @@ from pathlib import Path
 from PySide6.QtCore import QTimer, Signal, SignalInstance
 from PySide6.QtWidgets import QTabWidget, QWidget
 
+from ui.checkpoints_view import CheckpointsView
 from ui.context import Context
 from ui.judgement_view import JudgementView
 from ui.log_view import LogView, clean
@@ -27,8 +28,8 @@ from workbench.alarms import Alarm, reward_hacking
 from workbench.errors import UserError
 from workbench.judged_model import JudgedModel, judged_model
 from workbench.protocol import RunSpec, Sample
-from workbench.records import ModelRecord, Response, RunRecord, step_word
 from workbench.protocol_version import is_newer, problem_of
+from workbench.records import ModelRecord, Response, RunRecord, step_word
 from workbench.run_folder import RunFolder, RunStatus
 
 ALARM_EVERY_S = 1.0
@@ -77,6 +78,7 @@ class RunView(QWidget):
         self.plots = PlotGrid()
         self.samples = SamplesView()
         self.judgement = JudgementView()
+        self.checkpoints = CheckpointsView(self._context)
         self.log = LogView()
         self.recipe = RecipeView()
         self.tabs = QTabWidget()
@@ -88,19 +90,20 @@ class RunView(QWidget):
             (self.plots, "Plots"),
             (self.judgement, "Judgement"),
             (self.samples, "Samples"),
+            (self.checkpoints, "Checkpoints"),
             (self.log, "Log"),
             (self.recipe, "Recipe"),
         ):
             self.tabs.addTab(view, title)
         self._show_judgement(None)
-        body = column(
-            self.header,
-            self.command_failed,
         self.version = ErrorBanner()
         self.version.setObjectName("other-version")
+        body = column(
+            self.header,
+            self.version,
+            self.command_failed,
             self.failure,
             self.last_lines,
-            self.version,
             self.alarm,
             spacing=S,
             margins=(L, L, M, 0),
@@ -143,6 +146,7 @@ class RunView(QWidget):
         self.header.set_record(record)
         self.plots.set_run(record.method, self.history, record.name)
         self.samples.set_run(folder)
+        self.checkpoints.set_run(record)
         self.log.set_log(folder.path / "engine.log")
         self.recipe.set_spec(None)
         self.tabs.setTabText(self.tabs.indexOf(self.log), "Log")
@@ -201,14 +205,14 @@ class RunView(QWidget):
         if self.record is not None and self.record.id == run_id:
             self._spec = spec
             self.recipe.set_spec(spec)
-
-    def _on_no_spec(self, error: BaseException) -> None:
-        self.command_failed.show_error(error)
-
             if (problem := problem_of(spec)) is not None:
                 more = " ".join((sentence(problem.cause), sentence(problem.remedy)))
                 self.version.show_message(problem.what, more, "warn")
                 self._show_status()
+
+    def _on_no_spec(self, error: BaseException) -> None:
+        self.command_failed.show_error(error)
+
     def _on_models(self, run_id: str, models: list[ModelRecord]) -> None:
         if self.record is None or self.record.id != run_id:
             return
@@ -220,6 +224,8 @@ class RunView(QWidget):
     def _on_batch(self, batch: Batch) -> None:
         changed = self.history.apply(batch)
         self.plots.mark_dirty(None if batch.cut_after is not None or batch.marks else changed)
+        if batch.marks or batch.cut_after is not None:
+            self.checkpoints.refresh()
         if batch.samples or batch.cut_after is not None:
             self.samples.set_batches(self.history.samples)
         if batch.notes:

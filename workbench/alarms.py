@@ -77,7 +77,7 @@ class Alarm:
         return (
             f"This can mean that the policy exploits the reward model. Read the samples of step {self.step} before "
             f"you trust the score; a stronger KL leash, {penalty}more rankings of such samples or an earlier "
-            "checkpoint may help."
+            "checkpoint (kept as a model under Checkpoints) may help."
         )
 
 

@@ -183,6 +183,15 @@ def _run_parsers(commands: _Commands[argparse.ArgumentParser]) -> None:
     one = _command(commands, "resume", "resume a run that was paused or has ended early")
     one.add_argument("run", help=_RUN)
     one.add_argument("--detach", action="store_true", help="return at once")
+    one = _command(commands, "save", "let a run write a checkpoint at the end of its step and go on")
+    one.add_argument("run", help=_RUN)
+    one = _command(commands, "checkpoints", "list a run's checkpoints with what was measured, or keep one as a model")
+    one.add_argument("run", help=_RUN)
+    one.add_argument(
+        "--keep", type=at_least(0), metavar="STEP", help="make the checkpoint of this step a model of the project"
+    )
+    one = _command(commands, "sample-now", "let a run draw samples at the end of its step and go on")
+    one.add_argument("run", help=_RUN)
 
 
 def _command(commands: _Commands[argparse.ArgumentParser], name: str, help: str) -> argparse.ArgumentParser:

@@ -48,7 +48,7 @@ def locate_base(
     """
     base = project.store.model(model_id)
     if base is None or base.role != "base":
-        what = "There is no such model in the project" if base is None else f"{base.name} is no base model"
+        what = "There is no such model in the project" if base is None else f"The model {base.name} is no base"
         raise UserError(what, "only bases lie outside of the project", "choose one of the project's base models")
     folder = Path(folder).expanduser().absolute()
     if not folder.is_dir():
@@ -58,7 +58,7 @@ def locate_base(
     sha256 = fingerprint(folder)
     if base.sha256 and sha256 != base.sha256:
         raise UserError(
-            f"{folder} holds another model than {base.name}",
+            f"The folder {folder} holds another model than {base.name}",
             f"its weights, configuration or tokenizer are not those that were listed (sha256 {sha256[:12]}… instead of "
             f"{base.sha256[:12]}…), and what was trained on the one would be wrong on the other",
             "choose the folder of the same model, or add this one as a new model",

@@ -393,7 +393,7 @@ def test_a_folder_with_other_weights_is_refused_and_nothing_changes(project, bas
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="is incomplete"):
         locate_base(project, base.id, tmp_path / "empty")
-    with pytest.raises(UserError, match="is no base model"):
+    with pytest.raises(UserError, match="is no base"):
         locate_base(project, trained.id, other)
     assert project.store.model(base.id) == base
 

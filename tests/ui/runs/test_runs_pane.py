@@ -397,7 +397,7 @@ def test_warnings_are_counted_on_the_log_s_tab(listed, open_pane, qtbot):
     run.start()
     run.write(Warned(code="oom", message="Out of memory: micro-batch halved to 2", remedy="nothing to do"))
     pane = open_pane()
-    qtbot.waitUntil(lambda: pane.view is not None and tab_names(pane)[3] == "Log (1 warning)")
+    qtbot.waitUntil(lambda: pane.view is not None and tab_names(pane)[4] == "Log (1 warning)")
 
 
 # ---- the alarm ----
