@@ -232,7 +232,7 @@ def test_a_living_run_shows_state_phase_progress_and_time_left(listed, open_pane
     assert header._eta.text() == "1 min 15 s left"
     assert header.progress.value() == 30
     assert header._phase.text() == "Rollout"
-    assert visible_actions(pane) == ["pause", "save", "stop-save", "stop"]
+    assert visible_actions(pane) == ["pause", "save", "sample", "stop-save", "stop"]
     assert pane.view.tabs.currentWidget() is pane.view.plots
 
 
