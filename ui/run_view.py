@@ -27,6 +27,7 @@ from workbench import supervisor
 from workbench.alarms import Alarm, reward_hacking
 from workbench.errors import UserError
 from workbench.judged_model import JudgedModel, judged_model
+from workbench.model_choice import furthest_of_run
 from workbench.protocol import RunSpec, Sample
 from workbench.protocol_version import is_newer, problem_of
 from workbench.records import ModelRecord, Response, RunRecord, step_word
@@ -216,7 +217,7 @@ class RunView(QWidget):
     def _on_models(self, run_id: str, models: list[ModelRecord]) -> None:
         if self.record is None or self.record.id != run_id:
             return
-        self._model = next((one for one in reversed(models) if one.run_id == run_id), None)
+        self._model = furthest_of_run(models, run_id)
         self._show_status()
 
     # ---- what arrives ----

@@ -16,7 +16,15 @@ from workbench import supervisor
 from workbench.cli_shared import Misuse, open_to_read
 from workbench.errors import UserError
 from workbench.kept_checkpoints import keep_checkpoint, list_checkpoints
-from workbench.model_choice import SHOWN_OF_ID, START_ROLES, default_reward, default_start, find_model, named
+from workbench.model_choice import (
+    SHOWN_OF_ID,
+    START_ROLES,
+    default_reward,
+    default_start,
+    find_model,
+    furthest_of_run,
+    named,
+)
 from workbench.project import Project
 from workbench.protocol import (
     AnyEvent,
@@ -208,8 +216,8 @@ def _say_end(
 
 
 def model_of_run(project: Project, run_id: str) -> ModelRecord | None:
-    """Return the newest model that a run made, or None."""
-    return next((one for one in reversed(project.store.models()) if one.run_id == run_id), None)
+    """Return the model that a run ended with so far, or None."""
+    return furthest_of_run(project.store.models(), run_id)
 
 
 def runs(options: argparse.Namespace, terminal: Terminal) -> int:

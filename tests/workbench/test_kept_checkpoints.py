@@ -14,6 +14,7 @@ from workbench.jsonl import encode
 from workbench.kept_checkpoints import MEASURES, Measured, keep_checkpoint, list_checkpoints
 from workbench.manifests import faults_of, read_manifest, seal
 from workbench.metrics import GLOSSARY
+from workbench.model_choice import furthest_of_run
 from workbench.model_folders import fingerprint
 from workbench.models import remove_model
 from workbench.project import Project
@@ -121,7 +122,9 @@ def test_sound_checkpoints_are_listed_newest_first_with_what_was_last_measured_b
 
 
 def test_what_a_resumed_run_did_again_replaces_what_was_measured_before(project, run):
-    run.say(Started(pid=2, device="cpu", resumed_from=20), Metrics(step=30, values={"eval_rewards/accuracies": 0.9}))
+    run.say(Started(pid=2, device="cpu", resumed_from=20))
+    assert list_checkpoints(project, run.record)[0].measured[0] == Measured("eval_rewards/accuracies", 0.6, 10)
+    run.say(Metrics(step=30, values={"eval_rewards/accuracies": 0.9}))
     assert list_checkpoints(project, run.record)[0].measured[0] == Measured("eval_rewards/accuracies", 0.9, 30)
 
 
@@ -155,17 +158,18 @@ def test_keeping_twice_makes_one_model_and_the_list_names_it(project, run):
     assert keep_checkpoint(project, run.record, 20).id == made.id
 
 
-def test_a_kept_checkpoint_is_older_than_the_model_that_its_run_ends_with(project, run):
-    kept = keep_checkpoint(project, run.record, 10)
+def test_a_checkpoint_that_is_kept_after_the_end_does_not_take_the_place_of_what_the_run_ended_with(project, run):
     final = run.folder.path / "final"
     final.mkdir()
     tensors(final / "adapter_model.safetensors", 40)
     seal(final, kind="final", run_id=run.record.id, method="dpo", step=40)
     run.say(Ended(state="done", step=40, at="2099-01-01T00:00:00+00:00"))
     refresh_runs(project)
-    made = [one for one in project.store.models() if one.run_id == run.record.id]
-    assert [one.step for one in made] == [10, 40]
-    assert made[0] == kept
+    kept = keep_checkpoint(project, run.record, 10)
+    made = {one.step: one for one in project.store.models() if one.run_id == run.record.id}
+    assert list(made) == [40, 10]  # as they were listed
+    assert kept.created_at < made[40].created_at  # as they were trained
+    assert furthest_of_run(list(made.values()), run.record.id) == made[40]
 
 
 def test_what_cannot_be_kept_is_refused_and_leaves_nothing(project, run, start, monkeypatch):
