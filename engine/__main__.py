@@ -46,6 +46,14 @@ def main(arguments: list[str]) -> int:
     if len(arguments) == 2 and arguments[0] == "serve":
         import faulthandler
 
+        from workbench.errors import UserError
+        from workbench.protocol_version import refuse_other_starter
+
+        try:
+            refuse_other_starter()
+        except UserError as error:
+            print(error, file=sys.stderr)
+            return 1
         faulthandler.enable()
         from engine.serve import serve
 

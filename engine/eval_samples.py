@@ -24,10 +24,21 @@ NEW_TOKENS = 64
 
 def write_final_samples(session: Session, write: Callable[[], None]) -> None:
     """Write samples of the finished model, which is saved by now: what goes wrong here is told and takes nothing."""
+    _try(session, write, "No samples were drawn from the finished model", "draw some in Compare")
+
+
+def write_asked_samples(session: Session, step: int, write: Callable[[], None]) -> None:
+    """Write samples of a run at work if the researcher asked for some: to look must never end what is looked at."""
+    if session.sample_asked():
+        remedy = "training goes on; keep a checkpoint as a model and draw some in Compare"
+        _try(session, write, f"No samples were drawn at step {step}", remedy)
+
+
+def _try(session: Session, write: Callable[[], None], what: str, remedy: str) -> None:
     try:
         write()
     except (UserError, RuntimeError, MemoryError) as error:
-        session.warn("samples", f"No samples were drawn from the finished model: {error}", "draw some in Compare")
+        session.warn("samples", f"{what}: {error}", remedy)
 
 
 def write_scored_pairs(session: Session, model: RewardModel, step: int, micro_batch: int) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from engine.adapters import Adapters
 from engine.batching import Schedule, cutter, in_batches
 from engine.completions import encode_completions
-from engine.eval_samples import write_eval_samples, write_final_samples
+from engine.eval_samples import write_asked_samples, write_eval_samples, write_final_samples
 from engine.losses import kto_loss, kto_zero
 from engine.masking import Example, fit
 from engine.memory import MicroBatch, run_batches, run_micro_batched
@@ -124,8 +124,7 @@ def run(session: Session) -> None:
         names = [one.id for one in batch]
         session.metrics(step, trainee.step(session, step, values, names, sum(tokens), schedule.epoch(step)))
         measure(step)
-        if session.sample_asked():
-            write_eval_samples(session, adapters, POLICY, step)
+        write_asked_samples(session, step, partial(write_eval_samples, session, adapters, POLICY, step))
         session.at_step_end(step, total, trainee.save)
     session.finish(trainee.save_model)
     write_final_samples(session, lambda: write_eval_samples(session, adapters, POLICY, total))

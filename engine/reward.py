@@ -17,6 +17,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from engine.adapters import Adapters
 from engine.batching import Schedule, cutter, in_batches
-from engine.eval_samples import write_final_samples, write_scored_pairs
+from engine.eval_samples import write_asked_samples, write_final_samples, write_scored_pairs
 from engine.heads import ScalarHead, bootstrap_weights, has_head, load_head
 from engine.losses import bradley_terry, centering
 from engine.masking import Example
@@ -44,8 +45,8 @@ from workbench.statistics import effective_trials
 REWARD = "reward"
 CALIBRATION_ROWS = 192
 """At most so many demonstrations and so many responses are scored to find the zero and the unit of the scores."""
-STOPPED_ROWS = 32
-"""The same for a run that is stopped: the researcher waits."""
+CHECKPOINT_ROWS = 32
+"""The same for a checkpoint: training, and whoever stopped it, waits."""
 
 
 def run(session: Session) -> None:
@@ -94,9 +95,9 @@ def run(session: Session) -> None:
         meters.reset()
 
     def save(folder: Path) -> None:
-        trainee.save(folder)
-        if session.control.stop_asked():  # what is left of this run may be used as it is
-            calibrate(session, uncalibrated, train, micro_batch.rows, STOPPED_ROWS).write(folder)
+        trainee.save(folder)  # a checkpoint may be kept as a model: its scores get a zero and a unit too
+        calibrate(session, uncalibrated, train, micro_batch.rows, CHECKPOINT_ROWS).write(folder)
+        session.phase("training")
 
     session.phase("training")
     if start == 0:
@@ -118,8 +119,7 @@ def run(session: Session) -> None:
         names = [one.id for one in batch]
         session.metrics(step, trainee.step(session, step, meters.flush(), names, sum(tokens), schedule.epoch(step)))
         measure(step)
-        if session.sample_asked():
-            write_scored_pairs(session, uncalibrated, step, micro_batch.rows)
+        write_asked_samples(session, step, partial(write_scored_pairs, session, uncalibrated, step, micro_batch.rows))
         session.at_step_end(step, total, save)
     stats = calibrate(session, uncalibrated, train, micro_batch.rows)
     judgement = judge(session, adapters, head, every_heldout, total, micro_batch.rows)

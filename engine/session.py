@@ -28,6 +28,7 @@ from workbench.memory_choice import without_plan
 from workbench.memory_plan import PHASE_OF
 from workbench.nvidia import has_gpu
 from workbench.protocol import (
+    PROTOCOL_VERSION,
     AnyEvent,
     Checkpoint,
     Command,
@@ -41,12 +42,14 @@ from workbench.protocol import (
     Progress,
     Sample,
     SampleBatch,
+    SampleNow,
     SaveNow,
     Started,
     Stop,
     Unpaused,
     Warned,
 )
+from workbench.protocol_version import refuse_other
 from workbench.recipes import Recipe
 from workbench.run_folder import STOPPING_PHASE, Row, RunFolder
 from workbench.terminal import in_bytes
@@ -86,6 +89,7 @@ class Session:
         self.folder = folder
         self.run_folder = RunFolder(folder)
         self.spec = self.run_folder.spec()
+        refuse_other(self.spec)
         self.recipe: Recipe = without_plan(self.run_folder.recipe(self.spec))
         self.device = device or training_device(self.recipe.device)
         self.control = control or Control()
@@ -116,6 +120,7 @@ class Session:
                 pid=os.getpid(),
                 device=device_name(self.device),
                 resumed_from=int(found.path.name) if found.path else -1,
+                protocol=PROTOCOL_VERSION,
                 versions=versions(),
                 available_bytes=bytes_for_run(self.device),
             )
@@ -383,8 +388,9 @@ class Session:
     def _on_command(self, command: Command) -> None:
         if isinstance(command, Stop):
             self._events.emit(Phase(name=STOPPING_PHASE, detail="at the end of this step"))
-        elif isinstance(command, SaveNow):
-            self._events.emit(Phase(name=self._phase or "training", detail="saves at the end of this step"))
+        elif isinstance(command, SaveNow | SampleNow):
+            does = "saves" if isinstance(command, SaveNow) else "draws samples"
+            self._events.emit(Phase(name=self._phase or "training", detail=f"{does} at the end of this step"))
 
 
 def choose_device(wanted: str) -> torch.device:

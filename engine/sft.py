@@ -7,6 +7,7 @@ same in every micro-batch, and one step of 8 rows equals eight accumulated steps
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -14,7 +15,7 @@ import torch
 from engine.adapters import Adapters
 from engine.batching import Schedule, cutter, in_batches
 from engine.completions import encode_demonstrations
-from engine.eval_samples import write_eval_samples, write_final_samples
+from engine.eval_samples import write_asked_samples, write_eval_samples, write_final_samples
 from engine.masking import Example
 from engine.memory import MicroBatch, run_batches, run_micro_batched
 from engine.meters import Meters, Throughput
@@ -82,8 +83,7 @@ def run(session: Session) -> None:
         names, passed = [ids[index] for index in rows], sum(map(tokens_of, batch))
         session.metrics(step, trainee.step(session, step, meters.flush(), names, passed, schedule.epoch(step)))
         measure(step)
-        if session.sample_asked():
-            write_eval_samples(session, adapters, POLICY, step)
+        write_asked_samples(session, step, partial(write_eval_samples, session, adapters, POLICY, step))
         session.at_step_end(step, total, trainee.save)
     session.finish(trainee.save_model)
     write_final_samples(session, lambda: write_eval_samples(session, adapters, POLICY, total))

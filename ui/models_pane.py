@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from PySide6.QtCore import Qt
-from PySide6.QtWidgets import QDialog, QFrame, QSplitter, QStackedWidget, QTextEdit, QWidget
+from PySide6.QtWidgets import QDialog, QFileDialog, QFrame, QSplitter, QStackedWidget, QTextEdit, QWidget
 
 from ui.context import Context
 from ui.lineage_tree import ROLE_TONES, ROLE_WORDS, LineageTree
@@ -11,8 +13,11 @@ from ui.model_card import card, read_origins
 from ui.operations import run_task
 from ui.safe_markdown import render
 from ui.theme import L, M, S
-from ui.widgets import Card, ElidedLabel, EmptyState, PageHeader, Pill, Text, button, column, plural, row
+from ui.widgets import Card, ElidedLabel, EmptyState, ErrorBanner, PageHeader, Pill, Text, button, column, plural, row
+from workbench.moved_bases import is_gone, locate_base
 from workbench.records import Change, ModelRecord
+
+LOCATE = "Locate…"
 
 
 class ModelsPane(QWidget):
@@ -25,6 +30,7 @@ class ModelsPane(QWidget):
         self._context = context
         self._models: dict[str, ModelRecord] = {}
         self._card = ""
+        self._gone: ModelRecord | None = None
         self._turn = 0
         self.dialog: QDialog | None = None
         self.header = PageHeader("Models", "Bases, the adapters trained on them, and what each came from")
@@ -66,6 +72,9 @@ class ModelsPane(QWidget):
         self.name = ElidedLabel("", "title")
         self.role = Pill("")
         self.path = ElidedLabel("", "small", "muted")
+        self.gone = ErrorBanner()
+        self.gone.setObjectName("base-gone")
+        self.gone.action_clicked.connect(self.ask_locate)
         self.text = QTextEdit()
         self.text.setObjectName("model-card")
         self.text.setAccessibleName("Model card")
@@ -83,6 +92,7 @@ class ModelsPane(QWidget):
         sheet = Card(padding=L - S)
         sheet.body.addLayout(top)
         sheet.body.addWidget(self.path)
+        sheet.body.addWidget(self.gone)
         sheet.body.addSpacing(S)
         sheet.body.addWidget(self.text, 1)
         sheet.body.addLayout(row(self.train, self.compare, self.export, None, self.remove, spacing=S))
@@ -135,17 +145,27 @@ class ModelsPane(QWidget):
         self.remove.setEnabled(not below and writable)
         self.train.setEnabled(model.role != "reward" and writable)
         self.compare.setEnabled(model.role != "reward")
-        run_task(
-            lambda: card(read_origins(project, model)),
-            lambda text: self._on_card(turn, text),
-            self._context.show_error,
-            owner=self,
-        )
+        self.gone.hide()
 
-    def _on_card(self, turn: int, text: str) -> None:
+        def work() -> tuple[str, ModelRecord | None]:
+            origins = read_origins(project, model)
+            base = origins[-1].model
+            return card(origins), base if is_gone(base) else None
+
+        run_task(work, lambda read: self._on_card(turn, *read), self._context.show_error, owner=self)
+
+    def _on_card(self, turn: int, text: str, gone: ModelRecord | None) -> None:
         if turn != self._turn:
             return
         self._card = text.split("\n", 2)[2]  # the name is the heading of the sheet already
+        self._gone = gone
+        if gone is not None:
+            self.gone.show_message(
+                f"The folder of {gone.name} is gone",
+                f"It was at {gone.path}. Show where it is now: it and what was trained on it can be used again then.",
+                "warn",
+                "" if self._context.read_only else LOCATE,
+            )
         self._render()
 
     def _render(self) -> None:
@@ -173,6 +193,31 @@ class ModelsPane(QWidget):
     def _show_added(self, models: list[ModelRecord], model_id: str) -> None:
         self._on_models(models)
         self.tree.choose(model_id)
+
+    def ask_locate(self) -> None:
+        """Ask where the folder of a base that is gone lies now, and check that it holds the same model."""
+        base, project, settings = self._gone, self._context.project, self._context.settings
+        if base is None:
+            return
+        start = settings.pane("model-folder", str(Path.home()))
+        chosen = QFileDialog.getExistingDirectory(self, f"Choose the folder of {base.name}", start)
+        if not chosen:
+            return
+        settings.set_pane("model-folder", str(Path(chosen).parent))
+        self.gone.show_message(
+            f"Looking whether this is {base.name}…", f"Every file of {chosen} is read once.", "accent"
+        )
+        run_task(
+            lambda: locate_base(project, base.id, chosen),
+            self._on_located,
+            lambda error: self.gone.show_error(error, LOCATE),
+            owner=self,
+        )
+
+    def _on_located(self, base: ModelRecord) -> None:
+        self._context.notify(f"{base.name} was found again", "good")
+        self._models[base.id] = base
+        self._on_chosen(self.tree.current_id())
 
     def _on_train(self) -> None:
         model = self._models[self.tree.current_id()]

@@ -246,15 +246,7 @@ def next_step(counts: Counts, models: Sequence[ModelRecord], runs: Sequence[RunR
             "reward",
         )
     if "policy" not in roles and not _live(live, "ppo", "dpo", "kto"):
-        return NextStep(
-            "Optimise the model: PPO, DPO or KTO",
-            "The reward model is there. PPO samples and improves against it on a KL leash; DPO learns from the pairs "
-            "directly and is quicker, KTO from thumbs.",
-            "Train PPO" if "reward" in roles else "Train DPO",
-            "train",
-            (("method", "ppo" if "reward" in roles else "dpo"),),
-            "ppo",
-        )
+        return _optimise(live, has_reward="reward" in roles)
     if live and not waiting:
         return _watch(
             live[0],
@@ -278,6 +270,25 @@ def next_step(counts: Counts, models: Sequence[ModelRecord], runs: Sequence[RunR
         "compare",
         (("model_id", newest.id), ("with_model_id", newest.parent_id or newest.base_id)) if newest else (),
         "compare",
+    )
+
+
+def _optimise(live: Sequence[RunRecord], *, has_reward: bool) -> NextStep:
+    """Say that a policy can be trained, or which run to wait for while its reward model still trains."""
+    if not has_reward and (scoring := _newest(live, "reward")) is not None:
+        return _watch(
+            scoring,
+            "Its accuracy on held-out pairs will say how consistent your rankings are, and PPO needs it. DPO would do "
+            "without.",
+        )
+    return NextStep(
+        "Optimise the model: PPO, DPO or KTO",
+        "The reward model is there. PPO samples and improves against it on a KL leash; DPO learns from the pairs "
+        "directly and is quicker, KTO from thumbs.",
+        "Train PPO",
+        "train",
+        (("method", "ppo"),),
+        "ppo",
     )
 
 
@@ -323,7 +334,11 @@ def _watch(run: RunRecord, why: str) -> NextStep:
 
 
 def _live(runs: Sequence[RunRecord], *methods: Method) -> bool:
-    return any(one.method in methods for one in runs)
+    return _newest(runs, *methods) is not None
+
+
+def _newest(runs: Sequence[RunRecord], *methods: Method) -> RunRecord | None:
+    return next((one for one in reversed(runs) if one.method in methods), None)
 
 
 def _enough_thumbs(counts: Counts) -> bool:

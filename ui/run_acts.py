@@ -12,7 +12,7 @@ from ui.run_history import RunHistory
 from ui.widgets import plural
 from workbench.alarms import ALARM_KEYS, Line
 from workbench.ids import new_id, now
-from workbench.protocol import Cancel, Command, Pause, Resume, Sample, SaveNow, Stop
+from workbench.protocol import Cancel, Command, Pause, Resume, Sample, SampleNow, SaveNow, Stop
 from workbench.records import ModelRecord, Response, RunRecord, step_word
 from workbench.store import Store
 
@@ -21,10 +21,13 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "pause": (Pause(), "It pauses at the end of this {step}"),
     "unpause": (Resume(), "It goes on"),
     "save": (SaveNow(), "A checkpoint is written at the end of this {step}"),
+    "sample": (SampleNow(), "Samples are drawn at the end of this {step}"),
     "stop-save": (Stop(save=True), "It saves and ends at the end of this {step}"),
     "stop": (Cancel(), "It ends now, without saving"),
     "unqueue": (Cancel(), "It was taken out of the queue"),
 }
+GOES_ON = ("save", "sample")
+"""What does not change the state of a run, so that no new state will be seen after it."""
 
 
 def alarm_lines(history: RunHistory) -> dict[str, Line]:

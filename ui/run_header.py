@@ -9,6 +9,7 @@ from PySide6.QtWidgets import QProgressBar, QPushButton, QWidget
 
 from ui.method_cards import method_title
 from ui.numbers import duration
+from ui.run_acts import GOES_ON
 from ui.run_follower import Seen
 from ui.run_history import RunHistory
 from ui.theme import M, S
@@ -22,6 +23,7 @@ ACTIONS: dict[str, tuple[str, str, str]] = {
     "pause": ("Pause", "", "Wait at the end of this {step}; memory is held"),
     "unpause": ("Resume", "primary", "Go on"),
     "save": ("Save now", "", "Write a checkpoint at the end of this {step} and go on"),
+    "sample": ("Sample now", "", "Draw samples at the end of this {step} and go on; they appear under Samples"),
     "stop-save": (
         "Stop and save",
         "",
@@ -40,7 +42,7 @@ def actions_for(status: RunStatus, *, has_model: bool, not_responding: bool = Fa
     """Return what can be done with a run in this state, the most likely first."""
     found: tuple[str, ...] = {
         "queued": ("unqueue",),
-        "running": ("pause", "save", "stop-save", "stop"),
+        "running": ("pause", "save", "sample", "stop-save", "stop"),
         "paused": ("unpause", "stop-save", "stop"),
         "stopping": ("stop",),
     }.get(status.state, ())
@@ -135,7 +137,7 @@ class RunHeader(QWidget):
 
     def busy(self, action: str) -> None:
         """Show that an action was asked for, until the next state is seen."""
-        others = () if action == "save" else ("pause", "unpause", "stop-save", "resume", "unqueue")
+        others = () if action in GOES_ON else ("pause", "unpause", "stop-save", "resume", "unqueue")
         for key in (*others, action):
             self.buttons[key].setEnabled(False)
 

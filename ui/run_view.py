@@ -9,13 +9,14 @@ from pathlib import Path
 from PySide6.QtCore import QTimer, Signal, SignalInstance
 from PySide6.QtWidgets import QTabWidget, QWidget
 
+from ui.checkpoints_view import CheckpointsView
 from ui.context import Context
 from ui.judgement_view import JudgementView
 from ui.log_view import LogView, clean
 from ui.operations import bind_future, run_task
 from ui.plot_grid import PlotGrid
 from ui.recipe_view import RecipeView
-from ui.run_acts import COMMANDS, ToRank, alarm_lines, ask, to_rank
+from ui.run_acts import COMMANDS, GOES_ON, ToRank, alarm_lines, ask, to_rank
 from ui.run_follower import RunFollower, Seen
 from ui.run_header import RunHeader
 from ui.run_history import Batch, RunHistory
@@ -26,7 +27,9 @@ from workbench import supervisor
 from workbench.alarms import Alarm, reward_hacking
 from workbench.errors import UserError
 from workbench.judged_model import JudgedModel, judged_model
+from workbench.model_choice import furthest_of_run
 from workbench.protocol import RunSpec, Sample
+from workbench.protocol_version import is_newer, problem_of
 from workbench.records import ModelRecord, RunRecord, step_word
 from workbench.run_folder import RunFolder, RunStatus
 
@@ -76,6 +79,7 @@ class RunView(QWidget):
         self.plots = PlotGrid()
         self.samples = SamplesView()
         self.judgement = JudgementView()
+        self.checkpoints = CheckpointsView(self._context)
         self.log = LogView()
         self.recipe = RecipeView()
         self.tabs = QTabWidget()
@@ -87,13 +91,17 @@ class RunView(QWidget):
             (self.plots, "Plots"),
             (self.judgement, "Judgement"),
             (self.samples, "Samples"),
+            (self.checkpoints, "Checkpoints"),
             (self.log, "Log"),
             (self.recipe, "Recipe"),
         ):
             self.tabs.addTab(view, title)
         self._show_judgement(None)
+        self.version = ErrorBanner()
+        self.version.setObjectName("other-version")
         body = column(
             self.header,
+            self.version,
             self.command_failed,
             self.failure,
             self.last_lines,
@@ -133,12 +141,13 @@ class RunView(QWidget):
         self.status, self._known = Seen(RunStatus(record.state, detail=record.detail)), False
         self._spec = self._model = None
         self._alarm, self._alarm_dismissed, self._alarm_at, self._failure_of = None, frozenset(), 0.0, ""
-        for banner in (self.failure, self.alarm, self.command_failed, self.last_lines):
+        for banner in (self.failure, self.alarm, self.command_failed, self.last_lines, self.version):
             banner.hide()
         folder = RunFolder(self.run_dir)
         self.header.set_record(record)
         self.plots.set_run(record.method, self.history, record.name)
         self.samples.set_run(folder, record.method)
+        self.checkpoints.set_run(record)
         self.log.set_log(folder.path / "engine.log")
         self.recipe.set_spec(None)
         self.tabs.setTabText(self.tabs.indexOf(self.log), "Log")
@@ -197,6 +206,10 @@ class RunView(QWidget):
         if self.record is not None and self.record.id == run_id:
             self._spec = spec
             self.recipe.set_spec(spec)
+            if (problem := problem_of(spec)) is not None:
+                more = " ".join((sentence(problem.cause), sentence(problem.remedy)))
+                self.version.show_message(problem.what, more, "warn")
+                self._show_status()
 
     def _on_no_spec(self, error: BaseException) -> None:
         self.command_failed.show_error(error)
@@ -204,7 +217,7 @@ class RunView(QWidget):
     def _on_models(self, run_id: str, models: list[ModelRecord]) -> None:
         if self.record is None or self.record.id != run_id:
             return
-        self._model = next((one for one in reversed(models) if one.run_id == run_id), None)
+        self._model = furthest_of_run(models, run_id)
         self._show_status()
 
     # ---- what arrives ----
@@ -212,6 +225,8 @@ class RunView(QWidget):
     def _on_batch(self, batch: Batch) -> None:
         changed = self.history.apply(batch)
         self.plots.mark_dirty(None if batch.cut_after is not None or batch.marks else changed)
+        if batch.marks or batch.cut_after is not None:
+            self.checkpoints.refresh()
         if batch.samples or batch.cut_after is not None:
             self.samples.set_batches(self.history.samples)
         if batch.notes:
@@ -240,7 +255,7 @@ class RunView(QWidget):
             self.status,
             self.history,
             has_model=self._model is not None,
-            read_only=self._context.read_only,
+            read_only=self._context.read_only or (self._spec is not None and is_newer(self._spec)),
         )
         self._show_failure()
         self._look_for_judgement()
@@ -359,13 +374,13 @@ class RunView(QWidget):
     def _do(self, action: str, work: Callable[[], object], said: str) -> None:
         self.header.busy(action)
         self.command_failed.hide()
-        run_task(work, lambda _: self._on_done(said), self._on_refused, owner=self)
+        run_task(work, lambda _: self._on_done(action, said), self._on_refused, owner=self)
 
-    def _on_done(self, said: str) -> None:
+    def _on_done(self, action: str, said: str) -> None:
         self._context.notify(said)
         if self._follower is not None:
             self._follower.look_now()
-        if "checkpoint" in said:
+        if action in GOES_ON:
             self.header.ready()
 
     def _on_refused(self, error: BaseException) -> None:

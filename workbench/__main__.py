@@ -29,8 +29,10 @@ def open_window(project: Path | None) -> int:
             "neither DISPLAY nor WAYLAND_DISPLAY is set",
             "run `tastemaker demo` for the whole loop on the terminal, or see `tastemaker --help`",
         )
-    from workbench.qt_check import missing_packages
+    from workbench.qt_check import faulty_qt, missing_packages
 
+    if (fault := faulty_qt()) is not None:
+        raise fault
     try:
         import ui.app as app
     except ImportError as error:

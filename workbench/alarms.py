@@ -79,7 +79,7 @@ class Alarm:
         return (
             "This can mean that the policy exploits the reward model. Read the samples of "
             f"{step_word('ppo')} {self.step} before you trust the score; a stronger KL leash, {penalty}more rankings "
-            "of such samples or an earlier checkpoint may help."
+            "of such samples or an earlier checkpoint (kept as a model under Checkpoints) may help."
         )
 
 

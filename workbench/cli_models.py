@@ -1,4 +1,4 @@
-"""Commands about models: list, add, remove, export."""
+"""Commands about models: list, add, locate, remove, export."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from workbench.cli_shared import open_to_read
 from workbench.model_choice import SHOWN_OF_ID, find_model
 from workbench.models import add_model, export_model, import_adapter, remove_model
+from workbench.moved_bases import locate_base
 from workbench.project import Project
 from workbench.records import ModelRecord
 from workbench.run_registry import refresh_runs
@@ -18,7 +19,7 @@ from workbench.terminal import Terminal
 
 def model(options: argparse.Namespace, terminal: Terminal) -> int:
     """Dispatch ``tastemaker model DEED``."""
-    writes = options.deed in ("add", "remove")
+    writes = options.deed in ("add", "locate", "remove")
     with Project.open(options.dir) if writes else open_to_read(options.dir) as project:
         refresh_runs(project)
         return _DEEDS[options.deed](project, options, terminal)
@@ -68,6 +69,16 @@ def _add(project: Project, options: argparse.Namespace, terminal: Terminal) -> i
     return 0
 
 
+def _locate(project: Project, options: argparse.Namespace, terminal: Terminal) -> int:
+    base = find_model(project.store.models(), options.model, ("base",))
+    try:
+        moved = locate_base(project, base.id, options.folder, lambda what, share: terminal.progress(what, share))
+    finally:
+        terminal.done()
+    terminal.result(asdict(moved), f"{moved.name!r} is at {moved.path} now; what was trained on it works again.")
+    return 0
+
+
 def _remove(project: Project, options: argparse.Namespace, terminal: Terminal) -> int:
     gone = find_model(project.store.models(), options.model, whole=True)
     remove_model(project, gone.id)
@@ -94,4 +105,4 @@ def _export(project: Project, options: argparse.Namespace, terminal: Terminal) -
     return 0
 
 
-_DEEDS = {"list": _list, "add": _add, "remove": _remove, "export": _export}
+_DEEDS = {"list": _list, "add": _add, "locate": _locate, "remove": _remove, "export": _export}

@@ -96,12 +96,15 @@ def _data_parsers(commands: _Commands[argparse.ArgumentParser]) -> None:
 
 
 def _model_parsers(commands: _Commands[argparse.ArgumentParser]) -> None:
-    model = commands.add_parser("model", help="list, add, remove or export models")
+    model = commands.add_parser("model", help="list, add, locate, remove or export models")
     deeds = model.add_subparsers(dest="deed", required=True, metavar="DEED")
     _command(deeds, "list", "models with their lineage")
     one = _command(deeds, "add", "add a base model or an adapter")
     one.add_argument("source", help="a folder, a .gguf file, a hub id (hub:owner/name), or `demo`")
     one.add_argument("--base", default="", metavar="MODEL", help="the source is a peft adapter on this base")
+    one = _command(deeds, "locate", "say where a base's folder is now, after it was moved")
+    one.add_argument("model", help="the base, by its name or id, or the beginning of either")
+    one.add_argument("folder", type=Path, help="a folder with the same weights, configuration and tokenizer")
     one = _command(deeds, "remove", "remove a model that nothing descends from")
     one.add_argument("model", help="its whole name or id, or the end of its id as `model list` shows it")
     one = _command(deeds, "export", "write a model as a folder for other programs")
@@ -182,6 +185,15 @@ def _run_parsers(commands: _Commands[argparse.ArgumentParser]) -> None:
     one = _command(commands, "resume", "resume a run that was paused or has ended early")
     one.add_argument("run", help=_RUN)
     one.add_argument("--detach", action="store_true", help="return at once")
+    one = _command(commands, "save", "let a run write a checkpoint at the end of its step and go on")
+    one.add_argument("run", help=_RUN)
+    one = _command(commands, "checkpoints", "list a run's checkpoints with what was measured, or keep one as a model")
+    one.add_argument("run", help=_RUN)
+    one.add_argument(
+        "--keep", type=at_least(0), metavar="STEP", help="make the checkpoint of this step a model of the project"
+    )
+    one = _command(commands, "sample-now", "let a run draw samples at the end of its step and go on")
+    one.add_argument("run", help=_RUN)
 
 
 def _command(commands: _Commands[argparse.ArgumentParser], name: str, help: str) -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""Commands about runs: train, list, delete, watch, stop, pause, resume.
+"""Commands about runs: train, list, delete, watch, stop, pause, resume, save, sample now.
 
 A project is let go of while a run is followed, and only read by what watches or commands one: other commands, and the
 window, go on beside it.
@@ -15,7 +15,16 @@ from pathlib import Path
 from workbench import supervisor
 from workbench.cli_shared import Misuse, open_to_read
 from workbench.errors import UserError
-from workbench.model_choice import SHOWN_OF_ID, START_ROLES, default_reward, default_start, find_model, named
+from workbench.kept_checkpoints import keep_checkpoint, list_checkpoints
+from workbench.model_choice import (
+    SHOWN_OF_ID,
+    START_ROLES,
+    default_reward,
+    default_start,
+    find_model,
+    furthest_of_run,
+    named,
+)
 from workbench.project import Project
 from workbench.protocol import (
     AnyEvent,
@@ -29,6 +38,8 @@ from workbench.protocol import (
     Phase,
     Progress,
     Resume,
+    SampleNow,
+    SaveNow,
     Stop,
     Warned,
 )
@@ -36,7 +47,7 @@ from workbench.recipes import methods_with
 from workbench.records import ModelRecord, RunRecord, step_word
 from workbench.run_folder import EventTail, RunFolder, RunStatus
 from workbench.settings_fields import with_settings
-from workbench.terminal import Terminal, in_bytes, in_time
+from workbench.terminal import Terminal, in_age, in_bytes, in_time
 from workbench.training import READ_ONLY, RunPlan, delete_run, plan_run, preset_for, refresh_runs, start_run
 
 HEADLINES = (
@@ -205,8 +216,8 @@ def _say_end(
 
 
 def model_of_run(project: Project, run_id: str) -> ModelRecord | None:
-    """Return the newest model that a run made, or None."""
-    return next((one for one in reversed(project.store.models()) if one.run_id == run_id), None)
+    """Return the model that a run ended with so far, or None."""
+    return furthest_of_run(project.store.models(), run_id)
 
 
 def runs(options: argparse.Namespace, terminal: Terminal) -> int:
@@ -223,6 +234,29 @@ def runs(options: argparse.Namespace, terminal: Terminal) -> int:
             terminal.result(data, text)
         if not records and not terminal.json:
             terminal.say("No runs yet.")
+    return 0
+
+
+def checkpoints(options: argparse.Namespace, terminal: Terminal) -> int:
+    """List a run's sound checkpoints, newest first; or keep one as a model."""
+    if options.keep is not None:
+        with Project.open(options.dir) as project:
+            run = named(refresh_runs(project), options.run, "run")
+            made = keep_checkpoint(project, run, options.keep)
+        terminal.result(asdict(made), f"Kept as the model {made.name!r} ({made.id[-SHOWN_OF_ID:]}).")
+        return 0
+    with open_to_read(options.dir) as project:
+        run = named(refresh_runs(project), options.run, "run")
+        found = list_checkpoints(project, run)
+    for one in found:
+        values = "  ".join(f"{part.key} {part.value:.4g}" for part in one.measured)
+        kept = f"  kept as {one.model.name!r}" if one.model else ""
+        text = (
+            f"{step_word(run.method)} {one.step:>6}  {in_age(one.created_at)}  {in_bytes(one.model_bytes):>9}  {values}"
+        )
+        terminal.result(asdict(one), text.rstrip() + kept)
+    if not found and not terminal.json:
+        terminal.say("No checkpoint yet; `tastemaker save` writes one while the run is at work.")
     return 0
 
 
@@ -248,6 +282,17 @@ def stop(options: argparse.Namespace, terminal: Terminal) -> int:
 def pause(options: argparse.Namespace, terminal: Terminal) -> int:
     """Let a run wait at its step's end until it is resumed."""
     return _command(options, terminal, Pause(), "pausing", "pauses at the end of its step; `tastemaker resume` goes on")
+
+
+def save(options: argparse.Namespace, terminal: Terminal) -> int:
+    """Let a run write a checkpoint and go on."""
+    return _command(options, terminal, SaveNow(), "saving", "writes a checkpoint at the end of its step and goes on")
+
+
+def sample_now(options: argparse.Namespace, terminal: Terminal) -> int:
+    """Let a run draw samples and go on."""
+    when = "draws samples at the end of its step and goes on; they are added to its samples.jsonl"
+    return _command(options, terminal, SampleNow(), "sampling", when)
 
 
 def _command(options: argparse.Namespace, terminal: Terminal, command: Command, key: str, what: str) -> int:

@@ -249,8 +249,8 @@ def _sum_up(
         return
     for one in parsed.rejected[:SHOWN_REJECTED]:
         aside.say(f"  not scored, {parsed.numbered_by} {one.line}: {one.reason}")
-    if len(parsed.rejected) > SHOWN_REJECTED:
-        aside.say(f"  and {len(parsed.rejected) - SHOWN_REJECTED} more")
+    if parsed.rejected_count > SHOWN_REJECTED:
+        aside.say(f"  and {parsed.rejected_count - SHOWN_REJECTED} more")
     for row in unscored:
         aside.say(f"  not scored, {parsed.numbered_by} {row['line']}, {row['side']}: {row['reason']}")
     if judged:

@@ -21,7 +21,7 @@ from workbench.doctor_plan import plan
 from workbench.errors import UserError
 from workbench.folders import cache_dir, models_cache_dir, runtime_dir
 from workbench.machine_memory import available_bytes
-from workbench.qt_check import missing_packages
+from workbench.qt_check import faulty_qt, missing_packages
 from workbench.terminal import Terminal, in_bytes
 
 PACKAGES = ("PySide6-Essentials", "pyqtgraph", "apsw", "torch", "transformers", "peft", "bitsandbytes")
@@ -117,9 +117,8 @@ def _packages() -> list[Finding]:
         remedy = "install them with: pip install 'tastemaker[engine]' (labelling works without them)"
         found.append(Finding("Engine packages", "bad", "missing: " + ", ".join(lacking), remedy))
     found.append(Finding("Packages", "good", ", ".join(versions)))
-    if sys.version_info < (3, 12) and any(one == "PySide6-Essentials 6.12.0" for one in versions):
-        remedy = "pip install PySide6-Essentials==6.11.3"
-        found.append(Finding("PySide6", "bad", "6.12.0 aborts the window on Python 3.11", remedy))
+    if (fault := faulty_qt()) is not None:
+        found.append(Finding("PySide6", "bad", fault.what, fault.remedy))
     return found
 
 

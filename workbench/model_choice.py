@@ -65,6 +65,11 @@ def find_model(
     return named(allowed, text, " or ".join(roles) + " model" if roles else "model", whole=whole)
 
 
+def furthest_of_run(models: Sequence[ModelRecord], run_id: str) -> ModelRecord | None:
+    """Return the model of a run that was trained furthest: an earlier checkpoint may be kept after the end. Or None."""
+    return max((one for one in models if one.run_id == run_id), key=lambda one: one.step, default=None)
+
+
 def default_start(models: Sequence[ModelRecord], method: Method) -> ModelRecord | None:
     """Return what a method starts from when nothing is said: the newest SFT model, or else the newest base.
 

@@ -23,6 +23,7 @@ from workbench.model_folders import (
     count_parameters,
     fingerprint,
 )
+from workbench.moved_bases import known_base
 from workbench.project import Project
 from workbench.protocol import ExportModelRequest, Failed, Imported, ImportModelRequest, ServeProgress
 from workbench.records import ModelRecord, ModelRole
@@ -85,6 +86,8 @@ def add_model(
 ) -> ModelRecord:
     """Add a base model to the project, through the cache; what is in the cache already is used as it is.
 
+    A base that the project knows by its content and no longer finds is pointed to the new place and keeps its id.
+
     Args:
         project: where to add it.
         source: a folder, a ``.gguf`` file, ``hub:owner/name``, or ``demo``.
@@ -116,9 +119,8 @@ def add_model(
     check_base_folder(folder)
     on_progress("Hashing", -1.0)
     sha256 = fingerprint(folder)
-    for one in project.store.models(role="base"):
-        if one.sha256 == sha256 and Path(one.path).is_dir():
-            return one
+    if (known := known_base(project, folder, sha256)) is not None:
+        return known
     made = ModelRecord(
         id=new_id(),
         name=name or folder.name,

@@ -407,5 +407,7 @@ def _need_files(model: ModelRecord, folder: Path, *names: str, weights: str = ""
         raise UserError(
             f"the model {model.name} cannot be used",
             f"{', '.join(missing)} is missing in {folder}" if folder.is_dir() else f"the folder {folder} is not there",
-            "put the folder back, or add the model again",
+            "put the folder back, or show where it is now: Locate… in Models, or `tastemaker model locate`"
+            if model.role == "base"
+            else "put the folder back, or train it again",
         )

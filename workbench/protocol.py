@@ -83,7 +83,7 @@ class Started(Event, frozen=True, kw_only=True, tag="started"):
     resumed_from: int = -1
     available_bytes: int = 0  # that it may hold in all; 0 where that was not told
     total_steps: int = 0
-    protocol: int = PROTOCOL_VERSION
+    protocol: int = 1  # as long as it is 1 the line leaves it out, so the default must stay what it is
     versions: dict[str, str] = {}
 
 

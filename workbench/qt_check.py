@@ -7,7 +7,15 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from workbench.errors import UserError
+
+QT_PACKAGE = "PySide6-Essentials"
+SOUND_QT = "6.11.3"
+PYTHON = sys.version_info[:2]
 
 PACKAGES = {
     "libEGL.so.1": "libegl1",
@@ -46,6 +54,25 @@ _NEEDED_BY = (
     "Qt/plugins/platforms/libqoffscreen.so",
     "Qt/plugins/platforms/libqxcb.so",
 )
+
+
+def faulty_qt() -> UserError | None:
+    """Return what is wrong with the PySide6 that is installed, and the remedy; None when nothing is known.
+
+    6.12.0 loses references to True and None with every signal on Python before 3.12, and aborts the process after
+    some hundreds of them: in the middle of somebody's labelling.
+    """
+    try:
+        installed = version(QT_PACKAGE)
+    except PackageNotFoundError:
+        return None
+    if PYTHON >= (3, 12) or installed != "6.12.0":
+        return None
+    return UserError(
+        f"PySide6 {installed} aborts the window on Python {PYTHON[0]}.{PYTHON[1]}",
+        "it loses references with every signal, until Python ends the process",
+        f"install a sound one with: pip install {QT_PACKAGE}=={SOUND_QT}",
+    )
 
 
 def missing_packages() -> list[str]:

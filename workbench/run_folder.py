@@ -18,6 +18,7 @@ from workbench.errors import UserError
 from workbench.jsonl import decode, encode, read_jsonl, write_jsonl
 from workbench.manifests import MANIFEST, faults_of, fsync_folder, sha256_of
 from workbench.protocol import AnyEvent, Exit, RunSpec, Sample, SampleBatch, Started, decode_spec
+from workbench.protocol_version import problem_of_raw
 from workbench.recipes import RECIPES, Recipe
 from workbench.records import step_word
 from workbench.rows import DATA_FILES, PairRow, PromptRow, SftRow, ThumbRow
@@ -86,9 +87,13 @@ class RunFolder:
     def spec(self) -> RunSpec:
         """Read ``recipe.json``. Raises UserError when it is missing or damaged."""
         path = self.path / "recipe.json"
+        raw = b""
         try:
-            return decode_spec(path.read_bytes())
+            raw = path.read_bytes()
+            return decode_spec(raw)
         except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
+            if (problem := problem_of_raw(raw)) is not None:
+                raise problem from error
             raise UserError(
                 f"The recipe of run {self.path.name} cannot be read", str(error), "delete the run and start a new one"
             ) from error

@@ -201,24 +201,30 @@ def _list_model(project: Project, run: RunRecord) -> None:
     final = folder.final_dir()
     if run.state == "done" and final is not None:
         manifest = read_manifest(final)
-        _save_model(project, run, f"runs/{run.id}/final", final, manifest.step if manifest else 0, "")
+        save_run_model(project, run, f"runs/{run.id}/final", final, manifest.step if manifest else 0, "")
     elif run.state == "stopped":
         newest = next(iter(folder.checkpoints()), None)
         if newest is not None:
             step = int(newest.name)
-            kept = project.models_dir / _model_id(run.id, step)
-            _keep(newest, kept)
-            _save_model(project, run, f"models/{kept.name}", kept, step, f", step {step}")
+            kept = project.models_dir / run_model_id(run.id, step)
+            copy_checkpoint(newest, kept)
+            save_run_model(project, run, f"models/{kept.name}", kept, step, f", step {step}")
 
 
-def _save_model(project: Project, run: RunRecord, path: str, folder: Path, step: int, suffix: str) -> None:
+def save_run_model(
+    project: Project, run: RunRecord, path: str, folder: Path, step: int, suffix: str, *, created_at: str = ""
+) -> ModelRecord | None:
+    """List what a run made at a step, once, as a descendant of its start.
+
+    None where that start was taken off the list; the folder keeps the model then.
+    """
     start = project.store.model(run.start_model_id)
     if start is None:
-        return  # its start was taken off the list; the folder keeps the model
-    if project.store.model(_model_id(run.id, step)) is not None:
-        return
+        return None
+    if (listed := project.store.model(run_model_id(run.id, step))) is not None:
+        return listed
     record = ModelRecord(
-        id=_model_id(run.id, step),
+        id=run_model_id(run.id, step),
         name=f"{run.name} on {start.name.split(' on ')[0]}{suffix}",
         role=ROLES[run.method],
         path=path,
@@ -227,36 +233,41 @@ def _save_model(project: Project, run: RunRecord, path: str, folder: Path, step:
         run_id=run.id,
         step=step,
         sha256=fingerprint(folder),
-        created_at=run.ended_at or now(),
+        created_at=created_at or run.ended_at or now(),
     )
     project.store.save_model(record).result()
+    return record
 
 
-def _model_id(run_id: str, step: int) -> str:
+def run_model_id(run_id: str, step: int) -> str:
     """An id that is the same whoever lists the model, so that two of them at once make one record."""
     return hashlib.sha256(f"{run_id}:{step}".encode()).hexdigest()[:32]
 
 
-def _keep(checkpoint: Path, destination: Path) -> None:
+def copy_checkpoint(checkpoint: Path, destination: Path) -> None:
     """Give a checkpoint's model a folder of its own, since resuming the run will prune the checkpoint.
 
-    Hard links cost no space; what only resuming needs is left out.
+    Hard links cost no space; what only resuming needs is left out. Raises OSError; nothing is left behind then.
     """
     if destination.exists():
         return
     draft = destination.with_name(f".tmp-{destination.name}-{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    for source in checkpoint.iterdir():
-        if source.is_file() and source.name != MANIFEST and not source.name.startswith(RESUME_ONLY_PREFIX):
-            try:
-                os.link(source, draft / source.name)
-            except OSError:
-                shutil.copy2(source, draft / source.name)
-    before = read_manifest(checkpoint)
-    if before is not None:
-        reseal(draft, before, kind="final")
-    fsync_folder(draft)
+    try:
+        draft.mkdir(parents=True)
+        for source in checkpoint.iterdir():
+            if source.is_file() and source.name != MANIFEST and not source.name.startswith(RESUME_ONLY_PREFIX):
+                try:
+                    os.link(source, draft / source.name)
+                except OSError:
+                    shutil.copy2(source, draft / source.name)
+        before = read_manifest(checkpoint)
+        if before is not None:
+            reseal(draft, before, kind="final")
+        fsync_folder(draft)
+    except OSError:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
     try:
         draft.rename(destination)
     except OSError:  # another process was first

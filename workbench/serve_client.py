@@ -24,7 +24,17 @@ from workbench.errors import UserError
 from workbench.folders import runtime_dir
 from workbench.ids import new_id
 from workbench.jsonl import encode
-from workbench.protocol import LAST_REPLIES, AnyReply, AnyRequest, CancelRequest, Failed, Leave, decode_reply
+from workbench.protocol import (
+    LAST_REPLIES,
+    PROTOCOL_VERSION,
+    AnyReply,
+    AnyRequest,
+    CancelRequest,
+    Failed,
+    Leave,
+    decode_reply,
+)
+from workbench.protocol_version import VARIABLE
 from workbench.reaper import describe_end
 from workbench.sockets import connect
 
@@ -289,4 +299,4 @@ def _environment() -> dict[str, str]:
     """Our environment, in which ``-m engine`` finds the same code that runs here, from any folder."""
     root = str(Path(__file__).resolve().parent.parent)
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+    return os.environ | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), VARIABLE: str(PROTOCOL_VERSION)}

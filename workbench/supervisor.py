@@ -24,7 +24,8 @@ from workbench.errors import UserError
 from workbench.folders import runtime_dir
 from workbench.jsonl import decode, encode
 from workbench.nvidia import has_gpu
-from workbench.protocol import Cancel, Command, Pong, Stop
+from workbench.protocol import PROTOCOL_VERSION, Cancel, Command, Pong, Stop
+from workbench.protocol_version import VARIABLE, refuse_newer, refuse_other
 from workbench.run_folder import RunFolder
 
 SLOW_AFTER_S = 3.0
@@ -44,10 +45,12 @@ def launch(run_dir: Path, *, python: str = sys.executable, argv: Sequence[str] |
         argv: the whole command to run instead of ``python -m engine RUN_DIR`` (for tests).
 
     Raises:
-        UserError: the run is alive already, its recipe cannot be read, or no process could be started.
+        UserError: the run is alive already, its recipe cannot be read or is of another version, or no process could
+            be started.
     """
     run_dir = run_dir.resolve()
     spec = RunFolder(run_dir).spec()
+    refuse_other(spec)
     lock = reaper.take(run_dir / "lock")
     if lock is None:
         raise UserError(f"The run {spec.name!r} is at work already", "its lock is held", "wait for it, or stop it")
@@ -117,7 +120,7 @@ def _engine_environment() -> dict[str, str]:
     """Our environment, in which ``-m engine`` finds the same code that runs here, from any folder."""
     root = str(Path(__file__).resolve().parent.parent)
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+    return os.environ | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), VARIABLE: str(PROTOCOL_VERSION)}
 
 
 # ---- commanding ------------------------------------------------------------------------------------------------
@@ -132,7 +135,7 @@ def send(run_dir: Path, command: Command, timeout: float = 2.0) -> Pong:
     """Give a command and return the answer. A queued run is taken out of the line by Stop or Cancel.
 
     Raises:
-        UserError: the run is not at work, does not answer in time, or refuses.
+        UserError: the run is not at work, does not answer in time, refuses, or is of a newer version.
     """
     run_dir = run_dir.resolve()
     until = time.monotonic() + timeout
@@ -149,6 +152,7 @@ def send(run_dir: Path, command: Command, timeout: float = 2.0) -> Pong:
                     raise UserError("The run waits for the device", "it has not started", "wait, or cancel it")
                 (run_dir / reaper.UNQUEUE).touch()
             else:
+                refuse_newer(run_dir)
                 try:
                     return _ask(run_dir, command, max(0.1, until - time.monotonic()))
                 except (FileNotFoundError, ConnectionError):

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import time
+from datetime import UTC, datetime
 from typing import Any, TextIO
 
 import msgspec
@@ -110,6 +111,12 @@ def in_bytes(count: float) -> str:
     """Write a number of bytes for people, in powers of 1024: everything that says a size says it so."""
     factor, unit = byte_unit(count)
     return f"{count / factor:.{1 if factor > 1024 else 0}f} {unit}"
+
+
+def in_age(at: str) -> str:
+    """Say how long ago a moment (ISO 8601, with its zone) was."""
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds() if at else 0.0
+    return f"{in_time(max(0.0, seconds))} ago"
 
 
 def in_time(seconds: float) -> str:

@@ -22,7 +22,7 @@ from tests.engine.conftest import with_adapter
 from tests.engine.rows import GOOD, LEARNS, pair_rows, ranked
 from workbench.errors import UserError
 from workbench.judgement import Judgement, report
-from workbench.protocol import Metrics, Stop, Warned
+from workbench.protocol import Metrics, Phase, Stop, Warned
 from workbench.recipes import RewardRecipe
 from workbench.records import Message
 from workbench.rows import PairRow, SftRow
@@ -383,3 +383,20 @@ def test_scores_of_the_demo_model_are_the_reference_scores(golden, demo_model_di
         torch.testing.assert_close(newline, expected, atol=g["tolerance"], rtol=0)
         expected = torch.tensor([pair[side] for pair in g["scores_eos"]])
         torch.testing.assert_close(at_eos, expected, atol=g["tolerance"], rtol=0)
+
+
+def test_every_checkpoint_has_a_zero_and_a_unit_since_it_may_be_kept_as_a_model_and_training_does_not_notice(
+    runs, metric
+):
+    settings = {"max_steps": 3, "batch": 4, "keep_checkpoints": 3}
+    saving = runs.create("reward", pair_rows(), **settings, save_every=1)
+    runs.run(saving)
+    plain = runs.create("reward", pair_rows(), **settings, run_id="run-2")
+    runs.run(plain)
+    stats = [RewardStats.read(one) for one in saving.checkpoints()]
+    assert len(stats) == 3
+    assert all(one.count > 0 and one.reference == "ranked responses" for one in stats)
+    assert metric(saving, "loss") == metric(plain, "loss")  # to the last bit
+    phases = [one.name for one in saving.events() if isinstance(one, Phase)]
+    after = [phases[at + 1] for at, name in enumerate(phases) if name == "evaluating"]
+    assert after[:3] == ["training"] * 3  # whoever watches sees that it goes on

@@ -65,6 +65,20 @@ def test_a_project_is_free_for_others_while_a_run_is_followed(project_dir, liste
     assert codes == [0]
 
 
+def test_a_run_saves_and_draws_samples_when_told_to_and_goes_on(project_dir, listed, capsys):
+    going = listed(steps=10_000, step_s=0.01, save_every=1_000_000).launch()
+    going.until("running")
+    assert run("save", project_dir, "fake") == 0
+    assert "writes a checkpoint at the end of its step and goes on" in capsys.readouterr().out
+    going.until(lambda _: going.folder.checkpoints())
+    assert run("sample-now", project_dir, "fake", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"run": going.path.name, "sampling": True}
+    going.until(lambda _: "samplenow" in [getattr(one, "name", "") for one in going.folder.events()])  # it was heard
+    assert going.folder.state().state == "running"
+    run("stop", project_dir, "fake", "--cancel")
+    going.until("stopped")
+
+
 def test_stop_cancel_ends_a_run_in_mid_step_without_a_checkpoint(project_dir, listed, capsys):
     going = listed(steps=10, step_s=0.01, save_every=1000, at={"3": "spin"}).launch()
     going.until(lambda status: status.step == 2)

@@ -16,6 +16,7 @@ from ui.context import Context
 from ui.export_dialog import ExportDialog
 from ui.import_dialog import ImportDialog
 from ui.import_preview import RejectedModel
+from workbench.formats import reader
 from workbench.formats.parsed import Rejected
 from workbench.ids import new_id
 from workbench.project import Project
@@ -288,3 +289,20 @@ def test_a_file_name_is_suggested_until_one_is_typed(qtbot: Any, context: Contex
     dialog.what.setCurrentIndex(1)
     assert dialog.path.text().endswith("my-taste-prompts.jsonlx")
     settle()
+
+
+def test_rows_left_out_beyond_those_that_are_listed_are_counted_too(
+    open_dialog: Callable[[Path], ImportDialog],
+    tmp_path: Path,
+    said: Said,
+    settle: Settle,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reader, "REJECTED_KEPT", 3)
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "hi"}\n' * 5 + "no json\n" * 30)
+    dialog = open_dialog(tmp_path / "bad.jsonl")
+    assert "30 rows left out" in dialog.summary.text()  # 3 listed + 27 counted
+    assert dialog.tabs.tabText(1) == "Left out (30)"
+    dialog.start.click()
+    settle()
+    assert "30 left out" in said.notices[0][0]

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PySide6.QtWidgets import QFileDialog
 
 from ui import model_dialogs
 from ui.context import Context
@@ -13,6 +16,7 @@ from ui.model_dialogs import AddModel, ConfirmRemove, ExportModel
 from ui.models_pane import ModelsPane
 from workbench.errors import UserError
 from workbench.ids import new_id, now
+from workbench.model_folders import fingerprint
 from workbench.protocol import ModelRef, RunSpec
 from workbench.records import ModelRecord
 
@@ -239,3 +243,45 @@ def test_a_card_of_a_model_whose_run_is_gone_says_so(filled: Filled) -> None:
     )
     filled.project.store.save_model(lost).result(10)
     assert "its run folder is gone" in card(read_origins(filled.project, lost))
+
+
+def test_a_base_whose_folder_is_gone_is_located_and_another_model_is_refused(
+    pane: ModelsPane,
+    family: list[ModelRecord],
+    filled: Filled,
+    said: Said,
+    settle: Settle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert pane.gone.isHidden()  # its folder is there
+    base = sound_base(tmp_path / "was here", width=8)
+    record = dataclasses.replace(family[0], path=str(base), sha256=fingerprint(base))
+    filled.project.store.save_model(record).result(10)
+    settle()
+    base.rename(tmp_path / "is here")
+    chosen = str(sound_base(tmp_path / "another", width=16))
+    monkeypatch.setattr(QFileDialog, "getExistingDirectory", lambda *_: chosen)
+    pane.tree.choose(family[1].id)  # what was trained on it says so too
+    settle()
+    assert pane.gone.what.text() == "The folder of tiny base is gone"
+    pane.gone.action.click()
+    settle()
+    assert "holds another model than tiny base" in pane.gone.what.text()
+    assert filled.project.store.model(record.id).path == str(base)
+    chosen = str(tmp_path / "is here")
+    pane.gone.action.click()
+    settle()
+    assert filled.project.store.model(record.id).path == chosen
+    assert pane.gone.isHidden()
+    assert said.notices == [("tiny base was found again", "good")]
+
+
+def sound_base(folder: Path, width: int) -> Path:
+    """A base as far as its files tell: one tensor of ``width`` zeros."""
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "tokenizer.json").write_text("{}")
+    header = json.dumps({"w": {"dtype": "F32", "shape": [width], "data_offsets": [0, 4 * width]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4 * width))
+    return folder

@@ -69,8 +69,16 @@ def test_a_failed_run_that_a_newer_one_answered_is_history() -> None:
 
 
 def test_what_is_being_trained_is_not_asked_for_again() -> None:
-    assert step(FULL, (BASE, SFT), (run("reward", "running"),)) == "train:dpo"
     assert step(FULL, (BASE, SFT, REWARD), (run("ppo", "running"),)) == "runs:"
+
+
+def test_a_reward_model_that_still_trains_is_watched_and_not_said_to_be_there() -> None:
+    found = next_step(FULL, (BASE, SFT), (run("reward", "running"),))
+    assert (found.pane, dict(found.what)) == ("runs", {"run_id": "reward"})
+    assert "is there" not in found.why
+    there = next_step(FULL, (BASE, SFT, REWARD), (run("reward", "done"),))
+    assert (there.pane, dict(there.what)) == ("train", {"method": "ppo"})
+    assert "is there" in there.why
 
 
 def test_progress_towards_enough_is_a_share() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from workbench import cli, cli_data
+from workbench.formats import reader
 from workbench.ids import new_id
 from workbench.project import Project
 from workbench.protocol import AnyReply, Failed, ModelRef, Rendered, RenderRequest
@@ -248,3 +249,17 @@ def test_a_backup_that_is_not_there_is_refused_before_anything_is_moved(
     assert run("restore", tmp_path / "nowhere") == 1
     assert run("restore", project_dir) == 0
     assert "No backups yet" in capsys.readouterr().out
+
+
+def test_rejected_rows_beyond_those_that_are_listed_are_counted_too(
+    project_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "REJECTED_KEPT", 3)
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "hi"}\n' + "no json\n" * 30)
+    asked = ["import", str(project_dir), str(tmp_path / "bad.jsonl"), "--as", "prompts", "--format", "jsonl"]
+    assert cli.main([*asked, "--preview", "5"], lambda _: 0) == 0
+    assert f"and {30 - cli_data.SHOWN_REJECTED} more" in capsys.readouterr().out
+    assert cli.main(asked, lambda _: 0) == 0
+    said = capsys.readouterr().out
+    assert "30 rejected" in said  # 3 listed + 27 counted
+    assert f"and {30 - cli_data.SHOWN_REJECTED} more (the first of them with --json)" in said

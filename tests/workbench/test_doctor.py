@@ -2,11 +2,15 @@
 
 import json
 import struct
+import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
-from workbench import cli, doctor, doctor_plan
+from workbench import cli, doctor, doctor_plan, qt_check
+from workbench.__main__ import open_window
 from workbench.model_shape import LLAMAS
 from workbench.models import CachedBase
 
@@ -97,3 +101,46 @@ def test_the_models_at_hand_follow_the_llamas(rows_of, monkeypatch: pytest.Monke
     monkeypatch.setattr(doctor_plan, "read_shape", lambda _: LLAMAS["Llama 1B"])
     assert [one["model"] for one in rows_of("--method", "sft")] == ["Llama 1B", "Llama 3B", "Llama 8B", "mine"]
     assert [one["model"] for one in rows_of("--method", "sft", "--model", "llama 3b")] == ["Llama 3B"]
+
+
+@pytest.mark.parametrize(
+    ("installed", "python", "sound"),
+    [("6.12.0", (3, 11), False), ("6.12.0", (3, 12), True), ("6.11.3", (3, 11), True), (None, (3, 11), True)],
+)
+def test_only_the_one_pyside_that_loses_references_is_refused(
+    installed: str | None, python: tuple[int, int], sound: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_pyside(monkeypatch, installed, python)
+    assert (qt_check.faulty_qt() is None) == sound
+
+
+def test_the_window_does_not_start_on_a_pyside_that_would_abort_it_and_doctor_says_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    has_pyside(monkeypatch, "6.12.0", (3, 11))
+    monkeypatch.setenv("QT_QPA_PLATFORM", "offscreen")
+    monkeypatch.setitem(sys.modules, "ui.app", None)  # whoever imports it fails
+    assert cli.main(["open"], open_window) == 1
+    said = capsys.readouterr().err
+    assert "PySide6 6.12.0 aborts the window on Python 3.11" in said
+    assert "pip install PySide6-Essentials==6.11.3" in said
+    bad = [one for one in doctor._packages() if one.what == "PySide6"]
+    assert [(one.state, one.detail) for one in bad] == [("bad", "PySide6 6.12.0 aborts the window on Python 3.11")]
+
+
+def test_what_may_be_installed_is_what_the_documents_say() -> None:
+    root = Path(__file__).parents[2]
+    wanted = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert "PySide6-Essentials>=6.11.3,<6.12" in wanted
+    assert "| PySide6 6.12 | pinned below it |" in (root / "ARCHITECTURE.md").read_text()
+    assert "PySide6 stays below 6.12" in (root / "CONTRIBUTING.md").read_text()
+
+
+def has_pyside(monkeypatch: pytest.MonkeyPatch, installed: str | None, python: tuple[int, int]) -> None:
+    def version(_name: str) -> str:
+        if installed is None:
+            raise PackageNotFoundError
+        return installed
+
+    monkeypatch.setattr(qt_check, "version", version)
+    monkeypatch.setattr(qt_check, "PYTHON", python)

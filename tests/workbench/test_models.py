@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from workbench import cli
 from workbench.errors import UserError
 from workbench.ids import new_id
 from workbench.manifests import seal
@@ -22,6 +24,7 @@ from workbench.model_folders import (
     read_header,
 )
 from workbench.models import add_model, cached_bases, export_model, fingerprint, import_adapter, remove_model
+from workbench.moved_bases import is_gone, locate_base
 from workbench.project import Project
 from workbench.protocol import ExportModelRequest, Failed, Finished, Imported, ImportModelRequest, ServeProgress
 from workbench.records import ModelRecord
@@ -336,3 +339,73 @@ def test_removing_never_leaves_the_folder_of_imported_adapters(project, base, tm
     project.store.save_model(strange).result()
     remove_model(project, strange.id)
     assert victim.is_dir()
+
+
+# ---- a base that was moved -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(project, base, tmp_path):
+    """An adapter on the base."""
+    return import_adapter(project, make_adapter(tmp_path / "adapter"), base.id)
+
+
+def test_a_base_that_is_added_again_after_another_cache_keeps_its_id_and_its_adapters(
+    project, client, base, trained, tmp_path, monkeypatch
+):
+    shutil.rmtree(tmp_path / "cache")
+    monkeypatch.setenv("TASTEMAKER_CACHE", str(tmp_path / "cache-of-another-machine"))
+    with pytest.raises(UserError, match=r"folder .* is not there.*Locate…"):
+        project.resolve(trained)
+    again = add_model(project, str(tmp_path / "Tiny Base"), client)
+    assert again == dataclasses.replace(base, path=str(tmp_path / "cache-of-another-machine" / "models" / "tiny-base"))
+    assert project.resolve(trained).base == again.path
+    assert [one.id for one in project.store.models(role="base")] == [base.id]
+
+
+def test_a_record_that_was_made_anew_before_does_not_keep_the_old_one_from_being_repaired(
+    project, client, base, trained, tmp_path
+):
+    shutil.rmtree(base.path)
+    anew = dataclasses.replace(base, id="f" * 32, path=str(make_base(tmp_path / "here")))
+    project.store.save_model(anew).result()
+    assert add_model(project, str(tmp_path / "Tiny Base"), client) == anew
+    assert project.resolve(trained).model_id == trained.id  # what hung on the lost one works again
+
+
+def test_a_base_is_located_by_its_content(project, base, trained, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.move(base.path, moved)
+    assert is_gone(base)
+    found = locate_base(project, base.id, moved)
+    assert found == dataclasses.replace(base, path=str(moved))
+    assert not is_gone(found)
+    assert project.resolve(trained).base == str(moved)
+
+
+def test_a_folder_with_other_weights_is_refused_and_nothing_changes(project, base, trained, tmp_path):
+    other = make_base(tmp_path / "other", width=16)
+    shutil.rmtree(base.path)
+    with pytest.raises(UserError, match=r"holds another model than tiny-base.*add this one as a new model"):
+        locate_base(project, base.id, other)
+    with pytest.raises(UserError, match="There is no folder"):
+        locate_base(project, base.id, tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="is incomplete"):
+        locate_base(project, base.id, tmp_path / "empty")
+    with pytest.raises(UserError, match="is no base"):
+        locate_base(project, trained.id, other)
+    assert project.store.model(base.id) == base
+
+
+def test_the_command_line_locates_a_base(project, base, trained, tmp_path, capsys):
+    moved = tmp_path / "moved"
+    shutil.move(base.path, moved)
+    project.close()
+    other = make_base(tmp_path / "other", width=16)
+    assert cli.main(["model", "locate", str(project.path), "tiny", str(other)], lambda _: 0) == 1
+    assert "holds another model" in capsys.readouterr().err
+    assert cli.main(["model", "locate", str(project.path), "tiny", str(moved)], lambda _: 0) == 0
+    assert f"is at {moved} now" in capsys.readouterr().out
+    with Project.open(project.path, read_only=True) as again:
+        assert again.resolve(trained).base == str(moved)

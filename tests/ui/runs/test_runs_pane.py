@@ -15,7 +15,7 @@ from ui.runs_pane import RunsPane
 from workbench import supervisor
 from workbench.errors import UserError
 from workbench.ids import new_id
-from workbench.protocol import Cancel, Pause, Pong, Resume, Sample, SaveNow, Stop, Warned
+from workbench.protocol import Cancel, Pause, Pong, Resume, Sample, SampleNow, SaveNow, Stop, Warned
 from workbench.records import Message, ModelRecord, Prompt
 from workbench.run_folder import RunStatus
 
@@ -234,7 +234,7 @@ def test_a_living_run_shows_state_phase_progress_and_time_left(listed, open_pane
     assert header._eta.text() == "1 min 15 s left"
     assert header.progress.value() == 30
     assert header._phase.text() == "Rollout"
-    assert visible_actions(pane) == ["pause", "save", "stop-save", "stop"]
+    assert visible_actions(pane) == ["pause", "save", "sample", "stop-save", "stop"]
     assert pane.view.tabs.currentWidget() is pane.view.plots
 
 
@@ -289,8 +289,11 @@ def test_each_button_gives_its_command(listed, open_pane, qtbot, sent, said, mon
     run.steps(1, 2)
     pane = open_pane()
     qtbot.waitUntil(lambda: state_of(pane) == "running")
-    for action, command in (("pause", Pause()), ("save", SaveNow()), ("stop-save", Stop(save=True))):
-        pane.view.header.ready()
+    commands = {"save": SaveNow(), "sample": SampleNow(), "pause": Pause(), "stop-save": Stop(save=True)}
+    for action, command in commands.items():
+        if action == "stop-save":
+            pane.view.header.ready()  # a pause was asked for, and this run does not obey
+        qtbot.waitUntil(lambda action=action: pane.view.header.buttons[action].isEnabled())  # those before go on
         qtbot.mouseClick(pane.view.header.buttons[action], Qt.MouseButton.LeftButton)
         qtbot.waitUntil(lambda command=command: sent[-1:] == [command])
     pane.view.act("unpause")
@@ -361,7 +364,7 @@ def test_an_interrupted_run_is_resumed_and_its_history_goes_on_without_a_zigzag(
     ("state", "wanted"),
     [
         ("queued", ("unqueue",)),
-        ("running", ("pause", "save", "stop-save", "stop")),
+        ("running", ("pause", "save", "sample", "stop-save", "stop")),
         ("paused", ("unpause", "stop-save", "stop")),
         ("stopping", ("stop",)),
         ("done", ("compare",)),
@@ -396,7 +399,7 @@ def test_warnings_are_counted_on_the_log_s_tab(listed, open_pane, qtbot):
     run.start()
     run.write(Warned(code="oom", message="Out of memory: micro-batch halved to 2", remedy="nothing to do"))
     pane = open_pane()
-    qtbot.waitUntil(lambda: pane.view is not None and tab_names(pane)[3] == "Log (1 warning)")
+    qtbot.waitUntil(lambda: pane.view is not None and tab_names(pane)[4] == "Log (1 warning)")
 
 
 # ---- the alarm ----
