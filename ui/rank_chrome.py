@@ -29,8 +29,11 @@ class RankHeader(PageHeader):
             self.columns.addItem(text, value)
         self.columns.currentIndexChanged.connect(lambda _: self.columns_chosen.emit(self.columns.currentData()))
         self.earlier = button("Earlier…", tip="Open a card of before to correct it (H)", name="earlier")
+        self.consistency = button(
+            "Consistency…", tip="How well the labels agree, and what sways them (C)", name="consistency"
+        )
         self.sample = button("Get responses…", kind="primary", tip="Sample responses to rank (G)", name="get-responses")
-        for one in (self.differences, self.reveal, self.columns, self.earlier, self.sample):
+        for one in (self.differences, self.reveal, self.columns, self.earlier, self.consistency, self.sample):
             self.add_action(one)
 
 

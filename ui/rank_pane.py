@@ -8,6 +8,7 @@ from PySide6.QtCore import QEvent, QPoint, Qt
 from PySide6.QtGui import QHideEvent, QKeyEvent, QShowEvent
 from PySide6.QtWidgets import QMenu, QWidget
 
+from ui.consistency_dialog import ConsistencyDialog
 from ui.context import Context
 from ui.flag_menu import open_flag_menu
 from ui.labelling import READ_ONLY
@@ -20,6 +21,7 @@ from ui.rank_live import LiveCards
 from ui.rank_session import RankItem, SessionStats, Stopwatch, Work, judged, load_item, reveal_line
 from ui.rank_state import LETTERS, RankSheet
 from ui.rank_view import RankView
+from ui.re_ask import ReAsks, card_of
 from ui.sampler import Sampler, SamplingJob, SamplingPlan
 from ui.sampling_dialog import SamplingDialog
 from ui.unsaved import Unsaved, finish_writes
@@ -51,6 +53,7 @@ class RankPane(QWidget):
         self.stats = SessionStats()
         self.stopwatch = Stopwatch()
         self.feed = RankFeed(context, self)
+        self.re_asks = ReAsks(context, self)
         self.sampler = Sampler(context, self)
         self.view = RankView(self.sampler)
         self.live = LiveCards(self.view, self.sampler, self)
@@ -82,6 +85,7 @@ class RankPane(QWidget):
         view.header.differences.toggled.connect(self._show_differences)
         view.header.sample.clicked.connect(self.ask_for_responses)
         view.header.earlier.clicked.connect(self.open_history)
+        view.header.consistency.clicked.connect(self.open_consistency)
         view.footer.submit.clicked.connect(self.submit)
         view.footer.skip.clicked.connect(self.skip)
         view.footer.cannot.clicked.connect(self.cannot_rank)
@@ -102,6 +106,7 @@ class RankPane(QWidget):
             ("D", header.differences.toggle),
             ("R", header.reveal.toggle),
             ("H", self.open_history),
+            ("C", self.open_consistency),
             ("G", self.ask_for_responses),
             ("Esc", self._focus_board),
         ):
@@ -167,10 +172,10 @@ class RankPane(QWidget):
             for work in (*self._aside, *([self._work] if self._work else [])):
                 self.feed.hold_back(work.item.prompt.id)
         undone, redone = self.acts.on_changed(change)
-        for ranking in undone:
+        for ranking in self.re_asks.without_answers(undone):
             self.stats.remove(ranking.prompt_id)
             self.feed.give_back(ranking.prompt_id)
-        for ranking in redone:
+        for ranking in self.re_asks.without_answers(redone):
             self.stats.add(ranking)
         self.feed.on_changed(change)
 
@@ -180,7 +185,7 @@ class RankPane(QWidget):
         self._work = None
         if self._aside:
             self._show(self._aside.pop())
-        elif (item := self.feed.take()) is not None:
+        elif (item := self.re_asks.take() or self.feed.take()) is not None:
             self._open(item)
         elif self.sampler.job is not None:
             self._on_job(self.sampler.job)
@@ -402,7 +407,7 @@ class RankPane(QWidget):
         self._saving = True
         self._unsaved = ranking
         self.view.set_saving(True)
-        future = self._context.store.save_ranking(ranking)
+        future = self.re_asks.save(ranking, self.item)
         bind_future(future, lambda change: self._on_saved(ranking, change), self._on_not_saved, owner=self)
 
     def _save_again(self) -> None:
@@ -420,7 +425,9 @@ class RankPane(QWidget):
         self.view.set_saving(False)
         self._unsaved = None
         self.acts.add(ranking, change.label)
-        self.stats.add(ranking)
+        for counted in self.re_asks.without_answers([ranking]):
+            self.stats.add(counted)
+        self.re_asks.look()
         if work is not None and self.view.header.reveal.isChecked():
             self._revealed.add(ranking.prompt_id)
             self.view.reveal_text.setText(reveal_line(work.item, self._names, LETTERS))
@@ -457,13 +464,17 @@ class RankPane(QWidget):
             self.acts.redo(self._on_redone, self._on_not_undone)
 
     def _on_undone(self, ranking: Ranking) -> None:
-        self.stats.remove(ranking.prompt_id)
         store, places = self._context.store, ranking if ranking.outcome == "ranked" else None
-        run_task(lambda: load_item(store, ranking.prompt_id, places_of=places), self._on_opened, owner=self)
+        if (first := self.re_asks.repeats(ranking)) is not None:
+            run_task(lambda: card_of(store, first), self._on_opened, owner=self)
+        else:
+            self.stats.remove(ranking.prompt_id)
+            run_task(lambda: load_item(store, ranking.prompt_id, places_of=places), self._on_opened, owner=self)
         self._context.notify("The last ranking was taken back; Ctrl+Shift+Z brings it back.")
 
     def _on_redone(self, ranking: Ranking) -> None:
-        self.stats.add(ranking)
+        for counted in self.re_asks.without_answers([ranking]):
+            self.stats.add(counted)
         if self._work is None or self._work.item.prompt.id == ranking.prompt_id:
             self._next()
 
@@ -473,6 +484,9 @@ class RankPane(QWidget):
 
     def _correct(self, ranking: Ranking) -> None:
         """Open a card of before again; what is saved then supersedes it."""
+        if self.re_asks.repeats(ranking) is not None:
+            self.view.footer.say("Something else was done since: Edit, Undo takes that back first.", "warn")
+            return
         store, corrects = self._context.store, ranking if ranking.outcome == "ranked" else None
         run_task(lambda: load_item(store, ranking.prompt_id, corrects=corrects), self._on_opened, owner=self)
 
@@ -481,6 +495,13 @@ class RankPane(QWidget):
         dialog = RankHistoryDialog(self._context, self)
         dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         dialog.picked.connect(self._correct)
+        dialog.finished.connect(lambda _: self._focus_board())
+        dialog.open()
+
+    def open_consistency(self) -> None:
+        """Say how consistent the labels are."""
+        dialog = ConsistencyDialog(self._context, self)
+        dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         dialog.finished.connect(lambda _: self._focus_board())
         dialog.open()
 

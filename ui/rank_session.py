@@ -25,6 +25,7 @@ class RankItem:
     corrects: Ranking | None = None
     left_out: int = 0  # older responses beyond the nine that fit
     thumbs: tuple[str, ...] = ()  # prefilled likewise; () for none
+    re_asks: Ranking | None = None  # the ranking that this card asks for again
 
     @property
     def ids(self) -> tuple[str, ...]:

@@ -13,6 +13,9 @@ RELIABLE, TENTATIVE = 0.8, 0.667
 PEER = 0.73
 """How often InstructGPT's labellers agreed with each other (Ouyang et al. 2022, section 3.4)."""
 
+NOISY = 0.3
+"""More labels flipped than this, and two answers to one pair agree in fewer than 58 % of the cases: nearly a coin."""
+
 ENOUGH_PROMPTS = 20
 """Fewer prompts than this say little, whatever the share: the interval is some 40 points wide."""
 
@@ -126,17 +129,20 @@ def _ceiling(told: Agreement) -> Finding:
             "Not known: it follows from how often the same pair is judged the same way twice.",
             "Until then read a reward model’s accuracy against a coin’s 50%, not against 100%.",
         )
-    who = "you agree with yourself" if noise.source == "re-asks" else "two raters agree"
+    agreed = 1 - 2 * noise.flips * (1 - noise.flips)
+    who = "One rater asked twice agrees" if noise.source == "re-asks" else "Raters agree, if they share one taste,"
     evidence = (
-        f"{1 - noise.high:.0%} to {1 - noise.low:.0%}. With flips of {noise.flips:.1%} of the preferences, "
-        f"independent of each other, {who} as often as you do; no model can be expected to do better on such labels."
+        f"{1 - noise.high:.0%} to {1 - noise.low:.0%}. {who} in {agreed:.0%} of the preferences, as if "
+        f"{noise.flips:.1%} of the labels were flipped by chance; no model can be expected to agree with more than "
+        "the rest."
     )
     if noise.flips < 0.01:
         return Finding(key, title, f"{noise.ceiling:.0%}", evidence, "The labels hold a model back no further.", "good")
-    advice = (
-        f"Try label_smoothing {min(0.49, noise.flips):.2f} for the reward model, and for DPO with it loss_type robust."
-    )
-    return Finding(key, title, f"{noise.ceiling:.0%}", evidence, advice, "warn" if noise.flips > 0.2 else "")
+    if noise.flips > NOISY:
+        advice = "So many flips cost more than smoothing can mend: write down what better means, and rank again."
+        return Finding(key, title, f"{noise.ceiling:.0%}", evidence, advice, "warn")
+    advice = f"Try label_smoothing {noise.flips:.2f} for the reward model, and for DPO with it loss_type robust."
+    return Finding(key, title, f"{noise.ceiling:.0%}", evidence, advice)
 
 
 def _position(told: Agreement) -> Finding:
