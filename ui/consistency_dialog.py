@@ -110,7 +110,7 @@ class ConsistencyDialog(QDialog):
             card.show_finding(one)
         shares = [
             Share(
-                f"{two.first}, {two.second}",
+                f"{two.first}, {two.second}{_kappa(two.told.beyond_chance)}",
                 two.told.exact.pairs,
                 two.told.exact.prompts,
                 two.told.exact.share,
@@ -154,3 +154,7 @@ class ConsistencyDialog(QDialog):
         super().changeEvent(event)
         if event.type() in FONT_EVENTS:
             self._reflow()
+
+
+def _kappa(value: float | None) -> str:
+    return "" if value is None else f" · Cohen’s kappa {value:.2f}"

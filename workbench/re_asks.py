@@ -34,12 +34,12 @@ class ReAsk:
 def re_asks(store: Store) -> list[ReAsk]:
     """Return all that were answered, of prompts that are not archived, oldest first."""
     with store.reading() as db:
-        found = db.execute(
+        found: list[Any] = db.execute(
             f"SELECT k.superseded_by, {rows.RANKING} FROM rankings AS k JOIN rankings AS f ON f.id = k.superseded_by "
             "JOIN prompt_state AS s ON s.id = k.prompt_id "
             "WHERE s.archived = 0 AND k.seq > f.seq AND k.outcome = 'ranked' ORDER BY k.seq"
         ).fetchall()
-        answers: list[tuple[str, Ranking]] = [(of, rows.read_ranking(rest)) for of, *rest in found]
+        answers: list[tuple[str, Ranking]] = [(row[0], rows.read_ranking(row[1:])) for row in found]
         first = {of: _ranking(db, of) for of, _ in answers}
     return [ReAsk(first[of], again) for of, again in answers]
 

@@ -8,6 +8,7 @@ import pytest
 
 from tests.ui.waiting import to_front, wait
 from ui.consistency_dialog import ConsistencyDialog
+from ui.rank_chrome import RankHeader
 from ui.rank_pane import RankPane
 from ui.re_ask import card_of, every_of, set_every
 from workbench.agreement import measure
@@ -47,6 +48,7 @@ def test_raters_are_compared_two_by_two_once_there_are_three(dialog, filled):
     made = dialog()
     assert made.cards["raters"].number.text() == "100%"
     assert made.table.rowCount() == 3
+    assert made.table.item(0, 0).text() == "me, Ben · Cohen’s kappa 1.00"
     assert made.two_raters.isVisible()
 
 
@@ -69,6 +71,20 @@ def test_how_often_a_card_is_asked_for_again_is_kept(dialog, context):
 def test_a_labels_project_that_is_closed_says_so(dialog, filled):
     filled.project.store.close()
     assert "closed" in dialog().banner.what.text()
+
+
+def test_the_button_takes_no_room_from_a_narrow_window_and_its_key_stays(qtbot, theme):
+    header = RankHeader()
+    qtbot.addWidget(header)
+    header.resize(1100, 60)
+    header.show()
+    assert header.consistency.isVisible()
+    wide = header.minimumSizeHint().width()
+    header.resize(wide, 60)
+    assert not header.consistency.isVisible()
+    assert header.minimumSizeHint().width() == wide
+    header.resize(1100, 60)
+    assert header.consistency.isVisible()
 
 
 # ---- asked again ----
