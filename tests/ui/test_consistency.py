@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from PySide6.QtWidgets import QWidget
 
 from tests.ui.waiting import to_front, wait
 from ui.consistency_dialog import ConsistencyDialog
 from ui.rank_chrome import RankHeader
 from ui.rank_pane import RankPane
 from ui.re_ask import card_of, every_of, set_every
+from ui.widgets import column
 from workbench.agreement import measure
 from workbench.agreement_words import findings
 from workbench.ids import new_id
@@ -74,16 +76,18 @@ def test_a_labels_project_that_is_closed_says_so(dialog, filled):
 
 
 def test_the_button_takes_no_room_from_a_narrow_window_and_its_key_stays(qtbot, theme):
-    header = RankHeader()
-    qtbot.addWidget(header)
-    header.resize(1100, 60)
-    header.show()
+    page, header = QWidget(), RankHeader()
+    page.setLayout(column(header))
+    qtbot.addWidget(page)
+    page.resize(1100, 60)
+    page.show()
     assert header.consistency.isVisible()
-    wide = header.minimumSizeHint().width()
-    header.resize(wide, 60)
+    narrow = header.minimumSizeHint().width()
+    page.resize(narrow, 60)
+    assert page.width() == header.width() == narrow
     assert not header.consistency.isVisible()
-    assert header.minimumSizeHint().width() == wide
-    header.resize(1100, 60)
+    wait(qtbot, lambda: header.minimumSizeHint().width() == narrow)
+    page.resize(1100, 60)
     assert header.consistency.isVisible()
 
 
