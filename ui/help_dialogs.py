@@ -37,6 +37,7 @@ PANE_KEYS: dict[str, tuple[tuple[str, str], ...]] = {
         ("F", "Flag the response in focus"),
         ("N", "Write a note"),
         ("D", "Show the differences"),
+        ("C", "Say how consistent the labels are"),
     ),
     "Demonstrate": (
         ("Ctrl+Enter", "Mark the demonstration as final and go to the next prompt"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from PySide6.QtCore import QEvent, Qt
+from PySide6.QtCore import QEvent, Qt, Signal, SignalInstance
 from PySide6.QtGui import QResizeEvent
 from PySide6.QtWidgets import (
     QAbstractItemView,
@@ -23,7 +23,8 @@ from ui.plain_text import visible
 from ui.reliability_plot import ReliabilityPlot
 from ui.theme import L, M, S
 from ui.train_parts import PageScroll
-from ui.widgets import Card, Pill, PlainText, SectionTitle, Text, column, plural, row
+from ui.widgets import Card, Pill, PlainText, SectionTitle, Text, button, column, plural, row
+from workbench.agreement import Noise
 from workbench.judged_model import JudgedModel
 from workbench.judgement import CONFIDENT, JudgedPair, Report, Share
 from workbench.rows import PairRow
@@ -140,7 +141,7 @@ class JudgementView(QWidget):
             self.wrong.show_pairs((), {})
             return
         told = judged.report
-        self._show_figures(told)
+        self._show_figures(told, judged.noise)
         self.plot.set_bins(told.reliability)
         sides = tuple(
             replace(one, name=name)  # the head of the column says the rest
@@ -158,12 +159,13 @@ class JudgementView(QWidget):
             self._cards[title].setVisible(bool(shares))
         self.wrong.show_pairs(told.confident_and_wrong, judged.rows)
 
-    def _show_figures(self, told: Report) -> None:
+    def _show_figures(self, told: Report, noise: Noise | None) -> None:
         one, length = told.accuracy, told.length
         self.accuracy.setText(f"{one.accuracy:.1%}")
         self._evidence.setText(
             f"{one.low:.0%} to {one.high:.0%} with 95% confidence, from {plural(one.pairs, 'held-out pair')} of "
             f"{plural(one.rankings, 'ranking')} to {plural(one.prompts, 'prompt')}. A coin has 50%."
+            + (f" Labels as consistent as these bound it at {noise.ceiling:.0%}." if noise else "")
         )
         self.calibration.setText(f"{told.calibration_error:.1%}")
         self._calibration_words.setText("How far its confidence is from how often it is right, on average.")
@@ -223,8 +225,8 @@ class FitTable(QTableWidget):
 class ShareTable(FitTable):
     """Shares as rows: name, pairs, accuracy, its interval in words and as a picture."""
 
-    def __init__(self, what: str, parent: QWidget | None = None) -> None:
-        super().__init__([what, "Pairs", "Accuracy", "95% CI"], right=(1, 2), parent=parent)
+    def __init__(self, what: str, share: str = "Accuracy", parent: QWidget | None = None) -> None:
+        super().__init__([what, "Pairs", share, "95% CI"], right=(1, 2), parent=parent)
         header = self.horizontalHeader()
         for place, mode in enumerate(
             (
@@ -256,7 +258,12 @@ class ShareTable(FitTable):
 
 
 class WrongPairs(Card):
-    """The pairs of which the model surely prefers the side that the rater rejected."""
+    """The pairs of which the model surely prefers the side that the rater rejected.
+
+    ``to_rank(prompt_id)``: open the prompt of the pair that is shown, to look at its label again.
+    """
+
+    to_rank: SignalInstance = Signal(str)  # type: ignore[assignment]
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__("Confident and wrong", parent=parent)
@@ -273,6 +280,10 @@ class WrongPairs(Card):
         self.sure = Pill()
         self.apart = Pill()
         self.longer = Pill()
+        self.open = button(
+            "Open in Rank", self._on_open, tip="Look at the label of this pair again", name="wrong-to-rank"
+        )
+        self.table.itemActivated.connect(lambda _: self._on_open())
         self.prompt = PlainText(name="Prompt", fit=True, max_lines=4)
         self.chosen = PlainText(name="Chosen by the rater", fit=True, max_lines=10)
         self.rejected = PlainText(name="Rejected by the rater, preferred by the model", fit=True, max_lines=10)
@@ -288,7 +299,7 @@ class WrongPairs(Card):
         self._sides.setLayout(sides)
         self.detail.setLayout(
             column(
-                row(self.gap, self.sure, self.apart, self.longer, None, spacing=S),
+                row(self.gap, self.sure, self.apart, self.longer, None, self.open, spacing=S),
                 Text("Prompt", "small", "muted"),
                 self.prompt,
                 self._sides,
@@ -342,8 +353,15 @@ class WrongPairs(Card):
         found = self._rows.get(one.id)
         self.prompt.set_text(found.prompt[-1].content if found else "The texts of this pair are no longer there.")
         self._sides.setVisible(found is not None)
+        self.open.setVisible(found is not None)
         self.chosen.set_text(found.chosen if found else "")
         self.rejected.set_text(found.rejected if found else "")
+
+    def _on_open(self) -> None:
+        line = self.table.currentRow()
+        found = self._rows.get(self.pairs[line].id) if 0 <= line < len(self.pairs) else None
+        if found is not None:
+            self.to_rank.emit(found.group)
 
 
 def _figure(title: str, number: Text, words: Text) -> Card:

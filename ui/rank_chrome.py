@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import Signal, SignalInstance
+from PySide6.QtCore import QSize, Signal, SignalInstance
 from PySide6.QtGui import QResizeEvent
 from PySide6.QtWidgets import QComboBox, QLineEdit, QProgressBar, QPushButton, QSizePolicy, QWidget
 
@@ -29,9 +29,28 @@ class RankHeader(PageHeader):
             self.columns.addItem(text, value)
         self.columns.currentIndexChanged.connect(lambda _: self.columns_chosen.emit(self.columns.currentData()))
         self.earlier = button("Earlier…", tip="Open a card of before to correct it (H)", name="earlier")
+        self.consistency = button(
+            "Consistency…", tip="How well the labels agree, and what sways them (C)", name="consistency"
+        )
         self.sample = button("Get responses…", kind="primary", tip="Sample responses to rank (G)", name="get-responses")
-        for one in (self.differences, self.reveal, self.columns, self.earlier, self.sample):
+        for one in (self.differences, self.reveal, self.columns, self.earlier, self.consistency, self.sample):
             self.add_action(one)
+
+    def minimumSizeHint(self) -> QSize:
+        """Ask for no room for what a narrow window does without: C does the same."""
+        size = super().minimumSizeHint()
+        return (
+            size if self.consistency.isHidden() else QSize(size.width() - self._room_for_consistency(), size.height())
+        )
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        """Leave consistency to its key where there is no room for its button."""
+        super().resizeEvent(event)
+        needed = self.minimumSizeHint().width() + self._room_for_consistency()
+        self.consistency.setVisible(self.width() >= needed)
+
+    def _room_for_consistency(self) -> int:
+        return self.consistency.sizeHint().width() + S
 
 
 def _toggle(text: str, tip: str, name: str) -> QPushButton:

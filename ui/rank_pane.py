@@ -8,6 +8,7 @@ from PySide6.QtCore import QEvent, QPoint, Qt
 from PySide6.QtGui import QHideEvent, QKeyEvent, QShowEvent
 from PySide6.QtWidgets import QMenu, QWidget
 
+from ui.consistency_dialog import ConsistencyDialog
 from ui.context import Context
 from ui.flag_menu import open_flag_menu
 from ui.labelling import READ_ONLY
@@ -20,6 +21,7 @@ from ui.rank_live import LiveCards
 from ui.rank_session import RankItem, SessionStats, Stopwatch, Work, judged, load_item, load_waiting, reveal_line
 from ui.rank_state import LETTERS, RankSheet
 from ui.rank_view import RankView
+from ui.re_ask import ReAsks, card_of
 from ui.sampler import Sampler, SamplingJob, SamplingPlan
 from ui.sampling_dialog import SamplingDialog
 from ui.unsaved import Unsaved, finish_writes
@@ -51,6 +53,7 @@ class RankPane(QWidget):
         self.stats = SessionStats()
         self.stopwatch = Stopwatch()
         self.feed = RankFeed(context, self)
+        self.re_asks = ReAsks(context, self)
         self.sampler = Sampler(context, self)
         self.view = RankView(self.sampler)
         self.live = LiveCards(self.view, self.sampler, self)
@@ -83,6 +86,7 @@ class RankPane(QWidget):
         view.header.sample.clicked.connect(lambda _: self.ask_for_responses())
         view.more.clicked.connect(lambda _: self.ask_for_responses(to_this=True))
         view.header.earlier.clicked.connect(self.open_history)
+        view.header.consistency.clicked.connect(self.open_consistency)
         view.footer.submit.clicked.connect(self.submit)
         view.footer.skip.clicked.connect(self.skip)
         view.footer.cannot.clicked.connect(self.cannot_rank)
@@ -103,6 +107,7 @@ class RankPane(QWidget):
             ("D", header.differences.toggle),
             ("R", header.reveal.toggle),
             ("H", self.open_history),
+            ("C", self.open_consistency),
             ("G", self.ask_for_responses),
             ("Esc", self._focus_board),
         ):
@@ -168,8 +173,9 @@ class RankPane(QWidget):
             self.stats.remove(ranking.id)
             if ranking.prompt_id not in at_hand:
                 self.feed.give_back(ranking.prompt_id)
-        for ranking in redone:
+        for ranking in self.re_asks.without_answers(redone):
             self.stats.add(ranking)
+        for ranking in redone:
             if ranking.prompt_id not in at_hand:
                 self.feed.done(ranking)
         self.feed.on_changed(change)
@@ -180,7 +186,7 @@ class RankPane(QWidget):
         self._work = None
         if self._aside:
             self._show(self._aside.pop())
-        elif (item := self.feed.take()) is not None:
+        elif (item := self.re_asks.take() or self.feed.take()) is not None:
             self._open(item)
         elif self.sampler.job is not None:
             self._on_job(self.sampler.job)
@@ -405,7 +411,7 @@ class RankPane(QWidget):
         self._saving = True
         self._unsaved = ranking
         self.view.set_saving(True)
-        future = self._context.store.save_ranking(ranking)
+        future = self.re_asks.save(ranking, self.item)
         bind_future(future, lambda change: self._on_saved(ranking, change), self._on_not_saved, owner=self)
 
     def _save_again(self) -> None:
@@ -423,8 +429,10 @@ class RankPane(QWidget):
         self.view.set_saving(False)
         self._unsaved = None
         self.acts.add(ranking, change.label)
-        self.stats.add(ranking, work.item.corrects if work else None)
+        for counted in self.re_asks.without_answers([ranking]):
+            self.stats.add(counted, work.item.corrects if work else None)
         self.feed.done(ranking)
+        self.re_asks.look()
         if work is not None and self.view.header.reveal.isChecked():
             self._revealed.update(work.item.ids)
             self.view.reveal_text.setText(reveal_line(work.item, self._names, LETTERS))
@@ -463,11 +471,16 @@ class RankPane(QWidget):
 
     def _on_undone(self, ranking: Ranking) -> None:
         self.stats.remove(ranking.id)
-        self._load(ranking.prompt_id, places_of=ranking if ranking.outcome == "ranked" else None)
+        if (first := self.re_asks.repeats(ranking)) is not None:
+            store = self._context.store
+            run_task(lambda: card_of(store, first), self._on_opened, owner=self)
+        else:
+            self._load(ranking.prompt_id, places_of=ranking if ranking.outcome == "ranked" else None)
         self._context.notify("The last ranking was taken back; Ctrl+Shift+Z brings it back.")
 
     def _on_redone(self, ranking: Ranking) -> None:
-        self.stats.add(ranking)
+        for counted in self.re_asks.without_answers([ranking]):
+            self.stats.add(counted)
         if self._work is None or self._work.item.prompt.id == ranking.prompt_id:
             self.feed.done(ranking)
             self._next()
@@ -480,6 +493,9 @@ class RankPane(QWidget):
 
     def _correct(self, ranking: Ranking) -> None:
         """Open a card of before again; what is saved then supersedes it."""
+        if self.re_asks.repeats(ranking) is not None:
+            self.view.footer.say("Something else was done since: Edit, Undo takes that back first.", "warn")
+            return
         ranked = ranking.outcome == "ranked"
         self._load(ranking.prompt_id, corrects=ranking if ranked else None, places_of=None if ranked else ranking)
 
@@ -496,6 +512,13 @@ class RankPane(QWidget):
         dialog = RankHistoryDialog(self._context, self)
         dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         dialog.picked.connect(self._correct)
+        dialog.finished.connect(lambda _: self._focus_board())
+        dialog.open()
+
+    def open_consistency(self) -> None:
+        """Say how consistent the labels are."""
+        dialog = ConsistencyDialog(self._context, self)
+        dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         dialog.finished.connect(lambda _: self._focus_board())
         dialog.open()
 

@@ -27,6 +27,7 @@ class RankItem:
     left_out: int = 0  # responses that wait to be judged too, beyond the nine that fit
     thumbs: tuple[str, ...] = ()  # prefilled likewise; () for none
     anchors: tuple[str, ...] = ()  # ids of those that the rater has judged before
+    re_asks: Ranking | None = None  # the ranking that this card asks for again
 
     @property
     def ids(self) -> tuple[str, ...]:

@@ -79,6 +79,7 @@ class RankView(QWidget):
         self.warning.hide()
         self.prompt.set_messages(item.prompt.messages)
         words = [("correction", "accent")] if item.corrects else []
+        words += [("asked again", "accent")] if item.re_asks else []
         words += [("held-out", "accent")] if item.prompt.split == "held-out" else []
         words += [(f"{plural(item.left_out, 'response')} not shown yet", "warn")] if item.left_out else []
         self._set_pills(words + [(tag, "") for tag in item.prompt.tags])

@@ -17,6 +17,7 @@ from ui.operations import bind_future, run_task
 from ui.plot_grid import PlotGrid
 from ui.recipe_view import RecipeView
 from ui.run_acts import COMMANDS, GOES_ON, ToRank, alarm_lines, ask, to_rank
+from ui.run_data_view import RunDataView
 from ui.run_follower import RunFollower, Seen
 from ui.run_header import RunHeader
 from ui.run_history import Batch, RunHistory
@@ -82,6 +83,7 @@ class RunView(QWidget):
         self.checkpoints = CheckpointsView(self._context)
         self.log = LogView()
         self.recipe = RecipeView()
+        self.data = RunDataView(self._context.store)
         self.tabs = QTabWidget()
         self.tabs.setDocumentMode(True)
         self.tabs.tabBar().setDrawBase(False)
@@ -94,6 +96,7 @@ class RunView(QWidget):
             (self.checkpoints, "Checkpoints"),
             (self.log, "Log"),
             (self.recipe, "Recipe"),
+            (self.data, "Data"),
         ):
             self.tabs.addTab(view, title)
         self._show_judgement(None)
@@ -123,8 +126,10 @@ class RunView(QWidget):
         self.plots.failed.connect(self._context.show_error)
         self.samples.failed.connect(self._context.show_error)
         self.samples.to_rank.connect(self._on_to_rank)
+        self.judgement.wrong.to_rank.connect(lambda prompt: self._context.navigate("rank", prompt_id=prompt))
         self.log.copied.connect(lambda: self._context.notify("The log was copied", "good"))
         self.recipe.again.connect(self._on_again)
+        self.data.opened.connect(lambda pane, prompt: self._context.navigate(pane, prompt_id=prompt))
 
     # ---- which run ----
 
@@ -150,6 +155,7 @@ class RunView(QWidget):
         self.checkpoints.set_run(record)
         self.log.set_log(folder.path / "engine.log")
         self.recipe.set_spec(None)
+        self.data.set_run(folder)
         self.tabs.setTabText(self.tabs.indexOf(self.log), "Log")
         self._judged = False
         self._show_judgement(None)

@@ -45,7 +45,17 @@ def main(arguments: Sequence[str], open_window: OpenWindow) -> int:
 
 
 def _commands() -> dict[str, Command]:
-    from workbench import cli_data, cli_judge, cli_models, cli_project, cli_runs, cli_sample, demo, doctor
+    from workbench import (
+        cli_agreement,
+        cli_data,
+        cli_judge,
+        cli_models,
+        cli_project,
+        cli_runs,
+        cli_sample,
+        demo,
+        doctor,
+    )
 
     return {
         "new": cli_project.new,
@@ -68,6 +78,7 @@ def _commands() -> dict[str, Command]:
         "sample": cli_sample.sample,
         "score": cli_sample.score,
         "judge": cli_judge.judge,
+        "agreement": cli_agreement.agreement,
         "demo": demo.demo,
         "doctor": doctor.doctor,
     }

@@ -47,6 +47,8 @@ def lines(model: ModelRecord, found: JudgedModel) -> list[str]:
     of = f"{many(told.accuracy.pairs, 'held-out pair')} of {many(told.accuracy.rankings, 'ranking')}"
     of += f" to {many(told.accuracy.prompts, 'prompt')}"
     made = [f"{model.name!r} at step {found.step}, judged on {of}.", "", _share(told.accuracy, "accuracy")]
+    if found.noise is not None:
+        made.append(f"  Labels as consistent as these bound it at {found.noise.ceiling:.1%} (tastemaker agreement).")
     for title, part in (
         ("By tag", told.by_tag),
         ("By tier distance", told.by_tier_distance),

@@ -166,6 +166,9 @@ def _serve_parsers(commands: _Commands[argparse.ArgumentParser]) -> None:
     one.add_argument("--reward", required=True, metavar="MODEL")
     one = _command(commands, "judge", "how good a reward model is on the held-out pairs, and where it is wrong")
     one.add_argument("model", help="a reward model that a run made: its name, id, or the beginning of either")
+    _command(
+        commands, "agreement", "how consistent the labels are: between raters, of one asked twice, and what sways them"
+    )
 
 
 def _run_parsers(commands: _Commands[argparse.ArgumentParser]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from workbench.agreement import Noise, measure
 from workbench.errors import UserError
 from workbench.judgement import Judgement, Report, report
 from workbench.rows import PairRow
@@ -20,6 +21,7 @@ class JudgedModel:
     step: int
     report: Report
     rows: Mapping[str, PairRow] = field(default_factory=dict)
+    noise: Noise | None = None  # of the project's labels, which bounds the accuracy; None where it is not known
 
 
 def judged_model(store: Store, folder: Path, run: RunFolder | None = None) -> JudgedModel | None:
@@ -34,7 +36,7 @@ def judged_model(store: Store, folder: Path, run: RunFolder | None = None) -> Ju
     prompts = store.prompts_by_id({row.group for row in rows.values()})
     tags = {id_: prompts[row.group].tags for id_, row in rows.items() if row.group in prompts}
     raters = {one.id: one.name for one in store.raters()}
-    return JudgedModel(judgement.step, report(judgement.pairs, tags=tags, raters=raters), rows)
+    return JudgedModel(judgement.step, report(judgement.pairs, tags=tags, raters=raters), rows, measure(store).noise)
 
 
 def _rows(run: RunFolder | None) -> dict[str, PairRow]:

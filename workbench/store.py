@@ -293,6 +293,13 @@ class Store:
         """
         return self._write(lambda db: store_acts.save_ranking(db, r))
 
+    def save_re_ask(self, r: Ranking, first_id: str) -> Future[Change]:
+        """Save what a rater said when asked for a ranking again: it replaces, counts and trains nothing.
+
+        See :mod:`workbench.re_asks`.
+        """
+        return self._write(lambda db: store_acts.save_re_ask(db, r, first_id))
+
     def add_batch(
         self,
         *,

@@ -167,6 +167,29 @@ def save_ranking(db: apsw.Connection, r: Ranking) -> Act:
     return act
 
 
+def save_re_ask(db: apsw.Connection, r: Ranking, first_id: str) -> Act:
+    """Save what a rater said when asked for a ranking again: it stands under that one, so that it never counts itself.
+
+    Raises UserError where the first is not a ranking of this prompt by this rater.
+    """
+    act, clean = Act("save_re_ask", author=r.rater_id), Cleaner()
+    title = _title_of(db, r.prompt_id)
+    if _is_retry(db, r):
+        return act
+    same = "SELECT 1 FROM rankings WHERE id = ? AND prompt_id = ? AND rater_id = ? AND outcome = 'ranked'"
+    if db.execute(same, (first_id, r.prompt_id, r.rater_id)).get is None:
+        raise UserError(
+            "this answer cannot be saved",
+            "the ranking that it repeats is not there (any more)",
+            "skip the card; the ranking that stands is not touched",
+        )
+    pairs = check_ranking(db, r)
+    insert_ranking(db, replace(r, supersedes=""), clean, act.at, pairs, superseded_by=first_id)
+    act.kinds, act.ids, act.notes = frozenset({"rankings"}), (r.id,), clean.notes()
+    act.label = f"Answer once more for {quoted(title)}"
+    return act
+
+
 def _about(r: Ranking) -> frozenset[str]:
     """What a judgement places; where it places nothing, what was shown."""
     return frozenset(id_ for tier in r.tiers for id_ in tier) or frozenset(r.shown_order)

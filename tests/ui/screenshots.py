@@ -258,6 +258,7 @@ def main(out: Path, only: tuple[str, ...] = ()) -> int:
                     settle()
                     shoot(app.window, f"{key}-{mode}-{width}")
             judgement(app, mode, shoot)
+            consistency(app, mode, shoot)
             app.window.resize(*SIZES[0])
             app.window.show_pane("home")
             app.window.explain("ppo", {"objective/scores": 1.42, "objective/kl": 4.31})
@@ -285,7 +286,27 @@ def judgement(app: App, mode: str, shoot: Shoot) -> None:
         app.window.resize(width, height)
         settle()
         shoot(app.window, f"judgement-{mode}-{width}")
+    view.tabs.setCurrentWidget(view.data)
+    for width, height in SIZES:
+        app.window.resize(width, height)
+        settle()
+        shoot(app.window, f"data-{mode}-{width}")
     view.tabs.setCurrentIndex(0)
+
+
+def consistency(app: App, mode: str, shoot: Shoot) -> None:
+    """Show how consistent the labels are."""
+    app.window.show_pane("rank")
+    for width, height in SIZES:
+        app.window.resize(width, height)
+        settle()
+        app.window.pane("rank").open_consistency()  # type: ignore[attr-defined]
+        settle()
+        dialog = QApplication.activeModalWidget()
+        if dialog is not None:
+            shoot(dialog, f"consistency-{mode}-{width}")
+            dialog.close()
+    settle(0.1)
 
 
 def dialogs(app: App, path: Path, mode: str, shoot: Shoot) -> None:

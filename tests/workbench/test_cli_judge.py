@@ -98,6 +98,20 @@ def test_the_command_tells_accuracy_calibration_length_and_mistakes(judged, tmp_
     assert "\x1b" not in shown
 
 
+def test_the_labels_own_consistency_bounds_the_accuracy(judged, tmp_path, capsys, records):
+    """Ann and Ben agree in 1 of 1: no label is flipped, and the bound is 100 %."""
+    project, _, _ = judged
+    make = records(project.store)
+    prompt, responses = make.rankable("good", "bad")
+    project.store.save_rater(Rater("ben", "Ben")).result()
+    assert run("judge", str(tmp_path / "project"), "reward 1") == 0
+    assert "bound it" not in capsys.readouterr().out
+    for rater in ("ann", "ben"):
+        project.store.save_ranking(make.ranking(prompt, *([one] for one in responses), rater=rater)).result()
+    assert run("judge", str(tmp_path / "project"), "reward 1") == 0
+    assert "bound it at 100.0%" in capsys.readouterr().out
+
+
 def test_programs_get_the_whole_report(judged, tmp_path, capsys):
     assert run("judge", str(tmp_path / "project"), "reward 1", "--json") == 0
     told = json.loads(capsys.readouterr().out)

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QColor
 
 from ui.judgement_view import MOST_WRONG, JudgementView
 from ui.run_view import RunView
+from workbench.agreement import Noise
 from workbench.judged_model import JudgedModel
 from workbench.judgement import JudgedPair, Judgement, report
 from workbench.records import Message
@@ -42,6 +45,13 @@ def test_the_figures_and_tables_are_those_of_the_report(view):
     assert cells(view.tables["By score gap"], 0)[:3] == ["0.25 to 0.5", "1", "100.0%"]
     assert cells(view.tables["By length"], 1)[0] == "shorter"
     assert view.tables["By rater"].accessibleName() == "Accuracy by rater"
+
+
+def test_the_bound_that_the_labels_set_is_said_where_it_is_known(view):
+    view.show_judged(judged([1.0]))
+    assert "bound it" not in view._evidence.text()
+    view.show_judged(replace(judged([1.0]), noise=Noise(0.1, 0.05, 0.2, "re-asks")))
+    assert "bound it at 90%" in view._evidence.text()
 
 
 def test_a_part_that_has_nothing_to_say_is_not_there(view):
@@ -116,6 +126,15 @@ def test_a_narrow_page_or_large_text_puts_the_parts_one_below_the_other(view, th
     assert view._columns == 1
     assert view.tables["By rater"].height() > height  # rows grow with the text
     theme.set_text_size("normal")
+
+
+def test_the_pair_that_is_shown_opens_in_rank(view, qtbot):
+    view.show_judged(judged([1.0, -2.0]))
+    with qtbot.waitSignal(view.wrong.to_rank) as sent:
+        view.wrong.open.click()
+    assert sent.args == ["g"]
+    view.show_judged(judged([-2.0], texts=False))
+    assert not view.wrong.open.isVisible()
 
 
 # ---- the tab ----

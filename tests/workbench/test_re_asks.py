@@ -1,0 +1,118 @@
+"""Rankings asked for again: what is due, how an answer is kept, and that it counts and trains nothing."""
+
+from dataclasses import replace
+
+import pytest
+
+from workbench.agreement import measure
+from workbench.errors import UserError
+from workbench.formats.exporter import export_file
+from workbench.formats.importer import import_file
+from workbench.pairs import current_pairs
+from workbench.project import Project
+from workbench.re_asks import LEAST_BETWEEN, due, re_asks
+
+
+def rank(store, make, count):
+    made = []
+    for n in range(count):
+        prompt, responses = make.rankable(prompt=f"Question {n}?")
+        made.append(make.ranking(prompt, *([one] for one in responses)))
+        store.save_ranking(made[-1]).result()
+    return made
+
+
+def again(make, first):
+    return replace(first, id=make.prompt().id, tiers=first.tiers[::-1])
+
+
+def test_an_answer_stands_under_the_ranking_that_it_repeats_and_trains_nothing(project, store, make):
+    [first] = rank(store, make, 1)
+    before = store.counts(), current_pairs(store).rows
+    answer = again(make, first)
+    change = store.save_re_ask(answer, first.id).result()
+    assert change.label == "Answer once more for “Question 0?”"
+    assert (store.counts(), current_pairs(store).rows) == before
+    assert [one.id for one in store.rankings()] == [first.id]
+    [asked] = re_asks(store)
+    assert (asked.first.id, asked.again.tiers) == (first.id, first.tiers[::-1])
+    assert measure(store).oneself.opposite == 3
+    assert project.check() == []
+
+
+def test_a_correction_is_no_answer_and_leaves_the_answer_with_what_it_repeated(store, make):
+    [first] = rank(store, make, 1)
+    store.save_re_ask(again(make, first), first.id).result()
+    store.save_ranking(again(make, first)).result()
+    [asked] = re_asks(store)
+    assert asked.first.id == first.id
+    assert len(store.rankings()) == 1
+
+
+def test_an_answer_saved_twice_is_kept_once_and_undone_and_redone(store, make):
+    [first] = rank(store, make, 1)
+    answer = again(make, first)
+    store.save_re_ask(answer, first.id).result()
+    store.save_re_ask(answer, first.id).result()
+    assert len(re_asks(store)) == 1
+    store.undo().result()
+    assert re_asks(store) == []
+    assert len(store.rankings()) == 1
+    store.redo().result()
+    assert len(re_asks(store)) == 1
+
+
+def test_an_answer_to_another_prompt_or_to_nothing_is_refused(store, make):
+    first, other = rank(store, make, 2)
+    for wrong in (other.id, "nothing"):
+        with pytest.raises(UserError, match="cannot be saved"):
+            store.save_re_ask(again(make, first), wrong).result()
+
+
+def test_nothing_is_due_before_enough_was_judged_nor_ever_at_0(store, make):
+    made = rank(store, make, LEAST_BETWEEN)
+    assert due(store, "ann", 20) is None  # 20 judged, and none of them 20 judgements ago
+    made += rank(store, make, 1)
+    assert due(store, "ann", 20).id == made[0].id
+    assert due(store, "ann", 22) is None
+    assert due(store, "ann", 0) is None
+    assert due(store, "ben", 20) is None
+
+
+def test_once_asked_the_count_begins_anew_also_after_a_skip_and_no_ranking_is_asked_twice(store, make):
+    made = rank(store, make, LEAST_BETWEEN + 1)
+    skipped = replace(again(make, made[0]), tiers=(), outcome="skipped")
+    store.save_re_ask(skipped, made[0].id).result()
+    assert re_asks(store) == []
+    assert due(store, "ann", 2) is None
+    rank(store, make, 2)
+    assert due(store, "ann", 2).id in {made[1].id, made[2].id}
+
+
+def test_a_day_is_enough(store, make):
+    prompt, responses = make.rankable()
+    old = replace(make.ranking(prompt, *([one] for one in responses)), created_at="2020-01-01T00:00:00+00:00")
+    store.save_ranking(old).result()
+    assert due(store, "ann", 1).id == old.id
+
+
+def test_what_was_superseded_archived_or_only_tied_is_not_asked_again(store, make):
+    made = rank(store, make, LEAST_BETWEEN + 3)
+    store.save_ranking(again(make, made[0])).result()
+    store.archive_prompts([made[1].prompt_id]).result()
+    tied = replace(made[2], id=make.prompt().id, tiers=(tuple(id_ for (id_,) in made[2].tiers),))
+    store.save_ranking(tied).result()
+    assert due(store, "ann", 1).id in {made[3].id, made[4].id}
+
+
+def test_answers_survive_an_export_into_another_project(project, store, make, tmp_path):
+    [first] = rank(store, make, 1)
+    store.save_re_ask(again(make, first), first.id).result()
+    file = tmp_path / "rankings.jsonl"
+    export_file(project, file, what="rankings")
+    with Project.create(tmp_path / "other") as other:
+        import_file(other, file)
+        assert len(other.store.rankings()) == 1
+        [asked] = re_asks(other.store)
+        assert asked.again.tiers == asked.first.tiers[::-1]
+        assert other.check() == []
