@@ -246,8 +246,8 @@ class ImportDialog(Sheet):
         count = len(parsed.rows)
         self.left_out.set_rows(parsed.rejected, parsed.numbered_by)
         self.warnings.set_text("\n".join(f"•  {one}" for one in parsed.warnings) or "No warnings.")
-        self._name_tabs(len(parsed.rejected), len(parsed.warnings))
-        left_out = f", {plural(len(parsed.rejected), 'row')} left out" if parsed.rejected else ""
+        self._name_tabs(parsed.rejected_count, len(parsed.warnings))
+        left_out = f", {plural(parsed.rejected_count, 'row')} left out" if parsed.rejected else ""
         self.summary.setText(f"{_count(count, parsed.what)} can be imported{left_out}")
         self.start.setText(f"Import {_count(count, parsed.what)}" if count else "Import")
         self.start.setEnabled(bool(count) and not self._context.read_only)
@@ -369,7 +369,7 @@ class ImportDialog(Sheet):
         if report.duplicates:
             parts.append(f"{report.duplicates:,} there already")
         if report.rejected:
-            parts.append(f"{len(report.rejected):,} left out")
+            parts.append(f"{report.rejected_count:,} left out")
         if report.held_out:
             parts.append(f"{plural(report.held_out, 'prompt')} held out")
         self._context.notify(", ".join(parts) + (". Undo takes it all back" if report.added else ""), "good")

@@ -10,8 +10,8 @@ from pathlib import Path
 from workbench.cli_shared import Misuse, open_to_read
 from workbench.errors import NothingToDo, UserError
 from workbench.formats.exporter import export_file
-from workbench.formats.importer import import_file
-from workbench.formats.parsed import FORMATS, Parsed, Rejected
+from workbench.formats.importer import ImportReport, import_file
+from workbench.formats.parsed import FORMATS, Parsed
 from workbench.formats.preview import PreviewRow, RenderedAnswer, preview, render_request, rendered_rows
 from workbench.formats.reader import parse
 from workbench.ids import new_id
@@ -48,12 +48,12 @@ def import_(options: argparse.Namespace, terminal: Terminal) -> int:
             split_every=options.hold_out,
             rater_name=options.rater,
         )
-    _say_rejected(report.rejected, report.warnings, terminal)
+    _say_rejected(report, terminal)
     held_out = f"; {report.held_out} of its prompts are held out" if report.held_out else ""
     terminal.result(
         asdict(report),
         f"Read as {report.what}, format {report.format}. Added {report.added}; {report.duplicates} were there already; "
-        f"{len(report.rejected)} rejected{held_out}.",
+        f"{report.rejected_count} rejected{held_out}.",
     )
     return 0 if report.added or report.duplicates else 1
 
@@ -80,7 +80,7 @@ def _preview(options: argparse.Namespace, terminal: Terminal) -> int:
             said = [f"  {one.role}: {one.content}" for one in row.prompt]
             said += [f"  {name}: {text}" for name, text in row.answers if name != "prompt"]
             terminal.result(asdict(row), "\n".join([_head(parsed, row), *said]))
-    _say_rejected(parsed.rejected, parsed.warnings, terminal)
+    _say_rejected(parsed, terminal)
     if not rows and not terminal.json:
         terminal.say("No row of it can be imported.")
     return 0 if rows else 1
@@ -123,15 +123,16 @@ def _marked(answer: RenderedAnswer) -> str:
     return "\n".join(lines)
 
 
-def _say_rejected(rejected: list[Rejected], warnings: list[str], terminal: Terminal) -> None:
+def _say_rejected(read: Parsed | ImportReport, terminal: Terminal) -> None:
     if terminal.json:
         return
-    for warning in warnings:
+    for warning in read.warnings:
         terminal.say(f"Note: {warning}")
-    for one in rejected[:SHOWN_REJECTED]:
+    for one in read.rejected[:SHOWN_REJECTED]:
         terminal.say(f"  line {one.line}: {one.reason}")
-    if len(rejected) > SHOWN_REJECTED:
-        terminal.say(f"  and {len(rejected) - SHOWN_REJECTED} more (all of them with --json)")
+    if read.rejected_count > SHOWN_REJECTED:
+        listed = "all of them" if not read.rejected_more else f"{len(read.rejected):,} of them"
+        terminal.say(f"  and {read.rejected_count - SHOWN_REJECTED:,} more ({listed} with --json)")
 
 
 # ---- export ----------------------------------------------------------------------------------------------------

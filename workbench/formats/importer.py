@@ -45,6 +45,11 @@ class ImportReport:
     held_out: int = 0  # prompts of this file that are held out in the project
     rejected_more: int = 0  # rows rejected beyond those that ``rejected`` lists
 
+    @property
+    def rejected_count(self) -> int:
+        """How many rows were rejected, listed or not."""
+        return len(self.rejected) + self.rejected_more
+
 
 def import_file(
     project: Project,

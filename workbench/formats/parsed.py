@@ -68,6 +68,11 @@ class Parsed:
     rejected_more: int = 0  # rows rejected beyond those that ``rejected`` lists
     numbered_by: Literal["line", "row"] = "line"  # what the numbers count: lines, or elements of a JSON array
 
+    @property
+    def rejected_count(self) -> int:
+        """How many rows were rejected, listed or not."""
+        return len(self.rejected) + self.rejected_more
+
 
 @dataclass(frozen=True, slots=True)
 class FormatInfo:
