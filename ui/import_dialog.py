@@ -77,8 +77,8 @@ class ImportDialog(Sheet):
         return EmptyState(
             "import",
             "Choose a file, or drop it here",
-            "Prompts, demonstrations, preferences, thumbs or rankings, as JSON lines, JSON, CSV or text. Alpaca, "
-            "ShareGPT, OpenAI messages, TRL and HH files are recognised.",
+            "Prompts, demonstrations, preferences, thumbs or rankings, as JSON lines, JSON, CSV or text. Files "
+            "of Alpaca, ShareGPT, OpenAI, TRL, HH, OpenAssistant, Argilla, Label Studio, Kiln and H2O are recognised.",
             "Choose a file…",
             self._on_browse,
         )
@@ -255,7 +255,7 @@ class ImportDialog(Sheet):
         self.rater.setVisible(judged)
         self.rater_label.setVisible(judged)
         self.rater_label.setText("Author" if parsed.what == "demonstrations" else "Rater")
-        self.hold_out.setEnabled(parsed.what != "rankings")
+        self.hold_out.setEnabled(parsed.format != "native")
         self._show_rows()
         if not count and parsed.rejected:
             self.tabs.setCurrentIndex(1)

@@ -11,10 +11,8 @@ from PySide6.QtWidgets import QAbstractItemView, QStyle, QStyledItemDelegate, QS
 from ui.theme import RADIUS, XS, M, S, colours, font
 from ui.times import ago
 from ui.widgets import safe_tip, visible
-from ui.words import ROLE_TONES, ROLE_WORDS
-from workbench.records import ModelRecord
-
-__all__ = ["ROLE_TONES", "ROLE_WORDS", "LineageTree"]
+from ui.words import ROLE_TONES
+from workbench.records import ROLE_WORDS, ModelRecord
 
 _ID = Qt.ItemDataRole.UserRole
 _RECORD = Qt.ItemDataRole.UserRole + 1

@@ -27,6 +27,7 @@ from ui.theme import XS, L, M, S
 from ui.widgets import ErrorBanner, IconButton, Text, button, column, row
 from workbench.errors import UserError
 from workbench.models import CachedBase, add_model, cached_bases, export_model, import_adapter
+from workbench.protocol import GGUF_NUMBERS
 from workbench.records import ModelRecord
 
 # key, title, what it means
@@ -236,14 +237,17 @@ class ExportModel(Working):
     """Write a model as a folder of its own."""
 
     def __init__(self, context: Context, model: ModelRecord, parent: QWidget | None = None) -> None:
-        super().__init__(f"Export {model.name}", "Into a new folder; nothing is overwritten.", "Export", parent)
+        about = "Into a new folder, with its model card; nothing is overwritten."
+        super().__init__(f"Export {model.name}", about, "Export", parent)
         self._context = context
         self._model = model
         self.adapter = QRadioButton("Adapter alone")
         self.merged = QRadioButton("Merged with its base")
+        self.gguf = QRadioButton("Merged, as a GGUF file")
         for choice, about in (
             (self.adapter, "A plain peft folder of a few megabytes; whoever uses it needs the same base."),
             (self.merged, "Whole weights in bf16 as safetensors; loads anywhere, takes the base's space again."),
+            (self.gguf, "One file for llama.cpp and programs built on it; Llama, Mistral, SmolLM2 and Qwen2 only."),
         ):
             choice.setAccessibleDescription(about)
             words = Text(about, "small", "muted", wrap=True)
@@ -253,8 +257,7 @@ class ExportModel(Working):
         if model.role == "base":
             self.adapter.setEnabled(False)
             self.merged.setChecked(True)
-        if model.role == "reward":
-            self.merged.setEnabled(False)
+        self.gguf.setEnabled(model.role != "reward")  # it scores text and writes none
         folder = Path(context.settings.pane("model-export-folder", str(Path.home())))
         name = "-".join(model.name.lower().split())
         self.place = QLineEdit(str(folder / "".join(c for c in name if c.isalnum() or c in "-_.")))
@@ -265,18 +268,25 @@ class ExportModel(Working):
         where.addWidget(IconButton("folder", "Choose where", self._on_browse))
         form = QFormLayout()
         form.setHorizontalSpacing(M)
+        self.numbers = QComboBox()
+        self.numbers.setAccessibleName("Numbers of the GGUF file")
+        self.numbers.addItems(GGUF_NUMBERS)
         form.addRow("Folder", where)
+        form.addRow("Numbers", self.numbers)
+        form.setRowVisible(self.numbers, False)
+        self.gguf.toggled.connect(lambda on: form.setRowVisible(self.numbers, on))
         self.body.addLayout(form)
         self.add_footer()
 
     def begin(self) -> None:
         """Write the folder."""
         project, model, out = self._context.project, self._model, Path(self.place.text()).expanduser()
-        what = "merged" if self.merged.isChecked() else "adapter"
+        what = "gguf" if self.gguf.isChecked() else "merged" if self.merged.isChecked() else "adapter"
+        numbers = self.numbers.currentText()
         self.banner.hide()
         self.set_working(True)
         self.lent = self._context.engine.borrow(
-            lambda client: export_model(project, model, out, client, what=what, on_progress=self.tell),
+            lambda client: export_model(project, model, out, client, what=what, numbers=numbers, on_progress=self.tell),
             self._on_written,
             self.failed,
             owner=self,

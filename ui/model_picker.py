@@ -10,8 +10,7 @@ from PySide6.QtWidgets import QComboBox, QSizePolicy, QWidget
 from ui.context import Context
 from ui.operations import run_task
 from ui.plain_text import visible
-from ui.words import ROLE_WORDS
-from workbench.records import Change, ModelRecord
+from workbench.records import ROLE_WORDS, Change, ModelRecord
 
 
 class ModelPicker(QComboBox):

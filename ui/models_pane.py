@@ -8,14 +8,15 @@ from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QDialog, QFileDialog, QFrame, QSplitter, QStackedWidget, QTextEdit, QWidget
 
 from ui.context import Context
-from ui.lineage_tree import ROLE_TONES, ROLE_WORDS, LineageTree
-from ui.model_card import card, read_origins
+from ui.lineage_tree import LineageTree
 from ui.operations import run_task
 from ui.safe_markdown import render
 from ui.theme import L, M, S
 from ui.widgets import Card, ElidedLabel, EmptyState, ErrorBanner, PageHeader, Pill, Text, button, column, plural, row
+from ui.words import ROLE_TONES
+from workbench.model_card import card, read_origins
 from workbench.moved_bases import is_gone, locate_base
-from workbench.records import Change, ModelRecord
+from workbench.records import ROLE_WORDS, Change, ModelRecord
 
 LOCATE = "Locate…"
 

@@ -16,7 +16,6 @@ STATE_TONES: dict[RunState, str] = {
     "failed": "bad",
     "interrupted": "bad",
 }
-ROLE_WORDS: dict[ModelRole, str] = {"base": "base", "sft": "SFT", "reward": "reward model", "policy": "policy"}
 ROLE_TONES: dict[ModelRole, str] = {"base": "", "sft": "accent", "reward": "warn", "policy": "good"}
 
 

@@ -1,4 +1,6 @@
-"""The command line: the window's every deed without a window, for scripts and for machines with no screen.
+"""The command line: what the window does without a person's eyes, for scripts and for machines with no screen.
+
+Writing, ranking, comparing, chat, editing prompts and plots are the window's alone.
 
 Exit codes: 0 done, 1 failed, 2 misuse, 130 interrupted. Errors are one sentence, the cause, and what to do.
 """

@@ -131,8 +131,8 @@ def _say_rejected(read: Parsed | ImportReport, terminal: Terminal) -> None:
     for one in read.rejected[:SHOWN_REJECTED]:
         terminal.say(f"  line {one.line}: {one.reason}")
     if read.rejected_count > SHOWN_REJECTED:
-        listed = "the first of them" if read.rejected_more else "all of them"
-        terminal.say(f"  and {read.rejected_count - SHOWN_REJECTED} more ({listed} with --json)")
+        listed = "all of them" if not read.rejected_more else f"{len(read.rejected):,} of them"
+        terminal.say(f"  and {read.rejected_count - SHOWN_REJECTED:,} more ({listed} with --json)")
 
 
 # ---- export ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Commands about models: list, add, locate, remove, export."""
+"""Commands about models: list, add, locate, remove, export, card."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from workbench.cli_shared import open_to_read
+from workbench.model_card import card, read_origins
 from workbench.model_choice import SHOWN_OF_ID, find_model
 from workbench.models import add_model, export_model, import_adapter, remove_model
 from workbench.moved_bases import locate_base
@@ -95,7 +96,8 @@ def _export(project: Project, options: argparse.Namespace, terminal: Terminal) -
             wanted,
             options.out,
             client,
-            what="merged" if options.merged else "adapter",
+            what="gguf" if options.gguf else "merged" if options.merged else "adapter",
+            numbers=options.gguf or "f16",
             on_progress=lambda what, fraction: terminal.progress(what, fraction),
         )
     finally:
@@ -105,4 +107,10 @@ def _export(project: Project, options: argparse.Namespace, terminal: Terminal) -
     return 0
 
 
-_DEEDS = {"list": _list, "add": _add, "locate": _locate, "remove": _remove, "export": _export}
+def _card(project: Project, options: argparse.Namespace, terminal: Terminal) -> int:
+    text = card(read_origins(project, find_model(project.store.models(), options.model)))
+    terminal.result({"card": text}, text)
+    return 0
+
+
+_DEEDS = {"list": _list, "add": _add, "locate": _locate, "remove": _remove, "export": _export, "card": _card}

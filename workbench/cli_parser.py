@@ -8,6 +8,7 @@ from pathlib import Path
 
 from workbench.cli_shared import at_least, key_value, one_in, seed, temperature
 from workbench.formats.parsed import WHATS
+from workbench.protocol import GGUF_NUMBERS
 from workbench.recipes import PRESETS, RECIPES, CommonRecipe
 from workbench.records import METHODS
 from workbench.settings_fields import Setting, settings_of
@@ -110,7 +111,11 @@ def _model_parsers(commands: _Commands[argparse.ArgumentParser]) -> None:
     one = _command(deeds, "export", "write a model as a folder for other programs")
     one.add_argument("model")
     one.add_argument("out", type=Path)
-    one.add_argument("--merged", action="store_true", help="one folder of merged safetensors instead of the adapter")
+    how = one.add_mutually_exclusive_group()
+    how.add_argument("--merged", action="store_true", help="one folder of merged safetensors instead of the adapter")
+    how.add_argument("--gguf", choices=GGUF_NUMBERS, help="merged as one GGUF file for llama.cpp, in these numbers")
+    one = _command(deeds, "card", "what a model is, where it comes from and what to mind, as Markdown")
+    one.add_argument("model")
 
 
 def _train_parser(commands: _Commands[argparse.ArgumentParser]) -> None:

@@ -15,6 +15,7 @@ from workbench.folders import models_cache_dir
 from workbench.ids import new_id, now
 from workbench.jsonl import decode, encode, write_atomic
 from workbench.manifests import fsync_folder, read_manifest, remove_folder, reseal
+from workbench.model_card import read_origins, readme
 from workbench.model_folders import (
     HEAD_KEY,
     adapter_fits_base,
@@ -25,7 +26,15 @@ from workbench.model_folders import (
 )
 from workbench.moved_bases import known_base
 from workbench.project import Project
-from workbench.protocol import ExportModelRequest, Failed, Imported, ImportModelRequest, ServeProgress
+from workbench.protocol import (
+    EXPORTS,
+    GGUF_NUMBERS,
+    ExportModelRequest,
+    Failed,
+    Imported,
+    ImportModelRequest,
+    ServeProgress,
+)
 from workbench.records import ModelRecord, ModelRole
 from workbench.serve_client import ServeClient
 
@@ -200,18 +209,37 @@ def export_model(
     client: ServeClient,
     *,
     what: str = "adapter",
+    numbers: str = "f16",
     on_progress: OnProgress = lambda _what, _fraction: None,
 ) -> Path:
-    """Write a model as a folder of its own: ``adapter`` (plain peft) or ``merged`` (safetensors in bf16).
+    """Write a model and its card (README.md) as a folder of its own.
 
-    Raises UserError when the folder exists with something in it, or the engine fails.
+    Args:
+        project: where it is.
+        model: which.
+        out: the new folder.
+        client: the engine that writes it.
+        what: ``adapter`` (plain peft), ``merged`` (safetensors in bf16) or ``gguf`` (merged, one file for llama.cpp).
+        numbers: how a GGUF file holds its matrices: ``f16``, ``bf16`` or ``f32``.
+        on_progress: told what is done and a fraction.
+
+    Raises:
+        UserError: the folder exists with something in it, there is no such export, or the engine fails.
     """
     out = Path(out).expanduser().absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already", "an export never overwrites", "choose a new folder")
-    if what not in ("adapter", "merged"):
-        raise UserError(f"There is no export as {what!r}", "", "choose adapter or merged")
-    request = ExportModelRequest(id=new_id(), model=project.resolve(model), destination=str(out), what=what)
+    if what not in EXPORTS or numbers not in GGUF_NUMBERS:
+        asked = what if what not in EXPORTS else numbers
+        raise UserError(f"There is no export as {asked!r}", "", f"choose {', '.join((*EXPORTS, *GGUF_NUMBERS))}")
+    request = ExportModelRequest(
+        id=new_id(),
+        model=project.resolve(model),
+        destination=str(out),
+        what=what,
+        numbers=numbers,
+        card=readme(read_origins(project, model), what),
+    )
 
     def told(reply: object) -> None:
         if isinstance(reply, ServeProgress):

@@ -318,12 +318,18 @@ class ImportModelRequest(Request, frozen=True, kw_only=True, tag="import-model")
     token: str = ""  # hub token, never logged
 
 
+EXPORTS = ("adapter", "merged", "gguf")
+GGUF_NUMBERS = ("f16", "bf16", "f32")
+
+
 class ExportModelRequest(Request, frozen=True, kw_only=True, tag="export-model"):
-    """Write a model as one folder: the peft adapter, or the merged weights as safetensors."""
+    """Write a model as one folder: the peft adapter, the merged weights as safetensors, or these as a GGUF file."""
 
     model: ModelRef
     destination: str
-    what: str = "adapter"  # "adapter" or "merged"
+    what: str = "adapter"  # one of EXPORTS
+    numbers: str = "f16"  # of a GGUF file's matrices: one of GGUF_NUMBERS
+    card: str = ""  # the text of README.md; "" for none
 
 
 class CancelRequest(Request, frozen=True, kw_only=True, tag="cancel-request"):

@@ -16,6 +16,7 @@ ModelRole = Literal["base", "sft", "reward", "policy"]
 Method = Literal["sft", "reward", "dpo", "kto", "ppo"]
 RunState = Literal["queued", "running", "paused", "stopping", "done", "stopped", "failed", "interrupted"]
 METHODS: tuple[Method, ...] = ("sft", "reward", "dpo", "kto", "ppo")
+ROLE_WORDS: dict[ModelRole, str] = {"base": "base", "sft": "SFT", "reward": "reward model", "policy": "policy"}
 FLAGS: tuple[str, ...] = ("harmful", "off-topic", "false", "repetitive", "truncated", "all bad")
 ALL_BAD = "all bad"
 GOOD, BAD = "good", "bad"

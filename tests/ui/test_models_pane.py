@@ -11,13 +11,11 @@ from PySide6.QtWidgets import QFileDialog
 
 from ui import model_dialogs
 from ui.context import Context
-from ui.model_card import Origin, card, read_origins
 from ui.model_dialogs import AddModel, ConfirmRemove, ExportModel
 from ui.models_pane import ModelsPane
 from workbench.errors import UserError
 from workbench.ids import new_id, now
 from workbench.model_folders import fingerprint
-from workbench.protocol import ModelRef, RunSpec
 from workbench.records import ModelRecord
 
 Settle = Callable[[], None]
@@ -182,67 +180,48 @@ def test_a_cancelled_import_says_nothing_and_can_be_started_again(context: Conte
     dialog.reject()
 
 
-def test_an_export_writes_where_it_is_told(
-    qtbot: Any, context: Context, family: list[ModelRecord], said: Said, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("what", ["adapter", "merged", "gguf"])
+def test_an_export_writes_what_it_is_told_where_it_is_told(
+    qtbot: Any,
+    context: Context,
+    family: list[ModelRecord],
+    said: Said,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    what: str,
 ) -> None:
-    seen: list[tuple[str, str]] = []
+    seen: list[tuple[str, str, str]] = []
 
     def export_model(
-        _project: Any, model: ModelRecord, out: Path, _client: Any, *, what: str, on_progress: Any
+        _project: Any, model: ModelRecord, out: Path, _client: Any, *, what: str, numbers: str, on_progress: Any
     ) -> Path:
-        seen.append((model.name, what))
+        seen.append((model.name, what, numbers))
         return out
 
     monkeypatch.setattr(model_dialogs, "export_model", export_model)
     dialog = ExportModel(context, family[3])
     dialog.place.setText(str(tmp_path / "out"))
-    dialog.merged.setChecked(True)
+    getattr(dialog, what).setChecked(True)
+    assert dialog.numbers.isVisibleTo(dialog) == (what == "gguf")
+    dialog.numbers.setCurrentText("bf16")
     dialog.start.click()
     qtbot.waitUntil(lambda: bool(said.notices), timeout=10_000)
-    assert seen == [("ppo 1", "merged")]
+    assert seen == [("ppo 1", what, "bf16")]
     assert str(tmp_path / "out") in said.notices[0][0]
 
 
-def test_a_base_is_exported_merged_only_and_a_reward_model_as_adapter_only(
+def test_a_base_is_exported_whole_and_a_reward_model_in_every_way_but_as_a_writer_of_text(
     context: Context, family: list[ModelRecord]
 ) -> None:
     base, reward = ExportModel(context, family[0]), ExportModel(context, family[2])
     assert not base.adapter.isEnabled()
     assert base.merged.isChecked()
-    assert not reward.merged.isEnabled()
+    assert base.gguf.isEnabled()
+    assert reward.adapter.isEnabled()
+    assert reward.merged.isEnabled()
+    assert not reward.gguf.isEnabled()
     base.reject()
     reward.reject()
-
-
-def test_a_card_tells_lineage_settings_measures_and_cautions() -> None:
-    base = ModelRecord("b", "tiny_base", "base", "/x", source="hub:owner/tiny", sha256="f" * 64)
-    sft = ModelRecord("s", "sft *1*", "sft", "runs/r/final", base_id="b", parent_id="b", run_id="r", step=30)
-    ref = ModelRef(model_id="b", name="tiny", base="/x")
-    spec = RunSpec(
-        run_id="r",
-        method="sft",
-        name="sft 1",
-        recipe={"epochs": 5.0, "micro_batch": 6},
-        automatic=("micro_batch",),
-        model=ref,
-    )
-    text = card([Origin(sft, spec, {"train": 20, "heldout": 4}, {"eval_loss": 1.2345}), Origin(base)])
-    assert "# sft \\*1\\*" in text
-    assert "downloaded from the hub: `owner/tiny`" in text
-    assert "30 steps, on 20 training rows, 4 held-out rows" in text
-    assert "loss, held-out: 1.234 nats" in text or "loss, held-out: 1.235 nats" in text
-    assert "`epochs` 5.0 (default 3.0)" in text
-    assert "micro_batch" not in text  # the memory plan chose it, nobody changed it
-    assert "only 4 held-out rows" in text
-    assert "f" * 64 in text
-
-
-def test_a_card_of_a_model_whose_run_is_gone_says_so(filled: Filled) -> None:
-    lost = ModelRecord(
-        new_id(), "lost", "policy", "runs/x/final", base_id=filled.base.id, parent_id=filled.base.id, run_id=new_id()
-    )
-    filled.project.store.save_model(lost).result(10)
-    assert "its run folder is gone" in card(read_origins(filled.project, lost))
 
 
 def test_a_base_whose_folder_is_gone_is_located_and_another_model_is_refused(

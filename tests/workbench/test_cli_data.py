@@ -99,6 +99,19 @@ def test_a_preview_without_a_good_row_fails(
     assert "No row of it can be imported" in capsys.readouterr().out
 
 
+def test_an_import_counts_every_rejected_row_and_shows_the_first_twenty(
+    project_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "REJECTED_KEPT", 25)
+    file = tmp_path / "bad.jsonl"
+    file.write_text('{"prompt": "good"}\n' + '{"prompt": ""}\n' * 30)
+    assert run("import", project_dir, file, "--as", "prompts") == 0
+    said = "".join(capsys.readouterr())
+    assert "Added 1; 0 were there already; 30 rejected." in said
+    assert said.count("the prompt is empty") == 20
+    assert "and 10 more (25 of them with --json)" in said
+
+
 def test_a_preview_shows_who_says_what(project_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "pairs.jsonl"
     file.write_text(PAIR)

@@ -56,7 +56,13 @@ def write(tmp_path: Path, rows: list[Any], name: str = "file.jsonl") -> Path:
         ({"conversations": [], "chosen": {}, "rejected": {}}, ("preferences", "sharegpt")),
         ({"messages": [USER], "chosen": BOT, "rejected": BOT}, ("preferences", "sharegpt")),
         ({"instruction": "a", "chosen": "b", "rejected": "c"}, ("preferences", "alpaca")),
+        ({"prompt": "a", "answer": "b", "rejected_response": "c"}, ("preferences", "h2o")),
+        ({"instruction": "a", "chosen_response": "b", "rejected_answer": "c"}, ("preferences", "h2o")),
+        ({"input": "a", "output": "b", "tags": "c"}, ("demonstrations", "kiln")),
         ({"format": "tastemaker-ranking/1"}, ("rankings", "native")),
+        ({"message_tree_id": "t", "prompt": {"text": "a"}}, ("rankings", "oasst")),
+        ({"data": {"prompt": "a"}, "annotations": []}, ("rankings", "label-studio")),
+        ({"fields": {"prompt": "a"}, "responses": {}}, ("rankings", "argilla")),
     ],
 )
 def test_the_shape_of_the_rows_tells_the_format(

@@ -240,6 +240,11 @@ HH = "\n\nHuman: hi\n\nAssistant: "
         ),
         ("sharegpt", {"messages": [USER], "chosen": BOT, "rejected": WORSE}),
         ("alpaca", {"instruction": "hi", "input": "", "chosen": "hello", "rejected": "go away"}),
+        ("h2o", {"prompt": "hi", "answer": "hello", "rejected_response": "go away", "parent_id": ""}),
+        (
+            "h2o",
+            {"instruction": "hi", "chosen_response": "hello", "rejected_answer": "go away", "rejected_prompt": "hi"},
+        ),
     ],
 )
 def test_a_preference_in_each_spelling(tmp_path: Path, format: str, row: Any) -> None:
@@ -292,6 +297,14 @@ def test_a_preference_in_each_spelling(tmp_path: Path, format: str, row: Any) ->
             "hh",
             {"chosen": "\n\nAssistant: a\n\nAssistant: b", "rejected": "\n\nAssistant: a\n\nAssistant: c"},
             "wrong order",
+        ),
+        ("h2o", {"prompt": "hi", "answer": "a", "rejected_response": "a"}, "chosen and rejected are identical"),
+        ("h2o", {"prompt": "hi", "answer": "a", "rejected_response": ""}, "the rejected completion is empty"),
+        ("h2o", {"prompt": "hi", "answer": "a", "rejected_response": "b", "parent_id": "7"}, "continues another row"),
+        (
+            "h2o",
+            {"prompt": "hi", "answer": "a", "rejected_response": "b", "rejected_prompt": "ho"},
+            "rejected_prompt is another",
         ),
         ("sharegpt", {"chosen": BOT, "rejected": WORSE}, "is null, not a list of messages"),
         ("sharegpt", {"conversations": [USER], "chosen": {"value": "x"}, "rejected": BOT}, 'has no "role"'),
@@ -439,6 +452,24 @@ def test_limits_reach_the_reader(tmp_path: Path) -> None:
     found = parse(path, limits=Limits(row_bytes=50))
     assert len(found.rows) == 1
     assert "the limit for one row" in found.rejected[0].reason
+
+
+def test_a_row_with_a_rejected_response_alone_is_no_demonstration(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="which no format has"):
+        read(tmp_path, [{"prompt": "hi", "rejected_response": "go away"}])
+
+
+def test_a_table_of_h2o_llm_studio_and_one_of_kiln_are_read(tmp_path: Path) -> None:
+    (tmp_path / "h2o.csv").write_text("id,system,prompt,answer,rejected_response\n1,,hi,hello,go away\n")
+    found = parse(tmp_path / "h2o.csv")
+    assert (found.what, found.format, found.warnings) == ("preferences", "h2o", [])
+    assert [(one.prompt, one.chosen, one.rejected) for one in found.rows] == [(TURN, "hello", "go away")]
+    (tmp_path / "kiln.csv").write_text('input,output,reasoning,tags\nhi,hello,I greet,"a,b"\n,empty,,\n')
+    found = parse(tmp_path / "kiln.csv")
+    assert (found.what, found.format) == ("demonstrations", "kiln")
+    assert [(one.prompt, one.completion, one.tags) for one in found.rows] == [(TURN, "hello", ("a", "b"))]
+    assert [(one.line, one.reason) for one in found.rejected] == [(3, "the prompt is empty")]
+    assert found.warnings == ['The field "reasoning" is not kept (1 row has it).']
 
 
 def test_the_list_of_formats_is_whole() -> None:

@@ -295,12 +295,17 @@ def test_export_asks_the_engine_and_never_overwrites(project, client, base, tmp_
     out = export_model(project, made, tmp_path / "out", client, what="merged")
     request = client.requests[-1]
     assert (request.destination, request.what, request.model.model_id) == (str(out), "merged", made.id)
+    assert "# polite\n" in request.card
+    assert 'library_name: "transformers"' in request.card
+    export_model(project, made, tmp_path / "file", client, what="gguf", numbers="bf16")
+    assert (client.requests[-1].what, client.requests[-1].numbers) == ("gguf", "bf16")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("x")
     with pytest.raises(UserError, match="never overwrites"):
         export_model(project, made, tmp_path / "full", client)
-    with pytest.raises(UserError, match="Choose adapter or merged"):
-        export_model(project, made, tmp_path / "new", client, what="gguf")
+    for asked in ({"what": "onnx"}, {"what": "gguf", "numbers": "q4_0"}):
+        with pytest.raises(UserError, match="Choose adapter, merged, gguf, f16, bf16, f32"):
+            export_model(project, made, tmp_path / "new", client, **asked)
     client.fault = Failed(id="x", message="No")
     with pytest.raises(UserError, match="No"):
         export_model(project, made, tmp_path / "new", client)

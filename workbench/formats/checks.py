@@ -30,6 +30,8 @@ def row_key(row: ImportRow) -> bytes:
     """A key of all that a row says."""
     if row.ranking is not None:
         return digest(row.ranking.ranking.id)
+    if row.tiers:
+        return prompt_key(row.prompt) + digest(row.rater, *(digest(*tier).hex() for tier in row.tiers))
     return prompt_key(row.prompt) + digest(row.completion, row.chosen, row.rejected, row.rater, str(row.desirable))
 
 

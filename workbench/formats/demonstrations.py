@@ -1,4 +1,4 @@
-"""Rows of demonstration files: Alpaca, ShareGPT, messages, prompt and completion."""
+"""Rows of demonstration files: Alpaca, ShareGPT, messages, prompt and completion, input and output."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ USED: dict[str, frozenset[str]] = {
     "sharegpt": frozenset({"conversations", "system", "kto_tag"}),
     "messages": frozenset({"messages", "system", "label"}),
     "prompt-completion": frozenset({"prompt", *ANSWERS, "system", "label"}),
+    "kiln": frozenset({"input", "output", "label"}),
 }
 
 
@@ -59,6 +60,13 @@ def read_prompt_completion(row: dict[str, Any]) -> Shown:
             raise RowError(f"the {name} must be one assistant turn; it has {len(turns)} turns")
         return messages, filled(turns[0].content, "completion")
     return messages, filled(text_of(answer, name), "completion")
+
+
+def read_kiln(row: dict[str, Any]) -> Shown:
+    """Read {input, output}."""
+    _refuse_bad_label(row)
+    prompt = (Message("user", filled(text_of(row.get("input"), "input"), "prompt")),)
+    return prompt, filled(text_of(row.get("output"), "output"), "completion")
 
 
 def _conversation(row: dict[str, Any], name: str) -> Shown:

@@ -14,6 +14,8 @@ from workbench.formats.conversation import is_transcript, is_turns
 from workbench.formats.demonstrations import ANSWERS
 from workbench.formats.layout import LAYOUTS, Layout, Row, layout_of, rows
 from workbench.formats.parsed import WHATS, Rejected, What, format_info
+from workbench.formats.preferences import H2O_CHOSEN, H2O_REJECTED
+from workbench.formats.ranked import could_be
 from workbench.formats.thumbs import label_of
 from workbench.formats.values import kind
 
@@ -22,6 +24,7 @@ _SCANNED_ROWS = 2000
 _SURE = 0.8  # of the sampled rows have one shape
 Shape = tuple[What, str]
 _THUMBS = {"alpaca": "alpaca", "sharegpt": "sharegpt"}
+_HALVES = frozenset({"chosen", "rejected", *H2O_REJECTED})
 _ASSISTANTS = frozenset({"assistant", "gpt", "chatgpt", "model", "bot"})
 
 
@@ -110,13 +113,16 @@ def shapes(value: Any, layout: Layout, what: str = "auto") -> Iterator[tuple[Wha
     keys = value.keys()
     if str(value.get("format", "")).startswith("tastemaker-ranking") or {"tiers", "responses", "rater"} <= keys:
         yield "rankings", "native", "the rows are Tastemaker's own rankings"
-    elif {"chosen", "rejected"} <= keys:
-        yield "preferences", *_preference(value)
-    elif not {"chosen", "rejected"} & keys:
+    elif found := list(could_be(value)):
+        yield from (("rankings", *one) for one in found)
+        return
+    elif preference := _preference(value):
+        yield "preferences", *preference
+    elif not _HALVES & keys:
         shown = list(_demonstration(value, plain))
         label = label_of(value)
         for what_, format_, why in shown if label else ():
-            if what_ == "demonstrations":
+            if what_ == "demonstrations" and format_ != "kiln":
                 yield "thumbs", _THUMBS.get(format_, "trl"), f'{why} beside "{label}", which judges it'
         yield from shown
     elif what == "auto":
@@ -126,7 +132,11 @@ def shapes(value: Any, layout: Layout, what: str = "auto") -> Iterator[tuple[Wha
         yield "prompts", plain, f'the rows have "{name}"'
 
 
-def _preference(value: dict[str, Any]) -> tuple[str, str]:
+def _preference(value: dict[str, Any]) -> tuple[str, str] | None:
+    """The format of a preference, with the reason; None for a row that lacks one of its sides."""
+    if not {"chosen", "rejected"} <= value.keys():
+        chosen, rejected = (next((one for one in names if one in value), "") for names in (H2O_CHOSEN, H2O_REJECTED))
+        return ("h2o", f'the rows have "{chosen}" and "{rejected}"') if chosen and rejected else None
     both = 'the rows have "chosen" and "rejected"'
     turns = next((name for name in ("conversations", "messages") if name in value), None)
     if turns:
@@ -156,6 +166,8 @@ def _demonstration(value: dict[str, Any], plain: str) -> Iterator[tuple[What, st
         return
     prompt = next((name for name in ("instruction", "prompt") if name in value), None)
     if prompt is None:
+        if {"input", "output"} <= value.keys():
+            yield "demonstrations", "kiln", 'the rows have "input" and "output"'
         return
     format_ = "alpaca" if prompt == "instruction" else "prompt-completion"
     if not value[answer]:

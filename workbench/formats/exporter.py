@@ -15,6 +15,7 @@ from typing import IO, Any, TypeVar
 from workbench.errors import NothingToDo, UserError
 from workbench.formats.conversation import checked_prompt, write_transcript
 from workbench.formats.layout import suffixes
+from workbench.formats.oasst import write_tree
 from workbench.formats.parsed import FORMATS, WHATS, RowError, What, format_info
 from workbench.formats.rankings import ranking_line
 from workbench.jsonl import encode
@@ -22,6 +23,7 @@ from workbench.pairs import Which, current_pairs
 from workbench.project import Project
 from workbench.records import ForeignModel, Message, ModelRecord, Rater, Response, Split
 from workbench.rows import PairRow, ThumbRow
+from workbench.store import Store
 from workbench.thumbs import current_thumbs
 
 _T = TypeVar("_T")
@@ -246,12 +248,37 @@ def _judged(
             )
 
 
-def _rankings(project: Project, _: str, split: Split | None, __: Which, ___: Counter[str]) -> Iterator[Any]:
+def _rankings(project: Project, name: str, split: Split | None, _: Which, skipped: Counter[str]) -> Iterator[Any]:
+    return _native_rankings(project, split) if name == "native" else _trees(project, split, skipped)
+
+
+def _trees(project: Project, split: Split | None, skipped: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Every ranking that holds, as a tree of OpenAssistant; what has no order is counted."""
+    store = project.store
+    raters = {rater.id: rater.name for rater in store.raters()}
+    models = _models(store)
+    for chunk in _chunks(store.rankings(split=split)):
+        prompts = store.prompts_by_id(ranking.prompt_id for ranking in chunk)
+        for ranking in chunk:
+            responses = {one.id: one for one in store.responses(ranking.prompt_id)}
+            rater = raters.get(ranking.rater_id, ranking.rater_id)
+            try:
+                yield write_tree(ranking, prompts[ranking.prompt_id], responses, rater, models)
+            except RowError as reason:
+                skipped[str(reason)] += 1
+
+
+def _models(store: Store) -> dict[str, ModelRecord | ForeignModel]:
+    models: dict[str, ModelRecord | ForeignModel] = dict(store.foreign_models())
+    models.update({model.id: model for model in store.models()})
+    return models
+
+
+def _native_rankings(project: Project, split: Split | None) -> Iterator[Any]:
     """Every ranking with its history: superseded ones come before those that took their place."""
     store = project.store
     raters = {rater.id: rater for rater in store.raters()}
-    models: dict[str, ModelRecord | ForeignModel] = dict(store.foreign_models())
-    models.update({model.id: model for model in store.models()})
+    models = _models(store)
     successors = store.superseded_by()
     responses: dict[str, list[Response]] = {}
     for chunk in _chunks(store.rankings(include_superseded=True, split=split)):

@@ -86,7 +86,8 @@ def store_parsed(
     project: Project, parsed: Parsed, path: Path, split_every: int = 0, rater_name: str = "import"
 ) -> ImportReport:
     """Store what :func:`workbench.formats.reader.parse` has read; see :func:`import_file`."""
-    if parsed.what == "rankings":
+    native = parsed.format == "native"
+    if native:
         batch = _native_batch(project.store, parsed.rows)
     else:
         batch = _Maker(project.store, path.name, split_every, rater_name).batch(parsed)
@@ -112,7 +113,7 @@ def store_parsed(
         models=batch.models,
         weights=batch.weights,
         label=f"Import {batch.rows} {parsed.what if batch.rows > 1 else parsed.what[:-1]} from {path.name}",
-        by_id=parsed.what == "rankings",
+        by_id=native,
         superseded_by=batch.superseded_by,
     ).result()
     return ImportReport(
@@ -170,6 +171,7 @@ class _Maker:
         self._judged: dict[
             tuple[str, str, str], list[_Judged]
         ] = {}  # by prompt, rater and the ranking's id in the file
+        self._used: set[str] = set()  # ids of rankings that are taken
         self._thumbs: dict[tuple[str, str, str], dict[tuple[str, bool], int]] = {}  # likewise: how many rows say it
 
     def batch(self, parsed: Parsed) -> _Batch:
@@ -181,6 +183,8 @@ class _Maker:
             key = content_hash(row.prompt)
             if parsed.what == "thumbs":
                 self._add_thumb(row, self._shared_prompt(row, key, splits[key]))
+            elif parsed.what == "rankings":
+                self._add_ranked(row, self._shared_prompt(row, key, splits[key]))
             elif parsed.what == "prompts":
                 out.prompts.append(self._prompt(row, splits[key]))  # the store tells and counts what is there already
             else:
@@ -284,7 +288,7 @@ class _Maker:
 
     def _add_rankings(self) -> None:
         """One ranking for the rows that were exported from one, where they are all there; else one for each row."""
-        lost, used = 0, set[str]()
+        lost = 0
         for (prompt_id, rater_id, given), judged in self._judged.items():
             tiers = tiers_of([(chosen, rejected, row.tier_distance) for row, chosen, rejected in judged])
             if tiers is None:
@@ -292,8 +296,7 @@ class _Maker:
                 for _, chosen, rejected in judged:
                     self._add_ranking(new_id(), prompt_id, rater_id, ((chosen,), (rejected,)))
                 continue
-            id_ = given if is_record_id(given) and given not in used else new_id()
-            used.add(id_)
+            id_ = self._ranking_id(given)
             self._add_ranking(id_, prompt_id, rater_id, tiers)
             self._out.weights[id_] = len(judged)
         if lost:
@@ -301,6 +304,18 @@ class _Maker:
                 f'The field "tier_distance" is not kept in {lost} {"row" if lost == 1 else "rows"}: the other pairs of '
                 "their rankings are not in the file."
             )
+
+    def _add_ranked(self, row: ImportRow, prompt: Prompt) -> None:
+        """The whole order of a row that another program wrote."""
+        tiers = tuple(tuple(self._response(prompt, text) for text in tier) for tier in row.tiers)
+        rater = self._rater(row.rater.strip() or self._rater_name)
+        self._add_ranking(self._ranking_id(row.ranking_id), prompt.id, rater, tiers)
+
+    def _ranking_id(self, given: str) -> str:
+        """The id that the file gives a ranking, where it can be one and is not taken; else a new one."""
+        id_ = given if is_record_id(given) and given not in self._used else new_id()
+        self._used.add(id_)
+        return id_
 
     def _add_ranking(self, id_: str, prompt_id: str, rater_id: str, tiers: tuple[tuple[str, ...], ...]) -> None:
         self._out.rankings.append(

@@ -24,6 +24,7 @@ LAYOUTS: dict[Layout, str] = {
 }
 _TABLE_COLUMNS = frozenset(
     {"prompt", "instruction", "input", "output", "completion", "response", "answer", "chosen", "rejected", "query"}
+    | {"chosen_response", "rejected_response", "rejected_answer"}
 )
 
 

@@ -47,6 +47,7 @@ class ImportRow:
     rejected: str = ""
     desirable: bool | None = None  # whether the completion is wanted; None for a demonstration
     ranking: NativeRanking | None = None
+    tiers: tuple[tuple[str, ...], ...] = ()  # of another program's ranking: the texts, the best tier first
     tags: tuple[str, ...] = ()
     split: Split | None = None  # None: the file does not say
     source: str | None = None  # None: the file does not say
@@ -136,6 +137,13 @@ FORMATS: dict[What, tuple[FormatInfo, ...]] = {
             (".jsonl", ".json", ".csv", ".jsonl.gz"),
         ),
         FormatInfo(
+            "kiln",
+            "Input and output (Kiln)",
+            "{input, output} and, where present, tags; a reasoning column is not kept",
+            (".csv", ".jsonl", ".json"),
+            can_export=False,
+        ),
+        FormatInfo(
             "prompt-completion-plain",
             "Prompt and completion, plain text",
             "{prompt, completion} as strings; prompts of one user turn only",
@@ -183,6 +191,13 @@ FORMATS: dict[What, tuple[FormatInfo, ...]] = {
             (".json", ".jsonl", ".csv", ".jsonl.gz"),
             can_export=False,
         ),
+        FormatInfo(
+            "h2o",
+            "Answer and rejected_response (H2O LLM Studio)",
+            "{prompt, answer or chosen_response, rejected_response} and, where present, system; no threads",
+            (".csv", ".jsonl", ".json"),
+            can_export=False,
+        ),
     ),
     "thumbs": (
         FormatInfo(
@@ -210,6 +225,26 @@ FORMATS: dict[What, tuple[FormatInfo, ...]] = {
             "Tastemaker rankings",
             "Everything about each ranking: all responses, tiers with ties, flags, note, rater, order shown, ids",
             (".jsonl", ".jsonl.gz"),
+        ),
+        FormatInfo(
+            "oasst",
+            "Message trees (OpenAssistant)",
+            "{message_tree_id, prompt: {text, role, replies}}: ranked replies; without flags, notes and times",
+            (".jsonl", ".json", ".jsonl.gz"),
+        ),
+        FormatInfo(
+            "argilla",
+            "Records with a ranking question (Argilla)",
+            '{"fields": {prompt, …}, "responses": {question: [{value, user_id}]}}; equal ranks are ties',
+            (".json", ".jsonl"),
+            can_export=False,
+        ),
+        FormatInfo(
+            "label-studio",
+            "Pairwise and Ranker (Label Studio)",
+            '{"data": {prompt, answer1, answer2}} or {"data": {prompt, items}}, with "annotations"',
+            (".json", ".jsonl"),
+            can_export=False,
         ),
     ),
 }

@@ -21,12 +21,15 @@ from workbench.pairs import EMPTY, why_unusable
 from workbench.records import Message
 
 Preference = tuple[tuple[Message, ...], str, str, str]  # prompt, chosen, rejected, a remark for the preview
+H2O_CHOSEN = ("chosen_response", "answer", "response", "output", "completion")
+H2O_REJECTED = ("rejected_response", "rejected_answer")
 USED: dict[str, frozenset[str]] = {
     "trl": frozenset({"prompt", "chosen", "rejected", "system"}),
     "implicit": frozenset({"prompt", "chosen", "rejected"}),
     "hh": frozenset({"prompt", "chosen", "rejected"}),
     "sharegpt": frozenset({"conversations", "messages", "chosen", "rejected", "system"}),
     "alpaca": frozenset({"instruction", "input", "chosen", "rejected", "system", "history"}),
+    "h2o": frozenset({"prompt", "instruction", "system", "rejected_prompt", "parent_id", *H2O_CHOSEN, *H2O_REJECTED}),
 }
 NOT_SHARED = "the prompt is not shared: chosen and rejected begin differently"
 MID_WORD = "what both sides share ends inside a word"
@@ -97,6 +100,20 @@ def read_alpaca(row: dict[str, Any]) -> Preference:
     """Read {instruction, input, chosen, rejected, system, history}."""
     messages = alpaca_prompt(row)
     return _checked(messages, _answer(row, "chosen", messages), _answer(row, "rejected", messages))
+
+
+def read_h2o(row: dict[str, Any]) -> Preference:
+    """Read {prompt, answer or chosen_response, rejected_response, system, rejected_prompt}."""
+    if row.get("parent_id") not in (None, ""):
+        raise RowError('continues another row ("parent_id"); such threads are not read')
+    name = next((name for name in ("prompt", "instruction") if name in row), "prompt")
+    prompt = filled(text_of(row.get(name), name), "prompt")
+    if text_of(row.get("rejected_prompt"), "rejected_prompt", missing="").strip() not in ("", prompt.strip()):
+        raise RowError("the prompt is not shared: rejected_prompt is another")
+    messages = checked_prompt(with_system(row.get("system"), [Message("user", prompt)]))
+    chosen = next((name for name in H2O_CHOSEN if name in row), "answer")
+    rejected = next((name for name in H2O_REJECTED if name in row), "rejected_response")
+    return _checked(messages, text_of(row.get(chosen), chosen), text_of(row.get(rejected), rejected))
 
 
 def _answer(row: dict[str, Any], name: str, prompt: Sequence[Message]) -> str:

@@ -81,6 +81,11 @@ def _preview(row: ImportRow, repeats: int, word: str) -> PreviewRow:
         notes.append(f"{len(texts)} responses, {judged}, by {native.rater.name}")
         if len(tiers) > 1:
             chosen, rejected = texts[tiers[0][0]], texts[tiers[-1][0]]
+    if row.tiers:
+        tied = " with ties" if any(len(tier) > 1 for tier in row.tiers) else ""
+        notes.append(f"{sum(map(len, row.tiers))} responses, {len(row.tiers)} tiers{tied}")
+        if len(row.tiers) > 1:
+            chosen, rejected = row.tiers[0][0], row.tiers[-1][0]
     if row.split:
         notes.append(row.split)
     return PreviewRow(row.line, row.prompt, row.completion, chosen, rejected, "; ".join(notes), row.desirable)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import UserError
-from workbench.formats import demonstrations, preferences, prompts, thumbs
+from workbench.formats import demonstrations, preferences, prompts, ranked, thumbs
 from workbench.formats.checks import Preferences, Repeats, numbered
 from workbench.formats.detect import detect, explain
 from workbench.formats.fields import Extras
@@ -25,7 +25,9 @@ from workbench.formats.parsed import (
     excerpt,
     format_info,
 )
+from workbench.formats.ranked import RANKING_READERS
 from workbench.formats.rankings import read_native
+from workbench.formats.tiers import Ranked
 from workbench.formats.values import kind
 from workbench.records import Message
 
@@ -35,6 +37,7 @@ DEMONSTRATION_READERS = {
     "sharegpt": demonstrations.read_sharegpt,
     "messages": demonstrations.read_messages,
     "prompt-completion": demonstrations.read_prompt_completion,
+    "kiln": demonstrations.read_kiln,
 }
 PREFERENCE_READERS = {
     "trl": preferences.read_trl,
@@ -42,10 +45,11 @@ PREFERENCE_READERS = {
     "hh": preferences.read_hh,
     "sharegpt": preferences.read_sharegpt,
     "alpaca": preferences.read_alpaca,
+    "h2o": preferences.read_h2o,
 }
 THUMB_READERS = {"trl": thumbs.read_trl, "sharegpt": thumbs.read_sharegpt, "alpaca": thumbs.read_alpaca}
 _ALIASES = {"plain": "trl", "prompt-completion-plain": "prompt-completion"}
-_ROW_READ = Callable[[int, Any, Extras], ImportRow]
+_ROW_READ = Callable[[int, Any, Extras], list[ImportRow]]
 _TIES_HEAVY = 0.5  # share of the rankings, from
 _TIES_SAID = 10  # rankings on
 REJECTED_KEPT = 10_000
@@ -87,10 +91,11 @@ def parse(
         except RowError as error:
             _reject(parsed, path, Rejected(row.line, str(error), excerpt(row.start)))
             continue
-        repeats.first(found)
-        if chosen == "preferences":
-            circles.add(found)
-        parsed.rows.append(found)
+        for one in found:
+            repeats.first(one)
+            if chosen == "preferences":
+                circles.add(one)
+            parsed.rows.append(one)
         if limit is not None and len(parsed.rows) >= limit:
             break
     parsed.warnings = [*extras.warnings(), *_across(parsed, repeats, circles, parsed.numbered_by)]
@@ -166,48 +171,48 @@ def _reader(what: What, name: str) -> _ROW_READ:
         return _preference_reader(PREFERENCE_READERS[name], preferences.USED[name])
     if what == "thumbs":
         return _thumb_reader(THUMB_READERS[name], thumbs.USED[name])
-    return _read_ranking
+    return _read_native if name == "native" else _ranking_reader(RANKING_READERS[name], ranked.USED[name])
 
 
 def _prompt_reader(read: Callable[[Any], Any]) -> _ROW_READ:
-    def read_row(line: int, value: Any, extras: Extras) -> ImportRow:
+    def read_row(line: int, value: Any, extras: Extras) -> list[ImportRow]:
         messages = read(value)
         if not isinstance(value, dict):
-            return ImportRow(line, messages)
+            return [ImportRow(line, messages)]
         extras.rest(value, prompts.USED)
-        return _row(line, messages, value, extras)
+        return [_row(line, messages, value, extras)]
 
     return read_row
 
 
 def _demonstration_reader(read: Callable[[dict[str, Any]], demonstrations.Shown], used: frozenset[str]) -> _ROW_READ:
-    def read_row(line: int, value: Any, extras: Extras) -> ImportRow:
+    def read_row(line: int, value: Any, extras: Extras) -> list[ImportRow]:
         value = _object(value)
         messages, completion = read(value)
         extras.rest(value, used | {"author"})
         row = _row(line, messages, value, extras)
-        return replace(row, completion=completion, rater=extras.text(value, "author") or "")
+        return [replace(row, completion=completion, rater=extras.text(value, "author") or "")]
 
     return read_row
 
 
 def _preference_reader(read: Callable[[dict[str, Any]], preferences.Preference], used: frozenset[str]) -> _ROW_READ:
-    def read_row(line: int, value: Any, extras: Extras) -> ImportRow:
+    def read_row(line: int, value: Any, extras: Extras) -> list[ImportRow]:
         value = _object(value)
         messages, chosen, rejected, note = read(value)
         extras.rest(value, used)
         row = _judged_row(line, messages, value, extras)
-        return replace(row, chosen=chosen, rejected=rejected, tier_distance=extras.tier_distance(value), note=note)
+        return [replace(row, chosen=chosen, rejected=rejected, tier_distance=extras.tier_distance(value), note=note)]
 
     return read_row
 
 
 def _thumb_reader(read: Callable[[dict[str, Any]], thumbs.Judged], used: frozenset[str]) -> _ROW_READ:
-    def read_row(line: int, value: Any, extras: Extras) -> ImportRow:
+    def read_row(line: int, value: Any, extras: Extras) -> list[ImportRow]:
         value = _object(value)
         messages, completion, desirable = read(value)
         extras.rest(value, used)
-        return replace(_judged_row(line, messages, value, extras), completion=completion, desirable=desirable)
+        return [replace(_judged_row(line, messages, value, extras), completion=completion, desirable=desirable)]
 
     return read_row
 
@@ -225,9 +230,20 @@ def _judged_row(line: int, messages: tuple[Message, ...], value: dict[str, Any],
     return replace(row, rater=extras.text(value, "rater") or "", ranking_id=extras.text(value, "ranking_id") or "")
 
 
-def _read_ranking(line: int, value: Any, _: Extras) -> ImportRow:
+def _ranking_reader(read: Callable[[dict[str, Any]], list[Ranked]], used: frozenset[str]) -> _ROW_READ:
+    def read_row(line: int, value: Any, extras: Extras) -> list[ImportRow]:
+        value = _object(value)
+        found = read(value)
+        extras.rest(value, used)
+        rows = [(one, _row(line, one.prompt, value, extras)) for one in found]
+        return [replace(row, tiers=one.tiers, rater=one.rater, ranking_id=one.ranking_id) for one, row in rows]
+
+    return read_row
+
+
+def _read_native(line: int, value: Any, _: Extras) -> list[ImportRow]:
     native = read_native(value)
-    return ImportRow(
+    row = ImportRow(
         line,
         native.prompt.messages,
         ranking=native,
@@ -236,6 +252,7 @@ def _read_ranking(line: int, value: Any, _: Extras) -> ImportRow:
         source=native.prompt.source,
         rater=native.rater.name,
     )
+    return [row]
 
 
 def _object(value: Any) -> dict[str, Any]:
@@ -263,11 +280,11 @@ def _across(parsed: Parsed, repeats: Repeats, circles: Preferences, word: str) -
             f"In {len(inside)} {'row' if len(inside) == 1 else 'rows'} {preferences.MID_WORD} "
             f"({numbered(word, inside)}): is the prompt in a field of its own?"
         )
-    tied = [row for row in parsed.rows if row.ranking and _has_tie(row)]
+    tied = [row for row in parsed.rows if _has_tie(row)]
     if len(tied) >= _TIES_SAID and len(tied) > _TIES_HEAVY * len(parsed.rows):
         said.append(f"{len(tied)} of {len(parsed.rows)} rankings have ties; tied responses give no pairs.")
     return said
 
 
 def _has_tie(row: ImportRow) -> bool:
-    return row.ranking is not None and any(len(tier) > 1 for tier in row.ranking.ranking.tiers)
+    return any(len(tier) > 1 for tier in (row.ranking.ranking.tiers if row.ranking else row.tiers))
