@@ -263,16 +263,17 @@ class Sampler(QObject):
 
     def _commit(self, job: SamplingJob, responses: list[Response]) -> None:
         self._committing += 1
+        if len(responses) > 1:
+            self._fresh.add(job.prompt.id)  # now: its card may be on screen before this thread hears of the commit
 
         def failed(error: BaseException) -> None:
             self._committing -= 1
+            self._fresh.discard(job.prompt.id)
             self._unsaved.append((job, responses))
             self._on_error(error)
 
         def done(_change: Change) -> None:
             self._committing -= 1
-            if len(responses) > 1:
-                self._fresh.add(job.prompt.id)
             self.arrived.emit(job.prompt.id, job.ranking_id)
             self._go_on()
 

@@ -158,3 +158,8 @@ def test_sampling_prompts_that_are_ranked_already_goes_on_as_one_ranks(
     settle()
     assert len(fake_engine.requests) == 8
     assert len(filled.project.store.rankings()) == 16
+    filled.project.store.add_responses([response(filled.prompts[0], "One more.", "policy")]).result(10)
+    wait(qtbot, lambda: pane.item is not None)
+    rank(qtbot, pane, "123")  # under an id of its own: the one that its sampling had promised is used
+    wait(qtbot, lambda: pane.view.empty_shown)
+    assert len(filled.project.store.rankings(prompt_id=filled.prompts[0].id)) == 3
