@@ -13,7 +13,7 @@ from workbench.recipes import RECIPES
 
 WHOLE = 0.12
 """Of the process's highest resident set, libraries and model among it."""
-ABOVE = 0.35
+ABOVE = {"sft": 0.2, "reward": 0.2, "dpo": 0.2, "kto": 0.2, "ppo": 0.35}
 """Of what lies above the loaded model: heaps keep gaps that depend on the order in which blocks came and went."""
 
 
@@ -36,7 +36,7 @@ def test_the_peak_of_an_update_is_what_was_foretold(measured, method):
     assert held - found["model"] > 150 * 2**20  # activations dominate: 10 M parameters are 40 MiB
     assert foretold == pytest.approx(held, rel=WHOLE)
     before = found["foretold_model"]
-    assert foretold - before == pytest.approx(held - found["model"], rel=ABOVE)
+    assert foretold - before == pytest.approx(held - found["model"], rel=ABOVE[method])
     assert found["foretold"]["load"] == pytest.approx(found["measured"]["load"], rel=WHOLE)
 
 
