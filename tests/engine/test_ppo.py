@@ -7,16 +7,18 @@ import torch
 
 from engine import ppo
 from engine.adapters import Adapters
+from engine.advantages import kl_per_token
 from engine.base_model import load_base
 from engine.control import Stopped
 from engine.generate import generate
 from engine.heads import ScalarHead
 from engine.ppo_models import POLICY, REWARD, VALUE, Episode, Layout, Players, open_players
-from engine.ppo_report import repetition, samples_of
+from engine.ppo_report import evaluation_metrics, repetition, samples_of
 from engine.rules import rule_scorer
 from engine.score import RewardStats
 from engine.session import DivergedError, Session
 from tests.engine.conftest import randomise
+from tests.engine.golden_adapter import noise_adapter
 from tests.engine.rows import QUICK, prompts
 from workbench.errors import UserError
 from workbench.metrics import GLOSSARY
@@ -478,13 +480,7 @@ def test_samples_asked_for_are_of_held_out_prompts(runs):
 @pytest.mark.demo_model
 def test_the_demo_models_rollout_has_the_reference_numbers(golden, demo_model_dir):
     g = golden("ppo_model")
-    adapters = Adapters(load_base(demo_model_dir, quantisation="fp32", device=torch.device("cpu")))
-    adapters.add(POLICY, rank=16, alpha=32, trainable=True)
-    source = torch.Generator().manual_seed(1234)
-    state = adapters.state(POLICY)
-    for key in sorted(state, key=lambda one: one.replace(".weight", ".default.weight")):
-        noise = torch.randn(state[key].shape, generator=source)
-        state[key].copy_(noise / state[key].shape[1] ** 0.5 if "lora_A" in key else noise * 0.02)
+    adapters = noise_adapter(load_base(demo_model_dir, quantisation="fp32", device=torch.device("cpu")), POLICY)
     head = ScalarHead(576)
     with torch.no_grad():
         head.weight.copy_(torch.tensor(g["head"])[None])
@@ -515,6 +511,17 @@ def test_the_demo_models_rollout_has_the_reference_numbers(golden, demo_model_di
             found[mask].float(), wanted[mask], atol=near, rtol=1e-5, msg=lambda m, k=key: f"{k}: {m}"
         )
     assert REWARD not in adapters.names
+    # sums of up to 16 tokens, each within the tolerance; TRL pads prompts on the left, here nothing is padded
+    lengths, near = mask.sum(1), 16 * tolerance["logprob_fp32"]
+    for estimator in ("k1", "k3"):
+        kl = torch.where(mask, kl_per_token(logps, reference, estimator), 0).sum(1)
+        assert kl.tolist() == pytest.approx(g[f"kl_{estimator}_sum"], abs=near, rel=1e-4)
+    for key in ("padded_sum_logp", "same_rows_unpadded_sum_logp"):
+        assert logps.sum(1).tolist() == pytest.approx(g[key], abs=near)
+    batch = ppo.Rollout(episodes, [range(len(episodes))], lengths, logps, reference, None, torch.zeros(len(episodes)))
+    found = evaluation_metrics(batch)
+    assert found["eval_objective/kl"] == pytest.approx(sum(g["kl_k1_sum"]) / len(episodes), abs=near)
+    assert found["eval_ppo/mean_length"] == float(lengths.double().mean())
 
 
 def test_generation_and_training_agree_on_the_tokens_they_drew(runs):
