@@ -275,4 +275,4 @@ def test_rejected_rows_beyond_those_that_are_listed_are_counted_too(
     assert cli.main(asked, lambda _: 0) == 0
     said = capsys.readouterr().out
     assert "30 rejected" in said  # 3 listed + 27 counted
-    assert f"and {30 - cli_data.SHOWN_REJECTED} more (the first of them with --json)" in said
+    assert f"and {30 - cli_data.SHOWN_REJECTED} more (3 of them with --json)" in said

@@ -514,7 +514,7 @@ def test_the_numbers_of_a_plot_can_be_read_as_a_table(ppo, grid, qtbot, qtmodelt
     dialog = grid.findChild(PlotTableDialog)
     model = dialog.table.model()
     qtmodeltester.check(model)
-    assert [model.headerData(n, Qt.Orientation.Horizontal) for n in range(3)] == ["step", "train", "validation"]
+    assert [model.headerData(n, Qt.Orientation.Horizontal) for n in range(3)] == ["rollout", "train", "validation"]
     assert model.index(0, 0).data() == "40"
     assert model.index(0, 1).data() == f"{history.last('objective/kl')[1]:.2f}"
     assert model.index(1, 2).data() == ""  # nothing was measured at step 39
