@@ -204,7 +204,7 @@ def on_gpu(device: str) -> bool:
 
 @lru_cache(maxsize=1)
 def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 matrices as oneDNN wants it; where it cannot be told, no.
+    """Whether this CPU multiplies bf16 matrices itself (AVX512-BF16, AMX, Arm's BF16); where it cannot be told, no.
 
     Elsewhere the engine widens the weights to fp32 (see ``engine.base_model.compute_dtype``).
     """
@@ -212,7 +212,7 @@ def cpu_has_bf16() -> bool:
         words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split())
     except OSError:
         return False
-    return {"avx512vl", "avx512bw", "avx512dq"} <= words or "bf16" in words
+    return not words.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 class _Reckoner:

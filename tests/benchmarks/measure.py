@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import statistics
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +37,16 @@ def has_bf16() -> bool:
 
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if platform.machine().lower() in ("x86_64", "amd64"):  # AVX-512 alone counts as support there, and emulates
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def matrix_rate(seconds: float = 1.0) -> float:
-    """Measure the device's rate in FLOP/s on 1024 x 1024 matrices, in the dtype that both sides compute in."""
+def matrix_rate(seconds: float = 1.0, tries: int = 5) -> float:
+    """Measure the device's rate in FLOP/s on large square matrices, in the dtype that both sides compute in.
+
+    The best of some tries: what else the machine does only ever takes from it.
+    """
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -48,12 +55,15 @@ def matrix_rate(seconds: float = 1.0) -> float:
     two = one.clone()
     one @ two
     _wait(device)
-    done, began = 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
-        one @ two
-        _wait(device)
-        done += 1
-    return 2 * size**3 * done / (time.perf_counter() - began)
+    rates = []
+    for _ in range(tries):
+        done, began = 0, time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            one @ two
+            _wait(device)
+            done += 1
+        rates.append(2 * size**3 * done / (time.perf_counter() - began))
+    return max(rates)
 
 
 def _wait(device: Any) -> None:
@@ -69,6 +79,19 @@ def memory(name: str) -> float:
         if line.startswith(name + ":"):
             return int(line.split()[1]) / 1024
     return 0.0
+
+
+def means(logs: list[dict[str, Any]], *, by_tokens: bool = False) -> dict[str, float]:
+    """The mean over all steps of what both sides log: they learn from the same rows, in other batches.
+
+    Args:
+        logs: of every step, in order.
+        by_tokens: a step counts by its tokens (SFT, whose steps have many or few), as ``num_tokens`` tells them.
+    """
+    keys = ("loss", "accuracy", "rewards/accuracies", "objective/scores", "objective/kl", "val/ratio")
+    seen = [0.0, *(float(log.get("num_tokens", 0)) for log in logs)]
+    weights = [now - before for before, now in pairwise(seen)] if by_tokens else None
+    return {key: statistics.fmean([float(log[key]) for log in logs], weights) for key in keys if key in logs[0]}
 
 
 @dataclass
@@ -115,18 +138,19 @@ class Meter:
         self.peak_mib = torch.cuda.max_memory_allocated() / MIB if torch.cuda.is_available() else memory("VmHWM")
 
     def report(self, *, samples: int, tokens: int, **more: Any) -> None:
-        """Print the measurement as one JSON line. The first of several steps is left out of the rates: it warms up."""
-        warm = 1 if len(self.wall_s) > 2 else 0
-        share = (len(self.wall_s) - warm) / len(self.wall_s)
-        wall, cpu = sum(self.wall_s[warm:]), sum(self.cpu_s[warm:])
+        """Print the measurement as one JSON line.
+
+        Every step counts, the first too: the sides make other batches of the same rows (ours of similar lengths), so
+        that the work of a step that is left out would be no share of the whole.
+        """
+        wall, cpu = sum(self.wall_s), sum(self.cpu_s)
         print(
             json.dumps(
                 {
-                    "samples_per_s": samples * share / wall,
-                    "tokens_per_s": tokens * share / wall,
-                    "tokens_per_cpu_s": tokens * share / max(cpu, 1e-9),
-                    "step_s": statistics.median(self.wall_s),
-                    "steps": len(self.wall_s),
+                    "samples_per_s": samples / wall,
+                    "tokens_per_s": tokens / wall,
+                    "tokens_per_cpu_s": tokens / max(cpu, 1e-9),
+                    "step_s": [round(one, 3) for one in self.wall_s],
                     "samples": samples,
                     "tokens": tokens,
                     "before_mib": round(self.before_mib, 1),

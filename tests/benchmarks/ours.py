@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measure import Meter, prepare
+from measure import MIB, Meter, means, prepare
 from work import Work
 
 
@@ -42,21 +42,28 @@ def run(work: Work, options: argparse.Namespace, folder: Path) -> None:
     meter = Meter()
     session = Session(make_run(work, options, folder).path)
     phase, metrics = session.phase, session.metrics
-    last: dict[str, float] = {}
+    logs: list[dict[str, float]] = []
+    phases: set[str] = set()  # of training
 
     def watched_phase(name: str, detail: str = "") -> None:
         phase(name, detail)
+        phases.add(name)
         if name in ("training", "rollout") and not meter.began:
+            phases.clear()
+            phases.add(name)
             meter.start()
 
     def watched_metrics(step: int, values: Any) -> None:
         metrics(step, values)
         if "loss" in values or "objective/scores" in values:
             meter.step()
-            last.update({key: float(value) for key, value in values.items()})
+            logs.append({key: float(value) for key, value in values.items()})
 
     def finish(_: Any) -> None:
         meter.stop()
+        # The session sets the process's high-water mark back at every phase, and knows each phase's own.
+        peaks = [peak / MIB for name, peak in session._memory.read().items() if name in phases]
+        meter.peak_mib = max([meter.peak_mib, *peaks])
         raise Finished
 
     session.phase, session.metrics, session.finish = watched_phase, watched_metrics, finish  # type: ignore[method-assign]
@@ -64,9 +71,8 @@ def run(work: Work, options: argparse.Namespace, folder: Path) -> None:
         importlib.import_module(f"engine.{work.method}").run(session)
     tokens = sum(row["tokens"] for row in work.rows)
     if work.method == "ppo":
-        tokens += int(last["ppo/mean_length"] * len(work.rows))
-    keys = ("loss", "grad_norm", "accuracy", "rewards/accuracies", "objective/scores", "objective/kl", "val/ratio")
-    meter.report(samples=len(work.rows), tokens=tokens, metrics={key: last[key] for key in keys if key in last})
+        tokens += int(sum(log["ppo/mean_length"] for log in logs) * work.batch)
+    meter.report(samples=len(work.rows), tokens=tokens, metrics=means(logs, by_tokens=work.method == "sft"))
 
 
 def generate(work: Work, options: argparse.Namespace) -> None:

@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from measure import has_bf16
+
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 SETTINGS = {"batch": 8, "micro_batch": 4, "max_length": 256, "learning_rate": 1e-4, "epochs": 1}
 TRAIN_PAIRS = 200
@@ -101,7 +103,7 @@ def trl(model: Path, data: Path) -> dict[str, Any]:
     from transformers import AutoTokenizer
     from trl import RewardConfig, RewardTrainer
 
-    bf16 = torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    bf16 = has_bf16()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     rows = [
         {

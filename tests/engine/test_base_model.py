@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 
 import pytest
@@ -57,6 +58,7 @@ def test_the_rotary_frequencies_are_never_rounded_to_bf16(tiny_model_dir, monkey
     [(True, False, torch.bfloat16), (False, True, torch.bfloat16), (False, False, torch.float32)],
 )
 def test_a_cpu_computes_in_bf16_only_where_it_multiplies_it(monkeypatch, avx512_bf16, amx, dtype):
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert compute_dtype(CPU) == dtype

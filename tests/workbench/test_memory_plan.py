@@ -245,7 +245,8 @@ def test_runs_of_the_same_model_and_quantisation_say_most_and_each_phase_is_corr
 def test_whether_a_cpu_has_bf16_is_read_from_its_flags(monkeypatch, tmp_path):
     monkeypatch.undo()
     probe = memory_plan.cpu_has_bf16.__wrapped__  # what it says without its memory
-    for flags, has in (("fpu avx2", False), ("avx512vl avx512bw avx512dq", True), ("asimd bf16", True)):
+    told = {"fpu avx2": False, "avx512vl avx512bw avx512dq": False, "avx512vl avx512_bf16": True, "asimd bf16": True}
+    for flags, has in told.items():
         (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
         monkeypatch.setattr(memory_plan, "Path", lambda _: tmp_path / "cpuinfo")
         assert probe() is has
