@@ -5,13 +5,9 @@ import math
 import pytest
 import torch
 
-from engine import base_model, dpo
-from engine.adapters import Adapters
-from engine.base_model import load_base
+from engine import base_model
 from engine.dpo import completion_logps, pair_loss
-from engine.masking import Example
 from engine.meters import Meters
-from engine.pairs import EncodedPair
 from tests.engine.rows import pair_rows, ranked
 from workbench.protocol import Metrics, Phase, Warned
 from workbench.recipes import DpoRecipe
@@ -201,37 +197,3 @@ def test_pairs_that_became_identical_are_left_out_and_counted(runs):
     runs.run(folder)
     said = [one.message for one in folder.events() if isinstance(one, Warned)]
     assert any("1 of 5 pairs were left out" in one for one in said)
-
-
-@pytest.mark.demo_model
-def test_sums_and_losses_of_the_demo_model_are_the_reference_numbers(golden, demo_model_dir):
-    g = golden("dpo_model")
-    base = load_base(demo_model_dir, quantisation="fp32", device=torch.device("cpu"))
-    adapters = Adapters(base)
-    adapters.add("policy", rank=16, alpha=32, trainable=True)
-    source = torch.Generator().manual_seed(1234)
-    named = dict(
-        sorted((key.replace(".weight", ".default.weight"), one) for key, one in adapters.state("policy").items())
-    )
-    for key, weight in named.items():
-        noise = torch.randn(weight.shape, generator=source)
-        weight.copy_(noise / weight.shape[1] ** 0.5 if "lora_A" in key else noise * 0.02)
-
-    def example(ids, start):
-        return Example(tuple(ids), (False,) * start + (True,) * (len(ids) - start), start)
-
-    pairs = [
-        EncodedPair(str(index), "", example(chosen, start), example(rejected, start))
-        for index, (chosen, rejected, start) in enumerate(
-            zip(g["chosen"], g["rejected"], g["prompt_length"], strict=True)
-        )
-    ]
-    tolerance = g["tolerance"]
-    with torch.no_grad():
-        for name, key in ((None, "reference"), ("policy", "policy")):
-            sums = torch.stack(completion_logps(adapters, name, pairs)[:2], 1)
-            torch.testing.assert_close(sums, torch.tensor(g[key]), atol=tolerance["logps_fp32"], rtol=0)
-        reference = {str(index): tuple(pair) for index, pair in enumerate(g["reference"])}
-        loss, _ = pair_loss(adapters, pairs, reference, DpoRecipe(beta=g["beta"]), Meters())
-    torch.testing.assert_close(loss, torch.tensor(g["loss_per_pair"]), atol=tolerance["loss_fp32"], rtol=0)
-    assert dpo.POLICY == "policy"
