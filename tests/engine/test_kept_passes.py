@@ -116,7 +116,7 @@ def test_padding_takes_room_as_tokens_do(runs: Any, monkeypatch: pytest.MonkeyPa
     batch = ppo.rollout(
         session, ppo._trainer(players, players.recipe, 1), ppo.encode_prompts(session, players, "train"), 5, step=1
     )
-    parts = [batch.episodes[first : last + 1] for first, last in batch.kept._passes]
+    parts = [[batch.episodes[row] for row in rows] for rows in batch.kept._passes]
     padded = sum(len(part) * max(one.tokens for one in part) for part in parts)
     assert padded > sum(one.tokens for part in parts for one in part)
     assert batch.kept.tokens == ALL - padded

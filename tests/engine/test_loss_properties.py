@@ -28,7 +28,7 @@ from engine.losses import (
     simpo_loss,
 )
 from engine.masking import Example
-from engine.pairs import EncodedPair
+from engine.pairs import EncodedPair, ranking_weights
 from engine.reward import pair_loss
 from workbench.recipes import DpoRecipe, RewardRecipe
 
@@ -133,10 +133,9 @@ def test_a_recipes_margin_smoothing_ties_and_centering_add_up(
         loss = t * softplus(m - gap) + (1 - t) * softplus(gap + m) + centre * both**2
         return loss, slope + 2 * centre * both, -slope + 2 * centre * both
 
+    pairs = encoded([tier for *_, tier in ranked])
     agrees(
-        lambda chosen, rejected: pair_loss(
-            chosen[:, None], rejected[:, None], encoded([tier for *_, tier in ranked]), recipe
-        ),
+        lambda chosen, rejected: pair_loss(chosen[:, None], rejected[:, None], pairs, recipe, ranking_weights(pairs)),
         [(chosen, rejected) for chosen, rejected, _ in ranked],
         wanted,
     )

@@ -20,6 +20,7 @@ from engine.ppo import Rollout
 from engine.ppo_losses import policy_loss, value_loss
 from engine.ppo_models import Episode
 from engine.ppo_report import rollout_metrics
+from workbench.recipes import PpoRecipe
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "ppo_tensors.json").read_text())
 LENGTHS = torch.tensor([one + 1 for one in GOLDEN["shape"]["last_token_index"]])
@@ -64,7 +65,7 @@ def test_what_a_rollout_reports_is_what_trl_reports() -> None:
         numbers("shape", "scores_after_eos_penalty"),
         KeptPasses(),
     )
-    report = rollout_metrics(batch, found, GOLDEN["hparams"]["kl_coef"], "k1")
+    report = rollout_metrics(batch, found, GOLDEN["hparams"]["kl_coef"], PpoRecipe(kl_estimator="k1"))
     for key, wanted in GOLDEN["metrics"].items():
         assert report[key] == pytest.approx(wanted, abs=NEAR), key
     assert report["val/num_eos_tokens"] == sum(GOLDEN["shape"]["contains_eos"]) == 4

@@ -320,7 +320,7 @@ def test_a_pair_that_would_lose_its_ending_is_not_shown_among_the_scored_ones(ru
     long = PairRow("long", "g", "k", "r", (Message("user", "a"),), "no", "y" * 100)
     folder = runs.create("reward", pair_rows(4), [long], max_steps=1, max_length=64)
     runs.run(folder)
-    assert [one.prompt_id for one in folder.samples()] == [f"p{index // 2}" for index in range(8)]
+    assert [one.prompt_id for one in folder.samples()] == [f"g{index // 2}" for index in range(8)]
 
 
 def test_a_run_from_an_sft_adapter_starts_as_a_copy_of_it(runs, adapters, tmp_path, tiny_model_dir):

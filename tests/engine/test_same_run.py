@@ -103,7 +103,7 @@ def test_the_rows_of_a_step_teach_the_same_in_any_order_and_any_cuts(
 
         monkeypatch.setattr(batching, "CPU_MICRO_TOKENS", tokens)
         monkeypatch.setattr(batching.Schedule, "rows", lambda self, step, mix=shuffled: mix(rows_of_step(self, step)))
-        monkeypatch.setattr(ppo, "longest_group_first", lambda episodes, mix=shuffled: mix(by_length(episodes)))
+        monkeypatch.setattr(ppo, "longest_group_first", lambda *mini, mix=shuffled: mix(by_length(*mini)))
         settings = settings_of(method) | {"batch": 8, "micro_batch": most, "max_steps": 1, "eval_every": 0}
         if method == "ppo":
             settings |= {"ppo_epochs": 1, "mini_batches": 1}
