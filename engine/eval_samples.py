@@ -13,7 +13,7 @@ from engine.score import RewardModel, TooLong
 from engine.session import Session
 from workbench.errors import UserError
 from workbench.protocol import Sample
-from workbench.records import Message, Sampling
+from workbench.records import Message, Sampling, step_word
 from workbench.rows import PairRow, PromptRow
 from workbench.run_folder import Row
 
@@ -28,10 +28,15 @@ def write_final_samples(session: Session, write: Callable[[], None]) -> None:
 
 
 def write_asked_samples(session: Session, step: int, write: Callable[[], None]) -> None:
-    """Write samples of a run at work if the researcher asked for some: to look must never end what is looked at."""
+    """Write samples of a run at work if the researcher asked for some."""
     if session.sample_asked():
-        remedy = "training goes on; keep a checkpoint as a model and draw some in Compare"
-        _try(session, write, f"No samples were drawn at step {step}", remedy)
+        try_samples(session, step, write)
+
+
+def try_samples(session: Session, step: int, write: Callable[[], None]) -> None:
+    """Write samples of a run at work that somebody asked for: to look must never end what is looked at."""
+    remedy = "training goes on; keep a checkpoint as a model and draw some in Compare"
+    _try(session, write, f"No samples were drawn at {step_word(session.spec.method)} {step}", remedy)
 
 
 def _try(session: Session, write: Callable[[], None], what: str, remedy: str) -> None:

@@ -45,7 +45,7 @@ def run_micro_batched(
 
     Returns the results in the order of the rows, and the micro-batch that fitted: hand it in the next time. What is
     halved is the largest part that was cut, so that every new try is smaller. A single row is tried once more when
-    ``reset`` and caches may have let go of something.
+    ``reset`` and caches may have let go of something; that leaves the micro-batch as it was.
     Raises the out-of-memory error when not even one row fits.
     """
     released = False
@@ -70,9 +70,11 @@ def run_micro_batched(
         torch.set_rng_state(before)
         if before_cuda is not None:
             torch.cuda.set_rng_state(before_cuda)
-        released = True
-        micro_batch = max(1, tried // 2)
         _warn_of_smaller_bites(session, tried, len(rows), learns=learns)
+        if tried > 1:
+            micro_batch = tried // 2
+        else:
+            released = True  # a row alone, once more with what was let go of: nothing became smaller
 
 
 def run_batches(

@@ -43,7 +43,8 @@ def of_epoch(
     """The mini-batches of an epoch (from 0) of an update, by the numbers of their episodes, in the order of the update.
 
     The first epoch has those of the rollout, since the passes over its first one were kept; every later one deals the
-    prompts out anew, each with all its responses (N+ and TRL: every epoch permutes the rollout).
+    prompts out anew (N+ and TRL: every epoch permutes the rollout). The responses to one prompt lie beside one
+    another; where a mini-batch is no multiple of their number, its edge parts them, and the prompt passes twice.
     """
     if epoch == 0 or len(minis) == 1:
         return in_order(minis, seed, step, epoch)

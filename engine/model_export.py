@@ -136,9 +136,17 @@ def _write_merged(model: ModelRef, draft: Path, on_progress: OnProgress) -> str:
     tokenizer, _ = load_tokenizer(base)
     kind: Any = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
     more: dict[str, Any] = {"num_labels": 1} if scores else {}
-    whole = kind.from_pretrained(
-        str(base), dtype=torch.bfloat16, local_files_only=True, trust_remote_code=False, use_safetensors=True, **more
-    )
+    try:
+        whole = kind.from_pretrained(
+            str(base),
+            dtype=torch.bfloat16,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            **more,
+        )
+    except OSError as error:  # else it would pass for the disk that is written to
+        raise UserError(f"The base of {model.name} cannot be read", str(error), "import the base again") from error
     on_progress("Merging", 0.5)
     count = merge_lora(whole, tensors, lora_scaling(adapter))
     if scores:

@@ -33,6 +33,7 @@ from engine.advantages import (
 from engine.batching import cutter, in_passes
 from engine.checkpoints import load_state, save_state
 from engine.completions import encode_demonstrations
+from engine.eval_samples import try_samples
 from engine.generate import SEED_LIMIT, generate, row_seeds
 from engine.kept_passes import KeptPasses, Pass
 from engine.masking import Example
@@ -158,8 +159,12 @@ def run(session: Session) -> None:
 
     def measure(step: int) -> None:
         asked = session.sample_asked()
-        if heldout and (asked or eval_due(session, step, total)):
+        if heldout and eval_due(session, step, total):
             evaluate(session, trainer, heldout, step, keep=asked)
+        elif asked:
+            shown = heldout or prompts[:EVAL_PROMPTS]
+            work = partial(evaluate, session, trainer, shown, step, keep=True, measures=bool(heldout))
+            try_samples(session, step, work)
 
     if start == 0:
         measure(0)
@@ -399,15 +404,25 @@ def update(session: Session, trainer: Trainer, batch: Rollout, targets: Advantag
 
 
 @torch.no_grad()
-def evaluate(session: Session, trainer: Trainer, prompts: Sequence[PromptIds], step: int, *, keep: bool) -> None:
+def evaluate(
+    session: Session,
+    trainer: Trainer,
+    prompts: Sequence[PromptIds],
+    step: int,
+    *,
+    keep: bool,
+    measures: bool = True,
+) -> None:
     """Score responses to held-out prompts, drawn at the same temperature from the same seeds every time.
 
-    With ``keep`` they are written as samples: the researcher asked for them.
+    With ``keep`` they are written as samples: the researcher asked for them. Where no prompt is held out those are
+    of training prompts, and nothing ``measures``.
     """
-    session.phase("evaluating", f"{len(prompts)} held-out prompts")
+    session.phase("evaluating", f"{len(prompts)} {'held-out ' if measures else ''}prompts")
     batch = rollout(session, trainer, prompts, step_seed(trainer.players.recipe.seed, 0), with_values=False)
     score(session, trainer, batch)
-    session.metrics(step, evaluation_metrics(batch))
+    if measures:
+        session.metrics(step, evaluation_metrics(batch))
     if keep:
         session.write_samples(step, samples_of(step, batch, None, trainer.players.base.tokenizer))
 

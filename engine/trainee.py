@@ -24,7 +24,7 @@ from workbench.model_folders import refuse_changed_model
 _STATE = "state_training.pt"
 _HALVES = "halves"
 _HELD = {
-    "all": "All layers are held in fp16 as well, which is faster and rounds nothing",
+    "all": "All layers that are not in 4 bits are held in fp16 as well, which is faster and rounds nothing",
     "wide": "The widest layers are held in fp16 as well, which is faster and rounds nothing",
     "none": "No layer is held in fp16 as well: memory has no room, weights would be rounded, or torch has no FBGEMM",
 }

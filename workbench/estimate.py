@@ -116,8 +116,8 @@ def estimate(
     lines = [*([f"chosen: {choice.reason}"] if choice.reason else []), *memory.lines]
     units = rankings_of(rows) if recipe.batch_counts_rankings else len(rows)
     steps = total_steps(recipe, units)
-    trained = _trained_units(recipe, units, steps) * len(rows) / max(1, units)
-    tokens = _run_tokens(recipe, by_row, heldout, steps, trained)
+    rows_trained = _trained_units(recipe, units, steps) * len(rows) / max(1, units)
+    tokens = _run_tokens(recipe, by_row, heldout, steps, rows_trained)
     tokens += int(0.5 * demonstrations * sum(lengths) / len(lengths)) if method == "reward" else 0
     foretold = foretold_pace(method, recipe, shape)
     ratios = [pace.measured / pace.foretold for pace in paces if pace.method == method and pace.foretold > 0]

@@ -264,11 +264,12 @@ class _Reckoner:
         if self.recipe.quantisation not in ("bf16", "nf4"):  # what is held finer than that would be rounded
             return 0.0
         dense = self.recipe.quantisation == "bf16"
-        needed = 4.0 * self.shape.layers * self.shape.hidden * self.shape.intermediate * dense
-        if self.method == "ppo":
-            needed = 2.0 * (self.shape.linear_parameters * dense + self.shape.vocabulary * self.shape.hidden)
+        wanted = [4.0 * self.shape.layers * self.shape.hidden * self.shape.intermediate * dense]
+        if self.method == "ppo":  # all of them, and where these have no room the wide ones
+            everything = self.shape.linear_parameters * dense + self.shape.vocabulary * self.shape.hidden
+            wanted.insert(0, 2.0 * everything)
         free = self.available - self.libraries - self.weights
-        return needed if not self.available or free >= HALVES_SPARE * needed else 0.0
+        return next((one for one in wanted if not self.available or free >= HALVES_SPARE * one), 0.0)
 
     @property
     def adapters(self) -> float:
@@ -332,7 +333,7 @@ class _Reckoner:
         """Graphs that PPO keeps from a rollout to its first mini-batch: see ``engine.kept_passes``."""
         if not isinstance(self.recipe, PpoRecipe):
             return 0.0
-        count = self.recipe.batch // self.recipe.mini_batches
+        count = max(1, self.recipe.batch // self.recipe.mini_batches)
         rows = sorted((max(row) for row in self.rows), reverse=True)
         rows = [row for row in rows for _ in range(-(-count // len(rows)))][:count]  # a prompt comes again
         tokens = count * rows[0] if self.gpu else sum(rows)  # padding has a graph too

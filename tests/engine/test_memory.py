@@ -112,7 +112,9 @@ def test_one_row_that_does_not_fit_raises():
     assert len(tried) == 2
 
 
-def test_one_row_is_tried_again_when_something_could_be_let_go():
+@pytest.mark.parametrize("micro_batch", [1, 8])
+def test_one_row_is_tried_again_when_something_could_be_let_go(micro_batch):
+    """Rows that are cut apart for their length were alone before, too: the micro-batch stays what it was."""
     kept, session, done = [1], FakeSession(), []
 
     def work(rows):
@@ -125,7 +127,10 @@ def test_one_row_is_tried_again_when_something_could_be_let_go():
         done.clear()
         kept.clear()
 
-    assert run_micro_batched(session, ROWS, 1, work, reset=reset) == ([1] * 8, 1)
+    found = run_micro_batched(
+        session, ROWS, micro_batch, work, reset=reset, cut=lambda rows, _: [[one] for one in rows]
+    )
+    assert found == ([1] * 8, micro_batch)
     [(code, said)] = session.warnings
     assert (code, said.split("with ")[1]) == (
         "oom",

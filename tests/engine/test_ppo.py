@@ -474,6 +474,29 @@ def test_samples_asked_for_are_of_held_out_prompts(runs):
     assert all(one.token_kl and not one.token_rewards and not one.token_advantages for one in first)
 
 
+def test_samples_asked_for_without_held_out_prompts_are_of_training_prompts_and_measure_nothing(runs):
+    folder = runs.create("ppo", prompts(), **(QUICK | {"episodes": 8}))
+    session = Session(folder.path)
+    session.control.obey(SampleNow())
+    ppo.run(session)
+    assert sorted((one.step, one.prompt_id) for one in folder.samples()[:6]) == [(0, f"p{index}") for index in range(6)]
+    assert not any(one.step == 0 for one in folder.events() if isinstance(one, Metrics))
+
+
+def test_samples_that_cannot_be_drawn_when_asked_for_do_not_end_the_rollouts(runs, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("memory ran out")
+
+    monkeypatch.setattr(ppo, "evaluate", fails)
+    folder = runs.create("ppo", prompts(), **(QUICK | {"episodes": 8}))
+    session = Session(folder.path)
+    session.control.obey(SampleNow())
+    ppo.run(session)
+    assert folder.final_dir() is not None
+    said = [one.message for one in folder.events() if isinstance(one, Warned) and one.code == "samples"]
+    assert said == ["No samples were drawn at rollout 0: memory ran out"]
+
+
 # ---- the real model ------------------------------------------------------------------------------------------
 
 

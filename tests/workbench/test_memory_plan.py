@@ -82,6 +82,13 @@ def test_on_a_gpu_a_kept_graph_covers_the_padding_too(monkeypatch):
     assert packed != fewer
 
 
+def test_more_mini_batches_than_episodes_are_planned_until_the_recipe_refuses_them():
+    recipe = PpoRecipe(rule="contains:a", batch=8, mini_batches=16)
+    for gpu in (True, False):
+        assert plan_memory("ppo", recipe, SMALL, [[100]], gpu=gpu).peak.bytes > 0
+    assert any(one.field == "mini_batches" for one in recipe.problems())
+
+
 def test_prompts_that_come_again_in_a_mini_batch_are_kept_again(monkeypatch):
     monkeypatch.setattr(memory_plan, "kept_room", lambda *_, **__: 2**50)
     recipe = PpoRecipe(rule="contains:a", batch=8, mini_batches=2, micro_batch=1)
@@ -124,6 +131,8 @@ def test_layers_are_held_in_fp16_as_well_on_a_cpu_without_bf16_that_has_room(mon
     assert load(plain) - load(plain, available=short) == wide
     every = 2 * (SMALL.linear_parameters + SMALL.vocabulary * SMALL.hidden)
     assert load(sampling) - load(sampling, available=short) == every
+    between = int(load(sampling, available=short)) + 3 * wide + 1  # room for gate and up, three times, and no more
+    assert load(sampling, available=between) - load(sampling, available=short) == wide
     packed = dataclasses.replace(sampling, quantisation="nf4")
     assert load(packed) - load(packed, available=short) == 2 * SMALL.vocabulary * SMALL.hidden  # the head alone
     finer = dataclasses.replace(plain, quantisation="fp32")
