@@ -11,12 +11,9 @@ their mean, and how far they are apart says how much it is a guess.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
-import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -25,7 +22,8 @@ import torch
 from torch import Tensor
 
 from engine.adapters import Adapters
-from engine.batching import Schedule, cutter, in_batches
+from engine.batching import Schedule, in_batches
+from engine.calibration import calibrate, calibrate_checkpoint, draw_calibration
 from engine.eval_samples import write_asked_samples, write_final_samples, write_scored_pairs
 from engine.heads import ScalarHead, bootstrap_weights, has_head, load_head
 from engine.losses import bradley_terry, centering
@@ -34,19 +32,15 @@ from engine.memory import MicroBatch, run_batches, run_micro_batched
 from engine.meters import Meters, Throughput, calibration_error, wilson
 from engine.optim import Group, Optimiser
 from engine.pairs import EncodedPair, encode_pairs, micro_batches, ranking_weights, unique_sides
-from engine.score import RewardModel, RewardStats, TooLong, scores_by_head, spread
+from engine.score import RewardModel, RewardStats, scores_by_head, spread
 from engine.session import Session
 from engine.trainee import EVAL_ROWS, Trainee, eval_due, open_start, window
 from workbench.judgement import JudgedPair, Judgement
 from workbench.recipes import RewardRecipe
-from workbench.rows import PairRow, SftRow
+from workbench.rows import PairRow
 from workbench.statistics import effective_trials
 
 REWARD = "reward"
-CALIBRATION_ROWS = 192
-"""At most so many demonstrations and so many responses are scored to find the zero and the unit of the scores."""
-CHECKPOINT_ROWS = 32
-"""The same for a checkpoint: training, and whoever stopped it, waits."""
 
 
 def run(session: Session) -> None:
@@ -79,6 +73,7 @@ def run(session: Session) -> None:
     trainee = Trainee(adapters, REWARD, Optimiser(groups, recipe, total), Throughput(), micro_batch, head)
     meters, cut = Meters(), micro_batches(session.device)
     uncalibrated = RewardModel(adapters, REWARD, head, RewardStats(), limit)
+    calibration = draw_calibration(session, uncalibrated, train)
     start = trainee.resume(session)
     session.progress(start, total)
 
@@ -95,9 +90,12 @@ def run(session: Session) -> None:
         meters.reset()
 
     def save(folder: Path) -> None:
-        trainee.save(folder)  # a checkpoint may be kept as a model: its scores get a zero and a unit too
-        calibrate(session, uncalibrated, train, micro_batch.rows, CHECKPOINT_ROWS).write(folder)
+        # A checkpoint may be kept as a model: its scores get a zero and a unit too.
+        stats = calibrate_checkpoint(session, uncalibrated, calibration, micro_batch)
         session.phase("training")
+        trainee.save(folder)  # the micro-batch that fitted among it
+        if stats is not None:
+            stats.write(folder)
 
     session.phase("training")
     if start == 0:
@@ -121,7 +119,7 @@ def run(session: Session) -> None:
         measure(step)
         write_asked_samples(session, step, partial(write_scored_pairs, session, uncalibrated, step, micro_batch.rows))
         session.at_step_end(step, total, save)
-    stats = calibrate(session, uncalibrated, train, micro_batch.rows)
+    stats = calibrate(session, uncalibrated, calibration, micro_batch)
     judgement = judge(session, adapters, head, every_heldout, total, micro_batch.rows)
 
     def write_final(folder: Path) -> None:
@@ -207,53 +205,6 @@ def evaluate(
         "eval_ece": calibration_error(gaps),
     }
     return values | more, micro_batch
-
-
-def calibrate(
-    session: Session,
-    model: RewardModel,
-    train: Sequence[EncodedPair],
-    micro_batch: int,
-    most: int = CALIBRATION_ROWS,
-) -> RewardStats:
-    """Find the zero and the unit of the scores: the demonstrations' mean, and the spread of ranked responses.
-
-    InstructGPT and N+ shift scores so that demonstrations score 0 on average; without any the ranked responses' mean
-    takes their place. The spread is that of responses of all sorts, as Ziegler et al. 2019 take that of the policy's:
-    demonstrations are all good and lie close together.
-    """
-    session.phase("evaluating", "calibrating the scores")
-    at_once = 2 * micro_batch  # sequences: a pair has two
-    cut: Callable[[Sequence[Sequence[int]], int], list[Sequence[Sequence[int]]]] = cutter(len, session.device)
-
-    def stats_of(rows: Sequence[Sequence[int]], reference: str) -> RewardStats:
-        nonlocal at_once
-        rows = sorted(rows, key=len, reverse=True)
-        found, at_once = run_micro_batched(
-            session, rows, at_once, lambda part: model.ids_by_head(part, len(part)), cut=cut, learns=False
-        )
-        return RewardStats.of(torch.cat(found), reference)
-
-    source = random.Random(f"{session.recipe.seed}/calibration")
-    responses, _ = unique_sides(train)
-    drawn = source.sample(responses, min(most, len(responses)))
-    stats = stats_of([one.input_ids for one in drawn], "ranked responses")
-    shown = cast(list[SftRow], session.rows("demonstrations"))
-    if not shown:
-        return stats
-    shown = source.sample(shown, min(most, len(shown)))
-    fitting = []
-    for one in shown:
-        with contextlib.suppress(TooLong):
-            fitting.append(model.encode(one.prompt, one.completion))
-    if len(fitting) < len(shown):
-        session.warn(
-            "rows-dropped",
-            f"{len(shown) - len(fitting)} of {len(shown)} demonstrations were left out of the zero of the scores: "
-            f"they would lose their ending within {model.max_length} tokens",
-            "raise max_length, or shorten them",
-        )
-    return replace(stats_of(fitting, "demonstrations"), std=stats.std) if fitting else stats
 
 
 @torch.no_grad()

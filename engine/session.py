@@ -22,6 +22,7 @@ from engine import checkpoints
 from engine.control import Control, Stopped
 from engine.events import EventLog, SampleFile
 from engine.memory import PhasePeaks, bytes_for_run, memory_bytes
+from workbench.batch_units import refuse_batch_of_pairs
 from workbench.errors import UserError
 from workbench.manifests import total_bytes
 from workbench.memory_choice import without_plan
@@ -90,6 +91,7 @@ class Session:
         self.run_folder = RunFolder(folder)
         self.spec = self.run_folder.spec()
         refuse_other(self.spec)
+        refuse_batch_of_pairs(self.run_folder, self.spec)
         self.recipe: Recipe = without_plan(self.run_folder.recipe(self.spec))
         self.device = device or training_device(self.recipe.device)
         self.control = control or Control()

@@ -20,7 +20,7 @@ from workbench.model_shape import Shape
 from workbench.nvidia import gpu_free_bytes, has_gpu
 from workbench.recipes import DpoRecipe, KtoRecipe, PpoRecipe, Recipe
 from workbench.records import Method
-from workbench.rows import PromptRow, SftRow, rankings_of
+from workbench.rows import PairRow, PromptRow, SftRow, responses_of_rankings
 from workbench.run_folder import Row
 from workbench.terminal import in_time
 from workbench.training_data import texts_of
@@ -100,6 +100,7 @@ def estimate(
     lengths = [tokens for row in by_row for tokens in row] or [0]
     rank = start_rank or recipe.lora_rank
     available = memory_available(recipe.device)
+    rankings = [len(one) for one in responses_of_rankings(rows).values()]
     choice = choose(
         method,
         recipe,
@@ -111,13 +112,14 @@ def estimate(
         start_rank=start_rank,
         peaks=peaks,
         base=base,
+        rankings=rankings,
     )
     recipe, memory = choice.recipe, choice.plan
     lines = [*([f"chosen: {choice.reason}"] if choice.reason else []), *memory.lines]
-    units = rankings_of(rows) if recipe.batch_counts_rankings else len(rows)
+    units = len(rankings) if recipe.batch_counts_rankings else len(rows)
     steps = total_steps(recipe, units)
     rows_trained = _trained_units(recipe, units, steps) * len(rows) / max(1, units)
-    tokens = _run_tokens(recipe, by_row, heldout, steps, rows_trained)
+    tokens = _run_tokens(recipe, by_row, heldout, steps, rows_trained * _passed_once(rows, by_row))
     tokens += int(0.5 * demonstrations * sum(lengths) / len(lengths)) if method == "reward" else 0
     foretold = foretold_pace(method, recipe, shape)
     ratios = [pace.measured / pace.foretold for pace in paces if pace.method == method and pace.foretold > 0]
@@ -189,6 +191,17 @@ def _run_tokens(recipe: Recipe, by_row: Sequence[Sequence[int]], heldout: int, s
         share = 0.2  # nor updates
     evaluations = 2 + (steps // recipe.eval_every if recipe.eval_every else 0)
     return int(mean * (trained + share * evaluations * heldout))
+
+
+def _passed_once(rows: Sequence[Row], by_row: Sequence[Sequence[int]]) -> float:
+    """Which share of the tokens of some rows passes, since the pairs of a ranking share their responses."""
+    passed: dict[tuple[str, str, bool], int] = {}
+    for row, lengths in zip(rows, by_row, strict=True):
+        if not isinstance(row, PairRow):
+            return 1.0
+        ranking, sides = row.ranking_id or row.id, ((row.chosen, row.chosen_ended), (row.rejected, row.rejected_ended))
+        passed |= {(ranking, *side): length for side, length in zip(sides, lengths, strict=True)}
+    return sum(passed.values()) / max(1, sum(map(sum, by_row)))
 
 
 def foretold_pace(method: Method, recipe: Recipe, shape: Shape) -> float:

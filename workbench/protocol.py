@@ -49,6 +49,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     automatic: tuple[str, ...] = ()  # settings of the recipe that the memory plan chose
     notes: tuple[str, ...] = ()  # sentences about it that the run says at its first start
     data_sha256: dict[str, str] = {}  # by file name under data/
+    batch_of: str = ""  # what the recipe's batch counts: "rankings", or "rows"; "" of versions that counted rows alone
     versions: dict[str, str] = {}
     created_at: str = ""
     protocol: int = PROTOCOL_VERSION

@@ -68,6 +68,19 @@ def rankings_of(rows: Iterable[object]) -> int:
     return len({row.ranking_id or row.id for row in rows if isinstance(row, PairRow)})
 
 
+def responses_of_rankings(rows: Iterable[object]) -> dict[str, set[tuple[str, bool]]]:
+    """The different responses among the pairs of each ranking, each with whether it ended: what passes through a model.
+
+    K responses give up to K(K-1)/2 pairs.
+    """
+    found: dict[str, set[tuple[str, bool]]] = {}
+    for row in rows:
+        if isinstance(row, PairRow):
+            sides = found.setdefault(row.ranking_id or row.id, set())
+            sides |= {(row.chosen, row.chosen_ended), (row.rejected, row.rejected_ended)}
+    return found
+
+
 DATA_FILES: dict[str, type] = {
     "sft": SftRow,
     "reward": PairRow,

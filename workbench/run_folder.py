@@ -67,7 +67,8 @@ class RunFolder:
                     path.unlink()
                     continue
                 hashes[path.name] = sha256_of(path)
-            spec = msgspec.structs.replace(spec, data_sha256=hashes)
+            unit = "rankings" if RECIPES[spec.method]().batch_counts_rankings else "rows"
+            spec = msgspec.structs.replace(spec, data_sha256=hashes, batch_of=unit)
             (draft / "recipe.json").write_bytes(msgspec.json.format(encode(spec), indent=2) + b"\n")
             with (draft / "recipe.json").open("rb") as written:
                 os.fsync(written.fileno())

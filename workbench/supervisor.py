@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from workbench import reaper, sockets
+from workbench.batch_units import refuse_batch_of_pairs
 from workbench.errors import UserError
 from workbench.folders import runtime_dir
 from workbench.jsonl import decode, encode
@@ -45,12 +46,13 @@ def launch(run_dir: Path, *, python: str = sys.executable, argv: Sequence[str] |
         argv: the whole command to run instead of ``python -m engine RUN_DIR`` (for tests).
 
     Raises:
-        UserError: the run is alive already, its recipe cannot be read or is of another version, or no process could
-            be started.
+        UserError: the run is alive already, its recipe cannot be read or is of another version, its batch counted pairs
+            (:mod:`workbench.batch_units`), or no process could be started.
     """
     run_dir = run_dir.resolve()
     spec = RunFolder(run_dir).spec()
     refuse_other(spec)
+    refuse_batch_of_pairs(RunFolder(run_dir), spec)
     lock = reaper.take(run_dir / "lock")
     if lock is None:
         raise UserError(f"The run {spec.name!r} is at work already", "its lock is held", "wait for it, or stop it")

@@ -46,6 +46,15 @@ def pair_rows(count: int = 12, name: str = "p") -> list[PairRow]:
     ]
 
 
+def ranked_rows(count: int, name: str = "p") -> list[PairRow]:
+    """All pairs of as many rankings of four, three and two responses, and so on: six, three and one pair."""
+    return [
+        PairRow(f"{name}{index}:{at}", f"g{index}", f"k{index}", "rater", (Message("user", f"say {index}"),), *pair)
+        for index in range(count)
+        for at, pair in enumerate(itertools.combinations((GOOD[index % 4], *BAD)[: 4 - index % 3], 2))
+    ]
+
+
 def rows_of(method: str, count: int, name: str = "p") -> list[Any]:
     """As many rows of a method, of those pairs: shown, ranked, judged (every other one wanted) or to be answered."""
     pairs = pair_rows(count, name)

@@ -15,7 +15,7 @@ from engine import dpo, kto, reward, sft
 from engine.adapters import Adapters
 from engine.ppo_models import Players
 from engine.session import Session
-from tests.engine.rows import rows_of
+from tests.engine.rows import ranked_rows, rows_of
 from workbench.protocol import Metrics, Noted, Warned
 from workbench.run_folder import RunFolder, join_segments
 
@@ -72,11 +72,13 @@ def history(folder: RunFolder) -> list[tuple[int, dict[str, float]]]:
     ]
 
 
-@pytest.mark.parametrize("method", OWNERS)
+@pytest.mark.parametrize(("method", "several"), [*((method, False) for method in OWNERS), ("reward", True)])
 def test_a_run_that_halved_its_micro_batch_and_was_killed_goes_on_with_the_half(
-    runs: Any, monkeypatch: pytest.MonkeyPatch, method: str
+    runs: Any, monkeypatch: pytest.MonkeyPatch, method: str, several: bool
 ) -> None:
-    rows, settings = rows_of(method, 8), SETTINGS | (PPO if method == "ppo" else {})
+    """``several``: rankings of six, three and one pair, which weigh alike whatever is cut."""
+    rows = ranked_rows(8) if several else rows_of(method, 8)
+    settings = SETTINGS | (PPO if method == "ppo" else {})
     owner, name = OWNERS[method]
     whole, broken = (runs.create(method, rows, run_id=which, **settings) for which in ("whole", "broken"))
     for folder, killed_after in ((whole, 0), (broken, 3)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,13 +18,17 @@ from engine.kto import EncodedThumb, thumb_loss
 from engine.masking import sft_example
 from engine.meters import Meters
 from engine.optim import Optimiser
-from tests.engine.rows import BAD, GOOD, QUICK, ranked, rows_of
+from tests.engine.rows import BAD, GOOD, QUICK, ranked, ranked_rows, rows_of
 from workbench.protocol import Metrics
 from workbench.recipes import DpoRecipe, KtoRecipe
 from workbench.records import Message
 from workbench.run_folder import RunFolder
 
 METHODS = ("sft", "reward", "dpo", "kto", "ppo")
+CASES = [
+    *(pytest.param(method, partial(rows_of, method), id=method) for method in METHODS),
+    pytest.param("reward", ranked_rows, id="reward, rankings of unequal size"),
+]
 TWO_STEPS = {"epochs": 10, "max_steps": 2, "batch": 6, "micro_batch": 2, "learning_rate": 5e-3, "eval_every": 1}
 
 
@@ -42,11 +47,13 @@ def weights(folder: RunFolder) -> bytes:
     return (folder.path / "final" / "adapter_model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_same_seed_is_the_same_run_bit_for_bit_and_another_seed_another(runs: Any, method: str) -> None:
+@pytest.mark.parametrize(("method", "made_of"), CASES)
+def test_the_same_seed_is_the_same_run_bit_for_bit_and_another_seed_another(
+    runs: Any, method: str, made_of: Callable[..., list[Any]]
+) -> None:
     made = {}
     for name, seed in (("one", 3), ("again", 3), ("other", 4)):
-        train, heldout = rows_of(method, 12), rows_of(method, 4, "held")
+        train, heldout = made_of(12), made_of(4, "held")
         made[name] = runs.create(method, train, heldout, run_id=name, seed=seed, **settings_of(method))
         runs.run(made[name])
     assert numbers(made["one"]) == numbers(made["again"])
@@ -89,9 +96,14 @@ def close(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6 * float(length))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "made_of"), CASES)
 def test_the_rows_of_a_step_teach_the_same_in_any_order_and_any_cuts(
-    runs: Any, metric: Any, in_float64: None, monkeypatch: pytest.MonkeyPatch, method: str
+    runs: Any,
+    metric: Any,
+    in_float64: None,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    made_of: Callable[..., list[Any]],
 ) -> None:
     """A bucket is which rows lie beside one another: shuffled within the step, cut by rows or by tokens."""
     rows_of_step, by_length = batching.Schedule.rows, ppo.longest_group_first
@@ -107,7 +119,7 @@ def test_the_rows_of_a_step_teach_the_same_in_any_order_and_any_cuts(
         settings = settings_of(method) | {"batch": 8, "micro_batch": most, "max_steps": 1, "eval_every": 0}
         if method == "ppo":
             settings |= {"ppo_epochs": 1, "mini_batches": 1}
-        folder = runs.create(method, rows_of(method, 8), run_id=name, **settings)
+        folder = runs.create(method, made_of(8), run_id=name, **settings)
         gradients = gradients_of(runs, folder)
         # PPO's policy loss is 0 while policy and rollout agree: whitened advantages have no mean
         keys = ("loss/value_avg" if method == "ppo" else "loss", "grad_norm")

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 
 import pytest
@@ -91,6 +92,21 @@ def test_the_steps_of_a_reward_model_are_of_rankings_and_its_tokens_of_pairs():
     reward, dpo = estimate("reward", RewardRecipe(), SMOL, rows), estimate("dpo", DpoRecipe(), SMOL, rows)
     assert (reward.total_steps, dpo.total_steps) == (5, 30)  # 40 rankings and 240 pairs, 8 a step
     assert reward.tokens == dpo.tokens
+
+
+def test_the_responses_of_a_ranking_are_passed_once_whatever_the_number_of_its_pairs():
+    """Rankings of nine responses and of two: 37 pairs, and 11 responses of 44 tokens each."""
+    prompt = (Message("user", "x" * 40),)
+    rows = [
+        PairRow(f"{name}:{a}:{b}", name, name, "me", prompt, f"{a}" * 40, f"{b}" * 40)
+        for name, count in (("nine", 9), ("two", 2))
+        for a, b in itertools.combinations(range(count), 2)
+    ]
+    cost = estimate("reward", RewardRecipe(batch=1), SMOL, rows)
+    assert (len(rows), cost.total_steps) == (37, 2)
+    assert cost.tokens == pytest.approx(11 * 44, abs=1)
+    assert cost.choice.recipe.micro_batch == 5  # the ranking of nine at once
+    assert cost.choice.reason.startswith("micro-batches of 9 of the 9 responses")
 
 
 def test_time_grows_with_rows_epochs_and_model():

@@ -7,7 +7,7 @@ from workbench.doctor_plan import planned
 from workbench.memory_choice import MARGIN, choose, without_plan
 from workbench.memory_plan import HEAD_ROWS, Peak, plan_memory
 from workbench.model_shape import LLAMAS, Shape
-from workbench.recipes import DpoRecipe, PpoRecipe, SftRecipe
+from workbench.recipes import DpoRecipe, PpoRecipe, RewardRecipe, SftRecipe
 from workbench.records import METHODS
 
 EIGHT = LLAMAS["Llama 8B"]
@@ -76,6 +76,51 @@ def test_a_micro_batch_of_ppo_is_no_larger_than_a_mini_batch():
     assert choose("ppo", recipe, SMALL, [[50]] * 32, 64 * GIB, gpu=True).recipe.micro_batch == 8
 
 
+def rewarded(batch, rankings, available=1000 * GIB, **changes):
+    """The choice for a reward model of rankings of so many responses."""
+    rows = [[1024, 1024]] * sum(size * (size - 1) // 2 for size in rankings)
+    return choose("reward", RewardRecipe(batch=batch, **changes), EIGHT, rows, available, rankings=rankings, gpu=True)
+
+
+@pytest.mark.parametrize(
+    ("batch", "rankings", "size", "at_once"),
+    [
+        (1, [9], 5, "9 of the 9"),  # 36 pairs, yet 9 responses: five pairs hold as many
+        (2, [2, 9, 4], 7, "13 of the 13"),  # the two largest of three
+        (8, [9] * 8, 36, "72 of the 72"),
+        (8, [2] * 20, 8, "16 of the 16"),
+        (8, [2, 2], 2, "4 of the 4"),
+    ],
+)
+def test_where_a_batch_counts_rankings_a_micro_batch_holds_all_their_responses(batch, rankings, size, at_once):
+    found = rewarded(batch, rankings)
+    assert found.recipe.micro_batch == size
+    assert found.reason.startswith(f"micro-batches of {at_once} responses that a batch has at most, without gradient")
+
+
+def test_on_a_cpu_a_ranking_of_512_tokens_passes_at_once():
+    rows = [[56, 56]] * 36
+    found = choose("reward", RewardRecipe(batch=1), SMALL, rows, 64 * GIB, rankings=[9], gpu=False)
+    assert 2 * found.recipe.micro_batch >= 8  # 512 // (2 x 56) pairs
+
+
+def test_rankings_are_torn_only_where_gradient_checkpointing_does_not_keep_them_whole():
+    def peak(size, checkpointing):
+        recipe = RewardRecipe(micro_batch=size, gradient_checkpointing=checkpointing, head_rows=HEAD_ROWS)
+        return plan_memory("reward", recipe, EIGHT, [[1024, 1024]], gpu=True).peak.bytes
+
+    def given(size, checkpointing):
+        found = rewarded(2, [9, 9], int(peak(size, checkpointing) / MARGIN) + 1).recipe
+        return found.micro_batch, found.gradient_checkpointing
+
+    assert given(9, False) == (9, False)
+    assert given(5, False) == (5, False)  # half of 9 is 4, which would tear a ranking of 9
+    assert peak(9, True) < peak(4, False)
+    assert given(4, False) == (9, True)
+    assert given(5, True) == (5, True)
+    assert given(2, True) == (2, True)  # nothing else fits
+
+
 def test_what_earlier_runs_measured_changes_the_choice():
     recipe, rows = SftRecipe(batch=16), ((1024,),) * 16
     plain = chosen(recipe, 16, rows=rows)
@@ -86,6 +131,7 @@ def test_without_a_plan_a_micro_batch_has_four_rows():
     assert without_plan(SftRecipe(batch=8)).micro_batch == 4
     assert without_plan(SftRecipe(batch=2)).micro_batch == 2
     assert without_plan(SftRecipe(batch=8, micro_batch=3)).micro_batch == 3
+    assert without_plan(RewardRecipe(batch=1)).micro_batch == 4  # one ranking has several pairs
 
 
 # ---- on paper ---------------------------------------------------------------------------------------------------
