@@ -71,7 +71,10 @@ class Work:
 
 
 def shuffled(ranking_id: str, ids: Iterable[str]) -> tuple[str, ...]:
-    """Order ids by a hash with the ranking's id: nobody's habit, and the same whenever it is asked again."""
+    """Order ids by a hash with the ranking's id: nobody's habit, and the same whenever it is asked again.
+
+    More ids change nothing in the order of the others.
+    """
     return tuple(sorted(ids, key=lambda one: hashlib.sha256(f"{ranking_id}:{one}".encode()).digest()))
 
 
@@ -109,8 +112,8 @@ def load_item(
     places, anchors = tuple[int, ...](), tuple[str, ...]()
     if earlier is None:
         choice = choose(tuple(by_id), judgements)
-        order, anchors, left_out = shuffled(ranking_id, choice.waiting), choice.anchors, choice.left_out
-        order += shuffled(ranking_id, anchors)
+        anchors, left_out = choice.anchors, choice.left_out
+        order = shuffled(ranking_id, (*choice.waiting, *anchors))
     else:
         ranked = [one for tier in earlier.tiers for one in tier]
         known = [one for one in (earlier.shown_order or tuple(ranked)) if one in by_id]
