@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 
 from PySide6.QtCore import QEvent, QPoint, Qt
@@ -70,6 +71,7 @@ class RankPane(QWidget):
         self._context.changed.connect(self._on_changed)
         self.feed.arrived.connect(self._on_feed)
         self.feed.counted.connect(self._on_counted)
+        self.re_asks.withdrawn.connect(self._withdraw)
         self.sampler.job_started.connect(self._on_job)
         self.sampler.arrived.connect(lambda *_: self.feed.refill())
         self.sampler.failed.connect(view.banner.show_error)
@@ -131,7 +133,7 @@ class RankPane(QWidget):
             self.ask_for_responses()
         store, rater_id = self._context.store, self._context.rater.id
         if prompt_id:
-            run_task(lambda: load_waiting(store, prompt_id, rater_id), self._on_opened, owner=self)
+            run_task(lambda: load_waiting(store, prompt_id, rater_id), partial(self._on_opened, prompt_id), owner=self)
 
     @property
     def item(self) -> RankItem | None:
@@ -165,10 +167,12 @@ class RankPane(QWidget):
         if "models" in change.kinds:
             self._load_names()
         if self.feed.follow_rater():  # whoever judges now has seen nothing but what stands here
-            for work in (*self._aside, *([self._work] if self._work else [])):
+            for work in self._at_hand:
                 self.feed.hold_back(work.item.prompt.id)
+            self._withdraw({one.item.ranking_id for one in self._at_hand if not self.re_asks.is_own(one.item)})
+        self.re_asks.on_changed(change, [one.item for one in self._at_hand])
         undone, redone = self.acts.on_changed(change)
-        at_hand = {work.item.prompt.id for work in (*self._aside, *([self._work] if self._work else []))}
+        at_hand = {work.item.prompt.id for work in self._at_hand}
         for ranking in undone:
             self.stats.remove(ranking.id)
             if ranking.prompt_id not in at_hand:
@@ -177,8 +181,40 @@ class RankPane(QWidget):
             self.stats.add(ranking)
         for ranking in redone:
             if ranking.prompt_id not in at_hand:
-                self.feed.done(ranking)
+                self._done_with(ranking)
         self.feed.on_changed(change)
+
+    @property
+    def _at_hand(self) -> list[Work]:
+        """The cards that are begun: those put aside, and last the one on screen."""
+        return [*self._aside, *([self._work] if self._work else [])]
+
+    def _let_go(self, prompt_id: str) -> None:
+        """Let a prompt come up by itself again, unless a card of it is at hand."""
+        if all(work.item.prompt.id != prompt_id for work in self._at_hand):
+            self.feed.let_go(prompt_id)
+
+    def _done_with(self, ranking: Ranking) -> None:
+        """Tell the queue of what was saved: an answer given once more says nothing of whether its prompt waits."""
+        if self.re_asks.repeats(ranking) is None:
+            self.feed.done(ranking)
+        else:
+            self.feed.let_go(ranking.prompt_id)
+
+    def _withdraw(self, cards: Collection[str]) -> None:
+        """Put away, by ranking id, cards that ask once more for what this rater has not said, or says no more."""
+        gone = [work for work in self._at_hand if work.item.ranking_id in cards]
+        on_screen = self._work is not None and self._work in gone and not self._saving
+        self._aside = [work for work in self._aside if work not in gone]
+        if on_screen:
+            self._work = self._unsaved = None
+        for work in gone:
+            self._let_go(work.item.prompt.id)
+        if on_screen:
+            self._context.notify(
+                "The earlier card was put away: what it asks for once more is not yours, or stands no more."
+            )
+            self._next()
 
     # ---- which card -----------------------------------------------------------------------------------------
 
@@ -210,9 +246,12 @@ class RankPane(QWidget):
         self._refresh()
         self._tick()
 
-    def _on_opened(self, item: RankItem | None) -> None:
+    def _on_opened(self, prompt_id: str, item: RankItem | None) -> None:
         if item is None:
+            self._let_go(prompt_id)
             self._context.notify("This prompt has fewer than two responses: nothing to rank yet.", "warn")
+        elif not self.re_asks.is_own(item):
+            self._let_go(prompt_id)  # another rater's answer was undone
         elif self._work is not None and not item.places and self._work.item.same_as(item):
             self._focus_board()  # it came up by itself meanwhile
         elif self._saving:
@@ -238,18 +277,22 @@ class RankPane(QWidget):
             if self.sampler.job is not None:
                 self._on_job(self.sampler.job)
             else:
-                run_task(self._context.store.counts, self._show_empty, owner=self)
+                store, rater_id, skipped = self._context.store, self._context.rater.id, self.feed.passed_over
+                run_task(
+                    lambda: (store.counts(), len(skipped.intersection(store.next_to_rank(rater_id=rater_id)))),
+                    lambda found: self._show_empty(*found),
+                    owner=self,
+                )
 
-    def _show_empty(self, counts: Counts) -> None:
+    def _show_empty(self, counts: Counts, skipped: int) -> None:
         if self._work is None and self.sampler.job is None:
             self.live.end()
-            self.view.show_empty(counts, self.acts.skipped)
+            self.view.show_empty(counts, skipped)
 
     def _on_empty_action(self, what: str) -> None:
         if what == "demonstrate":
             self._context.navigate("demonstrate")
         elif what == "skipped":
-            self.acts.forget_skipped()
             self.feed.start_over()
         else:
             self.ask_for_responses()
@@ -431,8 +474,8 @@ class RankPane(QWidget):
         self.acts.add(ranking, change.label)
         for counted in self.re_asks.without_answers([ranking]):
             self.stats.add(counted, work.item.corrects if work else None)
-        self.feed.done(ranking)
-        self.re_asks.look()
+        self._done_with(ranking)
+        self.re_asks.on_judged(ranking)
         if work is not None and self.view.header.reveal.isChecked():
             self._revealed.update(work.item.ids)
             self.view.reveal_text.setText(reveal_line(work.item, self._names, LETTERS))
@@ -442,6 +485,12 @@ class RankPane(QWidget):
     def _on_not_saved(self, error: BaseException) -> None:
         self._saving = False
         self.view.set_saving(False)
+        if self._unsaved is not None and self._unsaved.outcome == "skipped" and self.item and self.item.re_asks:
+            self._unsaved = None
+            self.feed.let_go(self.item.prompt.id)
+            self._context.notify(f"Skipped, but not noted: the card may come back. {error}", "warn")
+            self._next()  # the ranking that stands is not touched; there is nothing to keep
+            return
         self.view.warning.show_error(error, "Try again")
         self.view.footer.say("Not saved. The card stays as it is.", "bad")
         self._tick()
@@ -473,7 +522,7 @@ class RankPane(QWidget):
         self.stats.remove(ranking.id)
         if (first := self.re_asks.repeats(ranking)) is not None:
             store = self._context.store
-            run_task(lambda: card_of(store, first), self._on_opened, owner=self)
+            run_task(lambda: card_of(store, first), partial(self._on_opened, first.prompt_id), owner=self)
         else:
             self._load(ranking.prompt_id, places_of=ranking if ranking.outcome == "ranked" else None)
         self._context.notify("The last ranking was taken back; Ctrl+Shift+Z brings it back.")
@@ -482,18 +531,19 @@ class RankPane(QWidget):
         for counted in self.re_asks.without_answers([ranking]):
             self.stats.add(counted)
         if self._work is None or self._work.item.prompt.id == ranking.prompt_id:
-            self.feed.done(ranking)
+            self._done_with(ranking)
             self._next()
 
     def _on_not_undone(self, error: BaseException) -> None:
-        if self.acts.last is not None and (self._work is None or self._work.item.prompt.id != self.acts.last.prompt_id):
-            self.feed.let_go(self.acts.last.prompt_id)
+        if self.acts.last is not None:
+            self._let_go(self.acts.last.prompt_id)
         self.view.warning.show_error(error)
         self.view.footer.say("Nothing was changed.", "bad")
 
     def _correct(self, ranking: Ranking) -> None:
         """Open a card of before again; what is saved then supersedes it."""
         if self.re_asks.repeats(ranking) is not None:
+            self._let_go(ranking.prompt_id)
             self.view.footer.say("Something else was done since: Edit, Undo takes that back first.", "warn")
             return
         ranked = ranking.outcome == "ranked"
@@ -503,7 +553,7 @@ class RankPane(QWidget):
         store, rater_id = self._context.store, self._context.rater.id
         run_task(
             lambda: load_item(store, prompt_id, rater_id=rater_id, corrects=corrects, places_of=places_of),
-            self._on_opened,
+            partial(self._on_opened, prompt_id),
             owner=self,
         )
 
