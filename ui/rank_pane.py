@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 
 from PySide6.QtCore import QEvent, QPoint, Qt
@@ -19,7 +19,8 @@ from ui.rank_feed import RankFeed
 from ui.rank_history import RankHistoryDialog
 from ui.rank_keys import bind_key, undo_key
 from ui.rank_live import LiveCards
-from ui.rank_session import RankItem, SessionStats, Stopwatch, Work, judged, load_item, load_waiting, reveal_line
+from ui.rank_open import Opened, load_again, open_prompt
+from ui.rank_session import RankItem, SessionStats, Stopwatch, Work, judged, load_item, reveal_line
 from ui.rank_state import LETTERS, RankSheet
 from ui.rank_view import RankView
 from ui.re_ask import ReAsks, card_of
@@ -127,13 +128,18 @@ class RankPane(QWidget):
         self.feed.refill()
         self._focus_board()
 
-    def show_item(self, prompt_id: str = "", sample: str = "", **_: str) -> None:
-        """Open one prompt: what waits there for this rater, or else their ranking, to correct; or ask for responses."""
+    def show_item(self, prompt_id: str = "", ranking_id: str = "", sample: str = "", **_: str) -> None:
+        """Open a label of a prompt to correct it, or what waits there for this rater; or ask for responses."""
         if sample:
             self.ask_for_responses()
         store, rater_id = self._context.store, self._context.rater.id
         if prompt_id:
-            run_task(lambda: load_waiting(store, prompt_id, rater_id), partial(self._on_opened, prompt_id), owner=self)
+            run_task(
+                lambda: open_prompt(store, prompt_id, rater_id, ranking_id),
+                partial(self._on_found, prompt_id),
+                self._context.show_error,
+                owner=self,
+            )
 
     @property
     def item(self) -> RankItem | None:
@@ -245,6 +251,11 @@ class RankPane(QWidget):
         work.sheet.focus(focus)  # the page that comes back gives the focus to the card that had it last
         self._refresh()
         self._tick()
+
+    def _on_found(self, prompt_id: str, found: Opened) -> None:
+        if found.said:
+            self._context.notify(found.said, "warn")
+        self._on_opened(prompt_id, found.item)
 
     def _on_opened(self, prompt_id: str, item: RankItem | None) -> None:
         if item is None:
@@ -520,11 +531,13 @@ class RankPane(QWidget):
 
     def _on_undone(self, ranking: Ranking) -> None:
         self.stats.remove(ranking.id)
+        store, rater_id = self._context.store, self._context.rater.id
+        places_of = ranking if ranking.outcome == "ranked" else None
         if (first := self.re_asks.repeats(ranking)) is not None:
-            store = self._context.store
-            run_task(lambda: card_of(store, first), partial(self._on_opened, first.prompt_id), owner=self)
+            self._read(first.prompt_id, partial(card_of, store, first))
         else:
-            self._load(ranking.prompt_id, places_of=ranking if ranking.outcome == "ranked" else None)
+            read = partial(load_item, store, ranking.prompt_id, rater_id=rater_id, places_of=places_of)
+            self._read(ranking.prompt_id, read)
         self._context.notify("The last ranking was taken back; Ctrl+Shift+Z brings it back.")
 
     def _on_redone(self, ranking: Ranking) -> None:
@@ -546,16 +559,11 @@ class RankPane(QWidget):
             self._let_go(ranking.prompt_id)
             self.view.footer.say("Something else was done since: Edit, Undo takes that back first.", "warn")
             return
-        ranked = ranking.outcome == "ranked"
-        self._load(ranking.prompt_id, corrects=ranking if ranked else None, places_of=None if ranked else ranking)
+        self._read(ranking.prompt_id, partial(load_again, self._context.store, ranking))
 
-    def _load(self, prompt_id: str, *, corrects: Ranking | None = None, places_of: Ranking | None = None) -> None:
-        store, rater_id = self._context.store, self._context.rater.id
-        run_task(
-            lambda: load_item(store, prompt_id, rater_id=rater_id, corrects=corrects, places_of=places_of),
-            partial(self._on_opened, prompt_id),
-            owner=self,
-        )
+    def _read(self, prompt_id: str, read: Callable[[], RankItem | None]) -> None:
+        """Read a card off the window's thread and open it."""
+        run_task(read, partial(self._on_opened, prompt_id), owner=self)
 
     def open_history(self) -> None:
         """List earlier cards, to open one and correct it."""

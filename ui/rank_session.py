@@ -129,14 +129,6 @@ def load_item(
     return RankItem(ranking_id, prompt, responses, places, corrects, left_out, thumbs, anchors)
 
 
-def load_waiting(store: Store, prompt_id: str, rater_id: str) -> RankItem | None:
-    """Read the card of what waits for a rater; where nothing does, that of their newest ranking, to correct it."""
-    judgements = store.rankings(prompt_id=prompt_id, rater_id=rater_id)
-    ranked = [one for one in judgements if one.outcome == "ranked"]
-    waits = bool(unjudged([one.id for one in store.responses(prompt_id)], judgements))
-    return load_item(store, prompt_id, rater_id=rater_id, corrects=ranked[-1] if ranked and not waits else None)
-
-
 def judged(
     item: RankItem,
     state: RankState,
