@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from functools import partial
 
 from PySide6.QtCore import QEvent, QPoint, Qt
@@ -14,16 +14,16 @@ from ui.context import Context
 from ui.flag_menu import open_flag_menu
 from ui.labelling import READ_ONLY
 from ui.operations import bind_future, run_task
-from ui.rank_acts import SessionActs
 from ui.rank_feed import RankFeed
 from ui.rank_history import RankHistoryDialog
 from ui.rank_keys import bind_key, undo_key
 from ui.rank_live import LiveCards
-from ui.rank_open import Opened, load_again, open_prompt
-from ui.rank_session import RankItem, SessionStats, Stopwatch, Work, judged, load_item, reveal_line
+from ui.rank_open import Opened, open_prompt
+from ui.rank_session import RankItem, Stopwatch, Work, judged, reveal_line
 from ui.rank_state import LETTERS, RankSheet
+from ui.rank_undo import RankUndo
 from ui.rank_view import RankView
-from ui.re_ask import ReAsks, card_of
+from ui.re_ask import ReAsks
 from ui.sampler import Sampler, SamplingJob, SamplingPlan
 from ui.sampling_dialog import SamplingDialog
 from ui.unsaved import Unsaved, finish_writes
@@ -51,14 +51,14 @@ class RankPane(QWidget):
         self.flag_menu: QMenu | None = None
         self._revealed: set[str] = set()  # responses whose models were told: what shows them again is not blind
         self._names: dict[str, str] = {}
-        self.acts = SessionActs(context, self)
-        self.stats = SessionStats()
         self.stopwatch = Stopwatch()
         self.feed = RankFeed(context, self)
         self.re_asks = ReAsks(context, self)
         self.sampler = Sampler(context, self)
         self.view = RankView(self.sampler)
         self.live = LiveCards(self.view, self.sampler, self)
+        self.way_back = RankUndo(context, self.view, self.feed, self.re_asks, lambda: self._at_hand, self)
+        self.acts, self.stats = self.way_back.acts, self.way_back.stats
         self.setLayout(column(self.view))
         if context.read_only:
             self.view.header.sample.setEnabled(False)
@@ -73,6 +73,8 @@ class RankPane(QWidget):
         self.feed.arrived.connect(self._on_feed)
         self.feed.counted.connect(self._on_counted)
         self.re_asks.withdrawn.connect(self._withdraw)
+        self.way_back.opened.connect(self._on_opened)
+        self.way_back.redone.connect(self._on_redone)
         self.sampler.job_started.connect(self._on_job)
         self.sampler.arrived.connect(lambda *_: self.feed.refill())
         self.sampler.failed.connect(view.banner.show_error)
@@ -177,35 +179,13 @@ class RankPane(QWidget):
                 self.feed.hold_back(work.item.prompt.id)
             self._withdraw({one.item.ranking_id for one in self._at_hand if not self.re_asks.is_own(one.item)})
         self.re_asks.on_changed(change, [one.item for one in self._at_hand])
-        undone, redone = self.acts.on_changed(change)
-        at_hand = {work.item.prompt.id for work in self._at_hand}
-        for ranking in undone:
-            self.stats.remove(ranking.id)
-            if ranking.prompt_id not in at_hand:
-                self.feed.give_back(ranking.prompt_id)
-        for ranking in self.re_asks.without_answers(redone):
-            self.stats.add(ranking)
-        for ranking in redone:
-            if ranking.prompt_id not in at_hand:
-                self._done_with(ranking)
+        self.way_back.on_changed(change)
         self.feed.on_changed(change)
 
     @property
     def _at_hand(self) -> list[Work]:
         """The cards that are begun: those put aside, and last the one on screen."""
         return [*self._aside, *([self._work] if self._work else [])]
-
-    def _let_go(self, prompt_id: str) -> None:
-        """Let a prompt come up by itself again, unless a card of it is at hand."""
-        if all(work.item.prompt.id != prompt_id for work in self._at_hand):
-            self.feed.let_go(prompt_id)
-
-    def _done_with(self, ranking: Ranking) -> None:
-        """Tell the queue of what was saved: an answer given once more says nothing of whether its prompt waits."""
-        if self.re_asks.repeats(ranking) is None:
-            self.feed.done(ranking)
-        else:
-            self.feed.let_go(ranking.prompt_id)
 
     def _withdraw(self, cards: Collection[str]) -> None:
         """Put away, by ranking id, cards that ask once more for what this rater has not said, or says no more."""
@@ -215,7 +195,7 @@ class RankPane(QWidget):
         if on_screen:
             self._work = self._unsaved = None
         for work in gone:
-            self._let_go(work.item.prompt.id)
+            self.way_back.let_go(work.item.prompt.id)
         if on_screen:
             self._context.notify(
                 "The earlier card was put away: what it asks for once more is not yours, or stands no more."
@@ -259,10 +239,10 @@ class RankPane(QWidget):
 
     def _on_opened(self, prompt_id: str, item: RankItem | None) -> None:
         if item is None:
-            self._let_go(prompt_id)
+            self.way_back.let_go(prompt_id)
             self._context.notify("This prompt has fewer than two responses: nothing to rank yet.", "warn")
         elif not self.re_asks.is_own(item):
-            self._let_go(prompt_id)  # another rater's answer was undone
+            self.way_back.let_go(prompt_id)  # another rater's answer was undone
         elif self._work is not None and not item.places and self._work.item.same_as(item):
             self._focus_board()  # it came up by itself meanwhile
         elif self._saving:
@@ -485,7 +465,7 @@ class RankPane(QWidget):
         self.acts.add(ranking, change.label)
         for counted in self.re_asks.without_answers([ranking]):
             self.stats.add(counted, work.item.corrects if work else None)
-        self._done_with(ranking)
+        self.way_back.done_with(ranking)
         self.re_asks.on_judged(ranking)
         if work is not None and self.view.header.reveal.isChecked():
             self._revealed.update(work.item.ids)
@@ -514,11 +494,8 @@ class RankPane(QWidget):
             return
         if self._work is not None and self._work.sheet.undo():
             self._refresh()
-        elif self.acts.last is None:
-            self.view.footer.say("Nothing of this session to take back. Earlier… (H) opens a card of before.")
         else:
-            self.feed.hold_back(self.acts.last.prompt_id)  # it comes back by this way alone
-            self.acts.undo(self._on_undone, self._correct, self._on_not_undone)
+            self.way_back.undo()
 
     def redo(self) -> None:
         """Bring back the last placement, or else the last ranking, that was taken back."""
@@ -526,50 +503,19 @@ class RankPane(QWidget):
             return
         if self._work is not None and self._work.sheet.redo():
             self._refresh()
-        elif self.acts.next is not None and not (self._work and self._work.sheet.state.touched):
-            self.acts.redo(self._on_redone, self._on_not_undone)
-
-    def _on_undone(self, ranking: Ranking) -> None:
-        self.stats.remove(ranking.id)
-        store, rater_id = self._context.store, self._context.rater.id
-        places_of = ranking if ranking.outcome == "ranked" else None
-        if (first := self.re_asks.repeats(ranking)) is not None:
-            self._read(first.prompt_id, partial(card_of, store, first))
-        else:
-            read = partial(load_item, store, ranking.prompt_id, rater_id=rater_id, places_of=places_of)
-            self._read(ranking.prompt_id, read)
-        self._context.notify("The last ranking was taken back; Ctrl+Shift+Z brings it back.")
+        elif not (self._work and self._work.sheet.state.touched):
+            self.way_back.redo()
 
     def _on_redone(self, ranking: Ranking) -> None:
-        for counted in self.re_asks.without_answers([ranking]):
-            self.stats.add(counted)
         if self._work is None or self._work.item.prompt.id == ranking.prompt_id:
-            self._done_with(ranking)
+            self.way_back.done_with(ranking)
             self._next()
-
-    def _on_not_undone(self, error: BaseException) -> None:
-        if self.acts.last is not None:
-            self._let_go(self.acts.last.prompt_id)
-        self.view.warning.show_error(error)
-        self.view.footer.say("Nothing was changed.", "bad")
-
-    def _correct(self, ranking: Ranking) -> None:
-        """Open a card of before again; what is saved then supersedes it."""
-        if self.re_asks.repeats(ranking) is not None:
-            self._let_go(ranking.prompt_id)
-            self.view.footer.say("Something else was done since: Edit, Undo takes that back first.", "warn")
-            return
-        self._read(ranking.prompt_id, partial(load_again, self._context.store, ranking))
-
-    def _read(self, prompt_id: str, read: Callable[[], RankItem | None]) -> None:
-        """Read a card off the window's thread and open it."""
-        run_task(read, partial(self._on_opened, prompt_id), owner=self)
 
     def open_history(self) -> None:
         """List earlier cards, to open one and correct it."""
         dialog = RankHistoryDialog(self._context, self)
         dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
-        dialog.picked.connect(self._correct)
+        dialog.picked.connect(self.way_back.correct)
         dialog.finished.connect(lambda _: self._focus_board())
         dialog.open()
 

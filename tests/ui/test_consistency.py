@@ -246,7 +246,7 @@ def test_what_is_ready_is_dropped_when_its_prompt_is_archived(rank, qtbot, settl
 def test_a_ranking_is_not_asked_for_right_after_it_was_corrected(rank, qtbot, settle):
     judge(qtbot, rank, settle)
     due = rank.re_asks._ready.re_asks
-    rank._correct(due)
+    rank.way_back.correct(due)
     wait(qtbot, lambda: rank.item.corrects == due)
     before = rank.item
     rank.sheet.place(0, 4)
