@@ -260,10 +260,10 @@ class ShareTable(FitTable):
 class WrongPairs(Card):
     """The pairs of which the model surely prefers the side that the rater rejected.
 
-    ``to_rank(prompt_id)``: open the prompt of the pair that is shown, to look at its label again.
+    ``to_rank(what)``: open the label of the pair that is shown, by its ``prompt_id`` and ``ranking_id``.
     """
 
-    to_rank: SignalInstance = Signal(str)  # type: ignore[assignment]
+    to_rank: SignalInstance = Signal(object)  # type: ignore[assignment]
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__("Confident and wrong", parent=parent)
@@ -361,7 +361,7 @@ class WrongPairs(Card):
         line = self.table.currentRow()
         found = self._rows.get(self.pairs[line].id) if 0 <= line < len(self.pairs) else None
         if found is not None:
-            self.to_rank.emit(found.group)
+            self.to_rank.emit({"prompt_id": found.group, "ranking_id": found.ranking_id})
 
 
 def _figure(title: str, number: Text, words: Text) -> Card:

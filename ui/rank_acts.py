@@ -34,15 +34,6 @@ class SessionActs(QObject):
         """The act that redo would bring back."""
         return self._undone[-1][0] if self._undone else None
 
-    @property
-    def skipped(self) -> int:
-        """Prompts skipped in this sitting."""
-        return sum(one.outcome == "skipped" for one, _ in self._done)
-
-    def forget_skipped(self) -> None:
-        """Skipped prompts are gone through again."""
-        self._done = [one for one in self._done if one[0].outcome != "skipped"]
-
     def add(self, ranking: Ranking, label: str) -> None:
         """Note an act that was committed; ``label`` is its Change's."""
         self._done.append((ranking, label))

@@ -39,6 +39,11 @@ class RankFeed(QObject):
         self._stale = False
         self.waiting = 0
 
+    @property
+    def passed_over(self) -> frozenset[str]:
+        """Prompts skipped in this sitting; not all of them need still wait."""
+        return frozenset(self._passed_over)
+
     def take(self) -> RankItem | None:
         """Return the next card now, or None when none is ready (``arrived`` will tell)."""
         item = self._ready.popleft() if self._ready else None

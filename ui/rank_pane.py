@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 
 from PySide6.QtCore import QEvent, QPoint, Qt
@@ -13,15 +14,16 @@ from ui.context import Context
 from ui.flag_menu import open_flag_menu
 from ui.labelling import READ_ONLY
 from ui.operations import bind_future, run_task
-from ui.rank_acts import SessionActs
 from ui.rank_feed import RankFeed
 from ui.rank_history import RankHistoryDialog
 from ui.rank_keys import bind_key, undo_key
 from ui.rank_live import LiveCards
-from ui.rank_session import RankItem, SessionStats, Stopwatch, Work, judged, load_item, load_waiting, reveal_line
+from ui.rank_open import Opened, open_prompt
+from ui.rank_session import RankItem, Stopwatch, Work, judged, reveal_line
 from ui.rank_state import LETTERS, RankSheet
+from ui.rank_undo import RankUndo
 from ui.rank_view import RankView
-from ui.re_ask import ReAsks, card_of
+from ui.re_ask import ReAsks
 from ui.sampler import Sampler, SamplingJob, SamplingPlan
 from ui.sampling_dialog import SamplingDialog
 from ui.unsaved import Unsaved, finish_writes
@@ -49,14 +51,14 @@ class RankPane(QWidget):
         self.flag_menu: QMenu | None = None
         self._revealed: set[str] = set()  # responses whose models were told: what shows them again is not blind
         self._names: dict[str, str] = {}
-        self.acts = SessionActs(context, self)
-        self.stats = SessionStats()
         self.stopwatch = Stopwatch()
         self.feed = RankFeed(context, self)
         self.re_asks = ReAsks(context, self)
         self.sampler = Sampler(context, self)
         self.view = RankView(self.sampler)
         self.live = LiveCards(self.view, self.sampler, self)
+        self.way_back = RankUndo(context, self.view, self.feed, self.re_asks, lambda: self._at_hand, self)
+        self.acts, self.stats = self.way_back.acts, self.way_back.stats
         self.setLayout(column(self.view))
         if context.read_only:
             self.view.header.sample.setEnabled(False)
@@ -70,6 +72,9 @@ class RankPane(QWidget):
         self._context.changed.connect(self._on_changed)
         self.feed.arrived.connect(self._on_feed)
         self.feed.counted.connect(self._on_counted)
+        self.re_asks.withdrawn.connect(self._withdraw)
+        self.way_back.opened.connect(self._on_opened)
+        self.way_back.redone.connect(self._on_redone)
         self.sampler.job_started.connect(self._on_job)
         self.sampler.arrived.connect(lambda *_: self.feed.refill())
         self.sampler.failed.connect(view.banner.show_error)
@@ -125,13 +130,18 @@ class RankPane(QWidget):
         self.feed.refill()
         self._focus_board()
 
-    def show_item(self, prompt_id: str = "", sample: str = "", **_: str) -> None:
-        """Open one prompt: what waits there for this rater, or else their ranking, to correct; or ask for responses."""
+    def show_item(self, prompt_id: str = "", ranking_id: str = "", sample: str = "", **_: str) -> None:
+        """Open a label of a prompt to correct it, or what waits there for this rater; or ask for responses."""
         if sample:
             self.ask_for_responses()
         store, rater_id = self._context.store, self._context.rater.id
         if prompt_id:
-            run_task(lambda: load_waiting(store, prompt_id, rater_id), self._on_opened, owner=self)
+            run_task(
+                lambda: open_prompt(store, prompt_id, rater_id, ranking_id),
+                partial(self._on_found, prompt_id),
+                self._context.show_error,
+                owner=self,
+            )
 
     @property
     def item(self) -> RankItem | None:
@@ -165,20 +175,32 @@ class RankPane(QWidget):
         if "models" in change.kinds:
             self._load_names()
         if self.feed.follow_rater():  # whoever judges now has seen nothing but what stands here
-            for work in (*self._aside, *([self._work] if self._work else [])):
+            for work in self._at_hand:
                 self.feed.hold_back(work.item.prompt.id)
-        undone, redone = self.acts.on_changed(change)
-        at_hand = {work.item.prompt.id for work in (*self._aside, *([self._work] if self._work else []))}
-        for ranking in undone:
-            self.stats.remove(ranking.id)
-            if ranking.prompt_id not in at_hand:
-                self.feed.give_back(ranking.prompt_id)
-        for ranking in self.re_asks.without_answers(redone):
-            self.stats.add(ranking)
-        for ranking in redone:
-            if ranking.prompt_id not in at_hand:
-                self.feed.done(ranking)
+            self._withdraw({one.item.ranking_id for one in self._at_hand if not self.re_asks.is_own(one.item)})
+        self.re_asks.on_changed(change, [one.item for one in self._at_hand])
+        self.way_back.on_changed(change)
         self.feed.on_changed(change)
+
+    @property
+    def _at_hand(self) -> list[Work]:
+        """The cards that are begun: those put aside, and last the one on screen."""
+        return [*self._aside, *([self._work] if self._work else [])]
+
+    def _withdraw(self, cards: Collection[str]) -> None:
+        """Put away, by ranking id, cards that ask once more for what this rater has not said, or says no more."""
+        gone = [work for work in self._at_hand if work.item.ranking_id in cards]
+        on_screen = self._work is not None and self._work in gone and not self._saving
+        self._aside = [work for work in self._aside if work not in gone]
+        if on_screen:
+            self._work = self._unsaved = None
+        for work in gone:
+            self.way_back.let_go(work.item.prompt.id)
+        if on_screen:
+            self._context.notify(
+                "The earlier card was put away: what it asks for once more is not yours, or stands no more."
+            )
+            self._next()
 
     # ---- which card -----------------------------------------------------------------------------------------
 
@@ -210,9 +232,17 @@ class RankPane(QWidget):
         self._refresh()
         self._tick()
 
-    def _on_opened(self, item: RankItem | None) -> None:
+    def _on_found(self, prompt_id: str, found: Opened) -> None:
+        if found.said:
+            self._context.notify(found.said, "warn")
+        self._on_opened(prompt_id, found.item)
+
+    def _on_opened(self, prompt_id: str, item: RankItem | None) -> None:
         if item is None:
+            self.way_back.let_go(prompt_id)
             self._context.notify("This prompt has fewer than two responses: nothing to rank yet.", "warn")
+        elif not self.re_asks.is_own(item):
+            self.way_back.let_go(prompt_id)  # another rater's answer was undone
         elif self._work is not None and not item.places and self._work.item.same_as(item):
             self._focus_board()  # it came up by itself meanwhile
         elif self._saving:
@@ -238,18 +268,22 @@ class RankPane(QWidget):
             if self.sampler.job is not None:
                 self._on_job(self.sampler.job)
             else:
-                run_task(self._context.store.counts, self._show_empty, owner=self)
+                store, rater_id, skipped = self._context.store, self._context.rater.id, self.feed.passed_over
+                run_task(
+                    lambda: (store.counts(), len(skipped.intersection(store.next_to_rank(rater_id=rater_id)))),
+                    lambda found: self._show_empty(*found),
+                    owner=self,
+                )
 
-    def _show_empty(self, counts: Counts) -> None:
+    def _show_empty(self, counts: Counts, skipped: int) -> None:
         if self._work is None and self.sampler.job is None:
             self.live.end()
-            self.view.show_empty(counts, self.acts.skipped)
+            self.view.show_empty(counts, skipped)
 
     def _on_empty_action(self, what: str) -> None:
         if what == "demonstrate":
             self._context.navigate("demonstrate")
         elif what == "skipped":
-            self.acts.forget_skipped()
             self.feed.start_over()
         else:
             self.ask_for_responses()
@@ -431,8 +465,8 @@ class RankPane(QWidget):
         self.acts.add(ranking, change.label)
         for counted in self.re_asks.without_answers([ranking]):
             self.stats.add(counted, work.item.corrects if work else None)
-        self.feed.done(ranking)
-        self.re_asks.look()
+        self.way_back.done_with(ranking)
+        self.re_asks.on_judged(ranking)
         if work is not None and self.view.header.reveal.isChecked():
             self._revealed.update(work.item.ids)
             self.view.reveal_text.setText(reveal_line(work.item, self._names, LETTERS))
@@ -442,6 +476,12 @@ class RankPane(QWidget):
     def _on_not_saved(self, error: BaseException) -> None:
         self._saving = False
         self.view.set_saving(False)
+        if self._unsaved is not None and self._unsaved.outcome == "skipped" and self.item and self.item.re_asks:
+            self._unsaved = None
+            self.feed.let_go(self.item.prompt.id)
+            self._context.notify(f"Skipped, but not noted: the card may come back. {error}", "warn")
+            self._next()  # the ranking that stands is not touched; there is nothing to keep
+            return
         self.view.warning.show_error(error, "Try again")
         self.view.footer.say("Not saved. The card stays as it is.", "bad")
         self._tick()
@@ -454,11 +494,8 @@ class RankPane(QWidget):
             return
         if self._work is not None and self._work.sheet.undo():
             self._refresh()
-        elif self.acts.last is None:
-            self.view.footer.say("Nothing of this session to take back. Earlier… (H) opens a card of before.")
         else:
-            self.feed.hold_back(self.acts.last.prompt_id)  # it comes back by this way alone
-            self.acts.undo(self._on_undone, self._correct, self._on_not_undone)
+            self.way_back.undo()
 
     def redo(self) -> None:
         """Bring back the last placement, or else the last ranking, that was taken back."""
@@ -466,52 +503,19 @@ class RankPane(QWidget):
             return
         if self._work is not None and self._work.sheet.redo():
             self._refresh()
-        elif self.acts.next is not None and not (self._work and self._work.sheet.state.touched):
-            self.acts.redo(self._on_redone, self._on_not_undone)
-
-    def _on_undone(self, ranking: Ranking) -> None:
-        self.stats.remove(ranking.id)
-        if (first := self.re_asks.repeats(ranking)) is not None:
-            store = self._context.store
-            run_task(lambda: card_of(store, first), self._on_opened, owner=self)
-        else:
-            self._load(ranking.prompt_id, places_of=ranking if ranking.outcome == "ranked" else None)
-        self._context.notify("The last ranking was taken back; Ctrl+Shift+Z brings it back.")
+        elif not (self._work and self._work.sheet.state.touched):
+            self.way_back.redo()
 
     def _on_redone(self, ranking: Ranking) -> None:
-        for counted in self.re_asks.without_answers([ranking]):
-            self.stats.add(counted)
         if self._work is None or self._work.item.prompt.id == ranking.prompt_id:
-            self.feed.done(ranking)
+            self.way_back.done_with(ranking)
             self._next()
-
-    def _on_not_undone(self, error: BaseException) -> None:
-        if self.acts.last is not None and (self._work is None or self._work.item.prompt.id != self.acts.last.prompt_id):
-            self.feed.let_go(self.acts.last.prompt_id)
-        self.view.warning.show_error(error)
-        self.view.footer.say("Nothing was changed.", "bad")
-
-    def _correct(self, ranking: Ranking) -> None:
-        """Open a card of before again; what is saved then supersedes it."""
-        if self.re_asks.repeats(ranking) is not None:
-            self.view.footer.say("Something else was done since: Edit, Undo takes that back first.", "warn")
-            return
-        ranked = ranking.outcome == "ranked"
-        self._load(ranking.prompt_id, corrects=ranking if ranked else None, places_of=None if ranked else ranking)
-
-    def _load(self, prompt_id: str, *, corrects: Ranking | None = None, places_of: Ranking | None = None) -> None:
-        store, rater_id = self._context.store, self._context.rater.id
-        run_task(
-            lambda: load_item(store, prompt_id, rater_id=rater_id, corrects=corrects, places_of=places_of),
-            self._on_opened,
-            owner=self,
-        )
 
     def open_history(self) -> None:
         """List earlier cards, to open one and correct it."""
         dialog = RankHistoryDialog(self._context, self)
         dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
-        dialog.picked.connect(self._correct)
+        dialog.picked.connect(self.way_back.correct)
         dialog.finished.connect(lambda _: self._focus_board())
         dialog.open()
 

@@ -71,7 +71,10 @@ class Work:
 
 
 def shuffled(ranking_id: str, ids: Iterable[str]) -> tuple[str, ...]:
-    """Order ids by a hash with the ranking's id: nobody's habit, and the same whenever it is asked again."""
+    """Order ids by a hash with the ranking's id: nobody's habit, and the same whenever it is asked again.
+
+    More ids change nothing in the order of the others.
+    """
     return tuple(sorted(ids, key=lambda one: hashlib.sha256(f"{ranking_id}:{one}".encode()).digest()))
 
 
@@ -109,8 +112,8 @@ def load_item(
     places, anchors = tuple[int, ...](), tuple[str, ...]()
     if earlier is None:
         choice = choose(tuple(by_id), judgements)
-        order, anchors, left_out = shuffled(ranking_id, choice.waiting), choice.anchors, choice.left_out
-        order += shuffled(ranking_id, anchors)
+        anchors, left_out = choice.anchors, choice.left_out
+        order = shuffled(ranking_id, (*choice.waiting, *anchors))
     else:
         ranked = [one for tier in earlier.tiers for one in tier]
         known = [one for one in (earlier.shown_order or tuple(ranked)) if one in by_id]
@@ -124,14 +127,6 @@ def load_item(
     given = {one.response_id: one.flag for one in earlier.flags if _is_thumb(one)} if earlier else {}
     thumbs = tuple(given.get(one, "") for one in order) if given else ()
     return RankItem(ranking_id, prompt, responses, places, corrects, left_out, thumbs, anchors)
-
-
-def load_waiting(store: Store, prompt_id: str, rater_id: str) -> RankItem | None:
-    """Read the card of what waits for a rater; where nothing does, that of their newest ranking, to correct it."""
-    judgements = store.rankings(prompt_id=prompt_id, rater_id=rater_id)
-    ranked = [one for one in judgements if one.outcome == "ranked"]
-    waits = bool(unjudged([one.id for one in store.responses(prompt_id)], judgements))
-    return load_item(store, prompt_id, rater_id=rater_id, corrects=ranked[-1] if ranked and not waits else None)
 
 
 def judged(

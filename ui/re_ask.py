@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import Future
+from functools import partial
 
-from PySide6.QtCore import QObject
+from PySide6.QtCore import QObject, Signal, SignalInstance
 
 from ui.context import Context
 from ui.operations import run_task
 from ui.rank_session import RankItem, shuffled
 from ui.settings import Settings
 from workbench.ids import new_id
-from workbench.re_asks import due
+from workbench.re_asks import due, stands
 from workbench.records import Change, Ranking
 from workbench.store import Store
 
@@ -49,13 +50,19 @@ def card_of(store: Store, first: Ranking) -> RankItem | None:
 
 
 class ReAsks(QObject):
-    """Looks after each judgement whether a card is due, off the window's thread."""
+    """Looks after each judgement whether a card is due, off the window's thread.
+
+    ``withdrawn(set[str])``: ids of cards at hand that repeat what stands no more, so that they cannot be saved.
+    """
+
+    withdrawn: SignalInstance = Signal(object)  # type: ignore[assignment]
 
     def __init__(self, context: Context, parent: QObject | None = None) -> None:
         super().__init__(parent)
         self._context = context
         self._ready: RankItem | None = None
         self._looking = False
+        self._turn = 0  # what was found before a change knows nothing of it
         self._answers: dict[str, Ranking] = {}  # by the answer's id, what it repeats
 
     def save(self, ranking: Ranking, item: RankItem | None) -> Future[Change]:
@@ -86,17 +93,51 @@ class ReAsks(QObject):
             first = due(store, rater_id, every)
             return card_of(store, first) if first else None
 
-        run_task(work, self._on_found, self._on_failed, owner=self)
+        run_task(work, partial(self._on_found, self._turn), self._on_failed, owner=self)
 
     def take(self) -> RankItem | None:
         """Return the card that is due, once; None where there is none, or somebody else judges now."""
         item, self._ready = self._ready, None
-        if item is None or item.re_asks is None or item.re_asks.rater_id != self._context.rater.id:
-            return None
-        return item if every_of(self._context.settings) else None
+        return item if item and self.is_own(item) and every_of(self._context.settings) else None
 
-    def _on_found(self, item: RankItem | None) -> None:
-        self._looking, self._ready = False, item
+    def is_own(self, item: RankItem) -> bool:
+        """Whether a card may be shown to whoever judges now: nobody can say once more what another has said."""
+        return item.re_asks is None or item.re_asks.rater_id == self._context.rater.id
+
+    def on_judged(self, ranking: Ranking) -> None:
+        """Drop what was ready of a prompt that was just judged: it may ask for what was corrected."""
+        self._turn += 1
+        if self._ready is not None and self._ready.prompt.id == ranking.prompt_id:
+            self._ready = None
+        self.look()
+
+    def on_changed(self, change: Change, at_hand: Iterable[RankItem]) -> None:
+        """Follow the project: withdraw cards, ready or at hand, that ask for what was corrected, undone or archived."""
+        if not change.kinds & {"rankings", "prompts"}:
+            return
+        self._turn += 1
+        asked = {one.ranking_id: one.re_asks.id for one in (*at_hand, self._ready) if one and one.re_asks}
+        store = self._context.store
+
+        def work() -> set[str]:
+            return {card for card, first in asked.items() if not stands(store, first)}
+
+        if asked:
+            run_task(work, self._on_gone, self._context.show_error, owner=self)
+
+    def _on_gone(self, cards: set[str]) -> None:
+        if self._ready is not None and self._ready.ranking_id in cards:
+            self._ready = None
+            self.look()
+        if cards:
+            self.withdrawn.emit(cards)
+
+    def _on_found(self, turn: int, item: RankItem | None) -> None:
+        self._looking = False
+        if turn == self._turn:
+            self._ready = item
+        else:
+            self.look()
 
     def _on_failed(self, error: BaseException) -> None:
         self._looking = False

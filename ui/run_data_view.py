@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from PySide6.QtCore import QModelIndex, Qt, QTimer, Signal, SignalInstance
 from PySide6.QtWidgets import (
@@ -32,16 +33,17 @@ SEARCH_AFTER_MS = 150
 class RunDataView(QWidget):
     """Reads a run's rows whenever it is looked at.
 
-    ``opened(pane, prompt_id)``: go to a label, in Rank or Demonstrate.
+    ``opened(pane, what)``: go to a label, in Rank (by ``prompt_id`` and ``ranking_id``) or Demonstrate (``prompt_id``).
     """
 
-    opened: SignalInstance = Signal(str, str)  # type: ignore[assignment]
+    opened: SignalInstance = Signal(str, object)  # type: ignore[assignment]
 
     def __init__(self, store: Store, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._store = store
         self._run: RunFolder | None = None
         self._labels: Sequence[RunLabel] = ()
+        self._turn = 0  # of the newest search
         self.model = RunDataModel(self)
         self.changed = ErrorBanner()
         self.changed.setObjectName("labels-changed")
@@ -134,6 +136,7 @@ class RunDataView(QWidget):
     def set_run(self, run: RunFolder | None) -> None:
         """Show another run's data when it is looked at."""
         self._run, self._labels = run, ()
+        self._turn += 1
         self.model.set_labels(())
         self.changed.hide()
         self._stack.setCurrentWidget(self.empty)
@@ -190,16 +193,17 @@ class RunDataView(QWidget):
         )
 
     def _narrow(self) -> None:
+        self._turn += 1
         labels, words, only = self._labels, self.search.text(), self.only_changed.isChecked()
         run_task(
             lambda: narrowed(labels, words, changed_only=only),
-            lambda found: self._on_narrowed(labels, found),
+            partial(self._on_narrowed, self._turn),
             owner=self,
         )
 
-    def _on_narrowed(self, of: Sequence[RunLabel], found: Sequence[RunLabel]) -> None:
-        if of is not self._labels:
-            return
+    def _on_narrowed(self, turn: int, found: Sequence[RunLabel]) -> None:
+        if turn != self._turn:
+            return  # a slow search of other words, or of another run
         line = max(0, min(self.table.currentIndex().row(), len(found) - 1))
         self.model.set_labels(found)
         self.count.setText(plural(len(found), "row"))
@@ -231,5 +235,7 @@ class RunDataView(QWidget):
         self.rejected.set_text(one.rejected)
 
     def _open(self, one: RunLabel | None) -> None:
-        if one is not None:
-            self.opened.emit("rank" if one.is_ranking else "demonstrate", one.prompt_id)
+        if one is not None and one.is_ranking:
+            self.opened.emit("rank", {"prompt_id": one.prompt_id, "ranking_id": one.ranking_id})
+        elif one is not None:
+            self.opened.emit("demonstrate", {"prompt_id": one.prompt_id})

@@ -126,10 +126,10 @@ class RunView(QWidget):
         self.plots.failed.connect(self._context.show_error)
         self.samples.failed.connect(self._context.show_error)
         self.samples.to_rank.connect(self._on_to_rank)
-        self.judgement.wrong.to_rank.connect(lambda prompt: self._context.navigate("rank", prompt_id=prompt))
+        self.judgement.wrong.to_rank.connect(lambda label: self._context.navigate("rank", **label))
         self.log.copied.connect(lambda: self._context.notify("The log was copied", "good"))
         self.recipe.again.connect(self._on_again)
-        self.data.opened.connect(lambda pane, prompt: self._context.navigate(pane, prompt_id=prompt))
+        self.data.opened.connect(lambda pane, label: self._context.navigate(pane, **label))
 
     # ---- which run ----
 

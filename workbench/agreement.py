@@ -126,9 +126,9 @@ def agreement(
         asked: rankings that were asked for again.
         names: of the raters, by id.
     """
-    said = [(one, verdicts(one, texts)) for one in rankings]
+    said = _each_pair_once([(one, verdicts(one, texts)) for one in rankings])
     by_rater: dict[str, dict[str, Verdicts]] = defaultdict(lambda: defaultdict(dict))
-    for ranking, found in said:  # where a rater's rankings overlap the newest counts
+    for ranking, found in said:
         by_rater[ranking.rater_id][ranking.prompt_id].update(found)
     all_of = [(prompt, value) for of in by_rater.values() for prompt, found in of.items() for value in found.values()]
     between, by_raters = _between(by_rater, names or {})
@@ -158,6 +158,17 @@ def verdicts(ranking: Ranking, texts: Mapping[str, str]) -> Verdicts:
             better = int(place < below)
             found[(one, other) if one < other else (other, one)] = better if one < other else -better
     return found
+
+
+def _each_pair_once(said: Sequence[tuple[Ranking, Verdicts]]) -> list[tuple[Ranking, Verdicts]]:
+    """Leave of what a rater says of a pair in several rankings of a prompt only what the newest says."""
+    left: list[tuple[Ranking, Verdicts]] = []
+    told: set[tuple[str, str, Pair]] = set()
+    for ranking, found in reversed(said):
+        who = ranking.rater_id, ranking.prompt_id
+        left.append((ranking, {pair: value for pair, value in found.items() if (*who, pair) not in told}))
+        told |= {(*who, pair) for pair in found}
+    return left[::-1]
 
 
 def rate(judged: Iterable[tuple[str, bool]]) -> Rate | None:

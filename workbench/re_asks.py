@@ -80,6 +80,16 @@ def due(store: Store, rater_id: str, every: int) -> Ranking | None:
         return _ranking(db, chosen) if chosen else None
 
 
+def stands(store: Store, ranking_id: str) -> bool:
+    """Whether a ranking can be asked for again: it is there, current, and its prompt is not archived."""
+    with store.reading() as db:
+        current = (
+            "SELECT 1 FROM rankings AS k JOIN prompt_state AS s ON s.id = k.prompt_id "
+            "WHERE k.id = ? AND k.superseded_by IS NULL AND s.archived = 0"
+        )
+        return db.execute(current, (ranking_id,)).get is not None
+
+
 def _ranking(db: apsw.Connection, id_: str) -> Ranking:
     row: Any = db.execute(f"SELECT {rows.RANKING} FROM rankings AS k WHERE k.id = ?", (id_,)).fetchone()
     return rows.read_ranking(row)

@@ -29,6 +29,7 @@ class RunLabel:
     wanted: bool | None = None  # of a thumb
     tie: bool = False
     since: Since = "current"
+    ranking_id: str = ""  # of what was made in Rank
 
     @property
     def is_ranking(self) -> bool:
@@ -69,7 +70,7 @@ def _since(store: Store, rows: Iterable[Row]) -> dict[str, Since]:
         replaced = store.superseded_by().keys()
     if any(isinstance(row, SftRow) for row in rows):
         newest = {one.prompt_id: one for one in store.demonstrations()}
-    prompts = _live(store, [row.id for row in rows if isinstance(row, PromptRow)])
+    prompts = store.live_prompts([row.id for row in rows if isinstance(row, PromptRow)])
     for row in rows:
         key = _key(row)
         if key in found:
@@ -85,18 +86,15 @@ def _since(store: Store, rows: Iterable[Row]) -> dict[str, Since]:
     return found
 
 
-def _live(store: Store, ids: list[str]) -> set[str]:
-    """Those of ``ids`` that are prompts of the project and not archived."""
-    return {id_ for id_ in store.demonstration_states(ids)} if ids else set()
-
-
 def _label(part: Part, row: Row, since: Since) -> RunLabel:
     prompt = row.prompt[-1].content if row.prompt else ""
     match row:
         case PairRow():
-            return RunLabel(part, row.group, prompt, row.chosen, row.rejected, tie=row.tier_distance == 0, since=since)
+            tie, of = row.tier_distance == 0, row.ranking_id
+            return RunLabel(part, row.group, prompt, row.chosen, row.rejected, tie=tie, since=since, ranking_id=of)
         case ThumbRow():
-            return RunLabel(part, row.group, prompt, row.completion, wanted=row.desirable, since=since)
+            wanted, of = row.desirable, row.ranking_id
+            return RunLabel(part, row.group, prompt, row.completion, wanted=wanted, since=since, ranking_id=of)
         case SftRow():
             return RunLabel(part, row.group, prompt, row.completion, since=since)
         case _:

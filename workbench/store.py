@@ -116,6 +116,11 @@ class Store:
         with self.reading() as db:
             return store_reads.demonstration_states(db, prompt_ids)
 
+    def live_prompts(self, prompt_ids: Iterable[str]) -> frozenset[str]:
+        """Those of ``prompt_ids`` that exist and are not archived."""
+        with self.reading() as db:
+            return store_reads.live_prompts(db, prompt_ids)
+
     def tags(self) -> list[tuple[str, int]]:
         """Every tag with its number of prompts, the most used first."""
         with self.reading() as db:

@@ -90,6 +90,13 @@ def demonstration_states(db: apsw.Connection, ids: Iterable[str]) -> dict[str, s
     return {str(id_): str(state) for id_, state in found}
 
 
+def live_prompts(db: apsw.Connection, ids: Iterable[str]) -> frozenset[str]:
+    """See :meth:`Store.live_prompts`."""
+    return frozenset(
+        str(id_) for (id_,) in _by_id(db, "SELECT id FROM prompt_state WHERE archived = 0 AND id = ?", ids)
+    )
+
+
 def tags(db: apsw.Connection) -> list[tuple[str, int]]:
     """See :meth:`Store.tags`."""
     return _strings_to_ints(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
 from PySide6.QtWidgets import QWidget
 
+from tests.ui.conftest import response
 from tests.ui.waiting import to_front, wait
 from ui.consistency_dialog import ConsistencyDialog
 from ui.rank_chrome import RankHeader
@@ -15,9 +17,10 @@ from ui.re_ask import card_of, every_of, set_every
 from ui.widgets import column
 from workbench.agreement import measure
 from workbench.agreement_words import findings
+from workbench.errors import UserError
 from workbench.ids import new_id
 from workbench.re_asks import re_asks
-from workbench.records import Rater
+from workbench.records import Change, Rater
 
 
 @pytest.fixture
@@ -103,8 +106,6 @@ def test_a_card_asked_again_shows_the_same_responses_in_another_order_and_no_ans
 
 
 def test_responses_that_came_later_are_not_in_the_card_that_is_asked_again(filled):
-    from tests.ui.conftest import response
-
     first = filled.rankings[0]
     filled.project.store.add_responses([response(filled.prompts[0], "a fifth")]).result(10)
     assert sorted(card_of(filled.project.store, first).ids) == sorted(first.shown_order)
@@ -169,3 +170,130 @@ def test_0_never_asks_again(rank, qtbot, settle, context):
     set_every(context.settings, 0)
     for _ in range(3):
         assert judge(qtbot, rank, settle).re_asks is None
+
+
+@pytest.fixture
+def asked(rank, qtbot, settle):
+    """The same pane with a card on screen that is asked again."""
+    judge(qtbot, rank, settle)
+    judge(qtbot, rank, settle)
+    assert rank.item.re_asks is not None
+    return rank
+
+
+def another_rater(context, settle):
+    context.rater = Rater(new_id(), "somebody else")
+    context.project.store.save_rater(context.rater).result(10)
+    context.hub.changed.emit(Change(frozenset({"raters"}), (context.rater.id,)))
+    settle()
+
+
+def correct(store, first):
+    store.save_ranking(replace(first, id=new_id(), tiers=first.tiers[::-1])).result(10)
+
+
+def test_another_rater_is_not_asked_for_what_the_last_one_said(asked, qtbot, settle, context, said):
+    asked.sheet.place(0, 1)
+    another_rater(context, settle)
+    assert asked.item is not None
+    assert asked.item.re_asks is None
+    assert "put away" in said.notices[-1][0]
+    judge(qtbot, asked, settle)
+    assert asked.unsaved() is None
+
+
+def test_the_answer_of_the_last_rater_is_taken_back_without_asking_the_next_one(asked, qtbot, settle, context):
+    judge(qtbot, asked, settle)
+    another_rater(context, settle)
+    asked.undo()
+    wait(qtbot, lambda: not asked.acts.busy)
+    settle()
+    assert re_asks(context.project.store) == []
+    assert asked.item.re_asks is None
+
+
+def test_a_card_goes_when_what_it_repeats_is_corrected_meanwhile(asked, settle, filled):
+    put_away = asked.item
+    correct(filled.project.store, put_away.re_asks)
+    settle()
+    assert asked.item is not None
+    assert asked.item is not put_away
+    assert asked.item.re_asks != put_away.re_asks
+    assert put_away.prompt.id not in asked.feed._held
+
+
+def test_a_card_that_was_put_aside_goes_too(asked, settle, filled):
+    put_aside = asked.item
+    asked.show_item(prompt_id=filled.prompts[7].id)
+    settle()
+    assert [work.item for work in asked._aside] == [put_aside]
+    correct(filled.project.store, put_aside.re_asks)
+    settle()
+    assert asked._aside == []
+    assert asked.item.prompt.id == filled.prompts[7].id
+
+
+def test_what_is_ready_is_dropped_when_its_prompt_is_archived(rank, qtbot, settle, filled):
+    judge(qtbot, rank, settle)
+    due = rank.re_asks._ready
+    filled.project.store.archive_prompts([due.prompt.id]).result(10)
+    settle()
+    judge(qtbot, rank, settle)
+    assert rank.item.re_asks is not None
+    assert rank.item.prompt.id != due.prompt.id
+
+
+def test_a_ranking_is_not_asked_for_right_after_it_was_corrected(rank, qtbot, settle):
+    judge(qtbot, rank, settle)
+    due = rank.re_asks._ready.re_asks
+    rank.way_back.correct(due)
+    wait(qtbot, lambda: rank.item.corrects == due)
+    before = rank.item
+    rank.sheet.place(0, 4)
+    rank._finish("ranked")
+    wait(qtbot, lambda: rank.item is not before)
+    judge(qtbot, rank, settle)  # the card over which the correction was opened
+    assert rank.item.re_asks != due
+
+
+def test_a_card_that_cannot_be_saved_can_be_skipped(asked, qtbot, settle, filled, monkeypatch, said):
+    refused = Future()
+    refused.set_exception(UserError("this answer cannot be saved", "it is not there", "skip the card"))
+    monkeypatch.setattr(filled.project.store, "save_re_ask", lambda *_: refused)
+    before = asked.item
+    for position in range(len(before.ids)):
+        asked.sheet.place(position, position + 1)
+    asked.submit()
+    wait(qtbot, asked.view.warning.isVisible)
+    asked.skip()
+    wait(qtbot, lambda: asked.item is not before)
+    assert asked.item.re_asks is None
+    assert asked.unsaved() is None
+    assert "not noted" in said.notices[-1][0]
+
+
+def test_new_responses_come_up_after_an_undo_that_found_something_newer(asked, qtbot, settle, filled, context):
+    set_every(context.settings, 0)
+    prompt_id = judge(qtbot, asked, settle).prompt.id
+    [prompt] = [one for one in filled.prompts if one.id == prompt_id]
+    filled.project.store.add_responses([response(prompt, "New.")]).result(10)
+    settle()
+    asked.undo()
+    wait(qtbot, lambda: not asked.acts.busy)
+    settle()
+    assert "Something else was done since" in asked.view.footer.message.text()
+    seen = set()
+    while asked.item is not None:
+        seen.add(judge(qtbot, asked, settle).prompt.id)
+    assert prompt_id in seen
+
+
+def test_who_skips_an_earlier_card_has_skipped_no_prompt(asked, qtbot, settle, context):
+    set_every(context.settings, 0)
+    before = asked.item
+    asked.skip()
+    wait(qtbot, lambda: asked.item is not before)
+    while asked.item is not None:
+        judge(qtbot, asked, settle)
+    wait(qtbot, lambda: asked.view.empty_shown)
+    assert asked.view.empty.title.text() == "All caught up"

@@ -82,11 +82,11 @@ def test_new_responses_to_a_ranked_prompt_come_back_first_and_both_rankings_feed
     best, worst = old.tiers[0][0], old.tiers[-1][0]
     assert item.prompt.id == prompt.id
     assert item.corrects is None
-    assert set(item.ids[:2]) == {one.id for one in new}
-    assert set(item.ids[2:]) == {best, worst}
+    assert set(item.anchors) == {best, worst}
+    assert set(item.ids) == {best, worst, *(one.id for one in new)}
     assert "1 prompt to rank" in pane.view.header.subtitle.text()
     marked = [any(pill.text() == "ranked before" for pill in card._pills) for card in pane.view.board.cards]
-    assert marked == [False, False, True, True]
+    assert marked == [one in (best, worst) for one in item.ids]
 
     rank(qtbot, pane, "1234")
     wait(qtbot, lambda: pane.view.empty_shown and badge._badge == 0)

@@ -497,6 +497,23 @@ def test_when_all_is_ranked_the_page_says_so_and_skipped_ones_can_return(
     assert pane.view.empty.title.text() == "All caught up"
 
 
+def test_a_skipped_prompt_that_came_back_and_was_ranked_is_skipped_no_more(
+    qtbot: Any, pane: RankPane, filled: Any, settle: Settle
+) -> None:
+    skipped = pane.item
+    assert skipped is not None
+    press(qtbot, pane, "s")
+    wait(qtbot, lambda: pane.item is not skipped)
+    new = Response(new_id(), skipped.prompt.id, "New.", created_at=now())
+    filled.project.store.add_responses([new]).result(10)
+    settle()
+    while pane.item is not None:
+        submit(qtbot, pane, *"12345"[: len(pane.item.ids)])
+        settle()
+    wait(qtbot, lambda: pane.view.empty_shown)
+    assert pane.view.empty.title.text() == "All caught up"
+
+
 def test_who_gave_thumbs_alone_is_told_that_kto_can_learn_from_them(pane: RankPane) -> None:
     pane.view.show_empty(Counts(prompts=3, thumbs_up=2, thumbs_down=1), 0)
     assert pane.view.empty.title.text() == "All caught up"

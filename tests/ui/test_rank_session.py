@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
-from ui.rank_session import RankItem, SessionStats, Stopwatch, origin, reveal_line, seconds_text, shuffled
+from tests.ui.conftest import Filled, response
+from ui.rank_session import RankItem, SessionStats, Stopwatch, load_item, origin, reveal_line, seconds_text, shuffled
 from workbench.records import Message, Outcome, Prompt, Ranking, Response
 
 
@@ -61,15 +63,25 @@ def test_the_order_depends_on_the_ranking_alone() -> None:
     assert len({shuffled(f"r{i}", ids) for i in range(200)}) == 24
 
 
+def test_what_was_ranked_before_is_shuffled_among_the_new_responses(filled: Filled) -> None:
+    """Were it always last, "new ones win" would look like "first ones win"."""
+    store, first = filled.project.store, filled.rankings[0]
+    store.add_responses([response(filled.prompts[0], "New.")]).result(10)
+    cards = [load_item(store, first.prompt_id, rater_id=filled.rater.id) for _ in range(200)]
+    where_new = Counter(card.ids.index(one) for card in cards if card for one in set(card.ids) - set(card.anchors))
+    assert set(where_new) == {0, 1, 2}  # beside the best and the worst
+    assert min(where_new.values()) > 30  # a third of 200, give or take 7
+
+
 def test_the_reveal_names_model_file_or_person() -> None:
-    def response(**what: Any) -> Response:
+    def made(**what: Any) -> Response:
         return Response("x", "p", "text", **what)
 
     names = {"m": "sft 1"}
-    assert origin(response(model_id="m"), names) == "sft 1"
-    assert origin(response(model_id="gone"), names) == "a model that was removed"
-    assert origin(response(source="pairs.jsonl"), names) == "pairs.jsonl"
-    assert origin(response(finish_reason="written"), names) == "written by hand"
-    assert origin(response(), names) == "imported"
-    item = RankItem("r", Prompt("p", (Message("user", "q"),)), (response(model_id="m"), response()))
+    assert origin(made(model_id="m"), names) == "sft 1"
+    assert origin(made(model_id="gone"), names) == "a model that was removed"
+    assert origin(made(source="pairs.jsonl"), names) == "pairs.jsonl"
+    assert origin(made(finish_reason="written"), names) == "written by hand"
+    assert origin(made(), names) == "imported"
+    item = RankItem("r", Prompt("p", (Message("user", "q"),)), (made(model_id="m"), made()))
     assert reveal_line(item, names, "AB") == "Last card: A sft 1 · B imported"

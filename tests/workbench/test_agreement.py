@@ -106,6 +106,17 @@ def test_of_overlapping_rankings_of_one_rater_the_newest_counts():
     assert (told.between.same, told.between.opposite) == (1, 0)
 
 
+def test_a_pair_that_one_rater_ranked_twice_counts_once_in_what_sways():
+    """b, c are new and a, d the old ends: 6 pairs of the first card and 6 of the second, of which a, d is in both."""
+    texts = {one: one * length for length, one in enumerate("abcdef", 1)}
+    told = agreement(
+        [ranked("ann", "a", "b", "c", "d", shown="abcd"), ranked("ann", "d", "e", "f", "a", shown="dfea")], texts
+    )
+    assert told.pairs == 11
+    assert (told.earlier_wins.pairs, told.longer_wins.pairs) == (11, 11)
+    assert told.longer_wins.share == pytest.approx(3 / 11)  # d, e and f > a
+
+
 def test_identical_and_empty_texts_say_nothing():
     told = agreement([ranked("ann", "a", "b", "c")], {"a": "the same", "b": " the same", "c": " "})
     assert (told.pairs, told.ties, told.longer_wins) == (0, None, None)

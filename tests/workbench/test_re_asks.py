@@ -10,7 +10,7 @@ from workbench.formats.exporter import export_file
 from workbench.formats.importer import import_file
 from workbench.pairs import current_pairs
 from workbench.project import Project
-from workbench.re_asks import LEAST_BETWEEN, due, re_asks
+from workbench.re_asks import LEAST_BETWEEN, due, re_asks, stands
 
 
 def rank(store, make, count):
@@ -103,6 +103,15 @@ def test_what_was_superseded_archived_or_only_tied_is_not_asked_again(store, mak
     tied = replace(made[2], id=make.prompt().id, tiers=(tuple(id_ for (id_,) in made[2].tiers),))
     store.save_ranking(tied).result()
     assert due(store, "ann", 1).id in {made[3].id, made[4].id}
+
+
+def test_a_ranking_stands_until_it_is_corrected_archived_or_undone(store, make):
+    corrected, archived, undone = made = rank(store, make, 3)
+    assert [stands(store, one.id) for one in made] == [True, True, True]
+    store.undo().result()
+    store.save_ranking(again(make, corrected)).result()
+    store.archive_prompts([archived.prompt_id]).result()
+    assert [stands(store, one.id) for one in (corrected, archived, undone)] == [False, False, False]
 
 
 def test_answers_survive_an_export_into_another_project(project, store, make, tmp_path):

@@ -92,6 +92,23 @@ def test_a_thumb_is_a_label_of_rank_and_a_bare_prompt_is_none(store, make, froze
     assert one.since == "gone"
 
 
+def test_a_bare_prompt_that_was_archived_is_gone(store, make, frozen):
+    prompt, _ = make.rankable()
+    run = frozen("ppo", [PromptRow(prompt.id, prompt.messages)])
+    store.archive_prompts([prompt.id]).result()
+    assert run_labels(store, run).gone == 1
+
+
+def test_a_row_of_rank_names_the_ranking_that_made_it(store, make, frozen):
+    prompt, responses = make.rankable("good", "bad")
+    ranking = make.ranking(prompt, *([one] for one in responses))
+    store.save_ranking(ranking).result()
+    thumb = ThumbRow("k:r", prompt.id, "k", "ann", prompt.messages, "good", True)
+    [pair] = run_labels(store, frozen("dpo", current_pairs(store).rows)).rows
+    [one] = run_labels(store, frozen("kto", [thumb])).rows
+    assert (pair.ranking_id, one.ranking_id) == (ranking.id, "k")
+
+
 def test_changed_data_is_refused(store, make, frozen):
     prompt, _ = make.rankable()
     run = frozen("ppo", [PromptRow(prompt.id, prompt.messages)])

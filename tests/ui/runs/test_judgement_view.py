@@ -132,7 +132,8 @@ def test_the_pair_that_is_shown_opens_in_rank(view, qtbot):
     view.show_judged(judged([1.0, -2.0]))
     with qtbot.waitSignal(view.wrong.to_rank) as sent:
         view.wrong.open.click()
-    assert sent.args == ["g"]
+    row = view.wrong._rows[view.wrong.pairs[0].id]
+    assert sent.args == [{"prompt_id": "g", "ranking_id": row.ranking_id}]
     view.show_judged(judged([-2.0], texts=False))
     assert not view.wrong.open.isVisible()
 

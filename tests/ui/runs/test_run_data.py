@@ -1,5 +1,6 @@
 """The Data tab of a run: its rows, what changed since, and the way to each label."""
 
+import threading
 from dataclasses import replace
 
 import pytest
@@ -57,7 +58,7 @@ def test_rows_texts_and_the_way_to_the_label(view, run, settle, filled, qtbot):
     assert (view.chosen.text(), view.rejected.text()) == (one.chosen, one.rejected)
     with qtbot.waitSignal(view.opened) as sent:
         view.open.click()
-    assert sent.args == ["rank", filled.prompts[0].id]
+    assert sent.args == ["rank", {"prompt_id": filled.prompts[0].id, "ranking_id": filled.rankings[0].id}]
 
 
 def test_labels_that_changed_since_are_counted_and_can_be_seen_alone(view, run, settle, filled):
@@ -84,6 +85,27 @@ def test_a_search_narrows(view, run, settle, qtbot):
     view.search.setText("nothing says this")
     qtbot.waitUntil(lambda: view.model.rowCount() == 0, timeout=10_000)
     assert not view.detail.isVisible()
+
+
+def test_a_slow_search_does_not_take_the_place_of_a_newer_one(view, run, settle, monkeypatch, qtbot):
+    view.set_run(run())
+    settle()
+    gate = threading.Event()
+
+    def slow(labels, words, *, changed_only):
+        if words == "topic 2":
+            gate.wait(20)
+        return narrowed(labels, words, changed_only=changed_only)
+
+    monkeypatch.setattr("ui.run_data_view.narrowed", slow)
+    view.search.setText("topic 2")
+    view._narrow()
+    view.search.setText("nothing says this")
+    view._narrow()
+    qtbot.waitUntil(lambda: view.model.rowCount() == 0, timeout=10_000)
+    gate.set()
+    settle()
+    assert view.model.rowCount() == 0
 
 
 def test_a_run_without_rows_and_damaged_data_say_so(view, run, settle):
@@ -132,9 +154,9 @@ def test_a_confident_mistake_opens_in_rank_and_so_does_a_row(qtbot, context, sai
     page.show()
     page.set_run(made.record("done"))
     settle()
-    page.data.opened.emit("rank", "p7")
-    assert said.places[-1] == ("rank", {"prompt_id": "p7"})
-    page.judgement.wrong.to_rank.emit("p1")
-    assert said.places[-1] == ("rank", {"prompt_id": "p1"})
+    page.data.opened.emit("rank", {"prompt_id": "p7", "ranking_id": "r7"})
+    assert said.places[-1] == ("rank", {"prompt_id": "p7", "ranking_id": "r7"})
+    page.judgement.wrong.to_rank.emit({"prompt_id": "p1", "ranking_id": "r1"})
+    assert said.places[-1] == ("rank", {"prompt_id": "p1", "ranking_id": "r1"})
     page.stop()
     settle()
