@@ -17,10 +17,10 @@ from workbench.errors import UserError
 from workbench.metrics import GLOSSARY
 from workbench.model_folders import HEADS_FILE
 from workbench.project import Project
-from workbench.protocol import Metrics, RunSpec
+from workbench.protocol import RunSpec
 from workbench.recipes import RECIPES
 from workbench.records import METHODS, ROLE_WORDS, Method, ModelRecord, RunState
-from workbench.run_folder import RunFolder
+from workbench.run_folder import RunFolder, join_segments
 from workbench.settings_fields import settings_of
 
 METHOD_TITLES: dict[Method, str] = {
@@ -63,8 +63,9 @@ class Origin:
     model: ModelRecord
     spec: RunSpec | None = None
     rows: Mapping[str, int] = field(default_factory=dict)  # by data file, without its suffix
-    metrics: Mapping[str, float] = field(default_factory=dict)  # the last of each
+    metrics: Mapping[str, float] = field(default_factory=dict)  # the last of each, as measured up to the model's step
     state: RunState = "done"  # how its run ended
+    run_step: int = 0  # how far its run went, which is further than the model where it is an earlier checkpoint
     votes: int = 0  # on prompts of comparisons in which it took part
 
 
@@ -85,10 +86,12 @@ def _origin(project: Project, model: ModelRecord, votes: int) -> Origin:
     paths = sorted((folder.path / "data").glob("*.jsonl"), key=lambda path: path.stem != "train")
     rows = {path.stem: path.read_bytes().count(b"\n") for path in paths}
     metrics: dict[str, float] = {}
-    for event in folder.events():
-        if isinstance(event, Metrics):
-            metrics |= event.values
-    return Origin(model, spec, rows, metrics, folder.state().state, votes)
+    run_step = model.step
+    for measured in join_segments(folder.events()):
+        run_step = max(run_step, measured.step)
+        if measured.step <= model.step:
+            metrics |= measured.values
+    return Origin(model, spec, rows, metrics, folder.state().state, run_step, votes)
 
 
 # ---- the file of an export -----------------------------------------------------------------------------------
@@ -261,7 +264,12 @@ def _cautions(origins: Sequence[Origin], what: str) -> list[str]:
         count = newest.rows.get("train", 0)
         few = ": little to learn a taste from" if count < FEW_ROWS else ""
         found.append(f"- Trained on {count:,} {ROW_WORDS[spec.method]}{few}.")
-        if newest.state != "done":
+        if newest.run_step > newest.model.step:
+            found.append(
+                f"- Its run went on to step {newest.run_step:,}: these are the weights of step {newest.model.step:,}, "
+                "and the numbers here were measured no later."
+            )
+        elif newest.state != "done":
             found.append(f"- Its run did not reach its end (it is {newest.state}): these are the weights of that step.")
         found += _unmeasured(newest)
     if role == "reward":
