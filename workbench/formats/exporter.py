@@ -275,7 +275,10 @@ def _models(store: Store) -> dict[str, ModelRecord | ForeignModel]:
 
 
 def _native_rankings(project: Project, split: Split | None) -> Iterator[Any]:
-    """Every ranking with its history: superseded ones come before those that took their place."""
+    """Every ranking with its history, in the order of their making.
+
+    What was corrected comes before its correction; what was asked for again comes after the ranking that it repeats.
+    """
     store = project.store
     raters = {rater.id: rater for rater in store.raters()}
     models = _models(store)
