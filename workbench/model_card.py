@@ -198,12 +198,12 @@ def _step(origin: Origin) -> str:
     if model.role == "base":
         return f"{name}, {_source(model.source)}"
     if origin.spec is None:
-        kind = "trained here; its run folder is gone" if model.run_id else f"imported from `{_place(model.source)}`"
-        return f"{name}, {kind}"
+        place = f"imported from {_code(_place(model.source))}"
+        return f"{name}, {'trained here; its run folder is gone' if model.run_id else place}"
     spec = origin.spec
     rows = ", ".join(f"{count:,} {_row_word(stem)}" for stem, count in origin.rows.items() if count)
     wanted = ("tastemaker", "torch", "peft")
-    versions = ", ".join(f"{key} {spec.versions[key]}" for key in wanted if key in spec.versions)
+    versions = ", ".join(f"{key} {_plain(spec.versions[key])}" for key in wanted if key in spec.versions)
     told = f"{name}, {METHOD_TITLES[spec.method]} in run {_plain(spec.name)}, {model.step:,} steps"
     scored = f", scored by **{_plain(spec.reward.name)}**" if spec.reward is not None else ""
     return told + scored + (f", on {rows}" if rows else "") + (f" ({versions})" if versions else "")
@@ -217,8 +217,8 @@ def _source(source: str) -> str:
     if source == "demo":
         return "the demo model SmolLM2-135M-Instruct (Apache-2.0)"
     if source.startswith("hub:"):
-        return f"downloaded from the hub: `{source.removeprefix('hub:')}`; its licence applies"
-    return f"from `{_place(source)}`; its licence applies" if source else "source unknown"
+        return f"downloaded from the hub: {_code(source.removeprefix('hub:'))}; its licence applies"
+    return f"from {_code(_place(source))}; its licence applies" if source else "source unknown"
 
 
 def _place(source: str) -> str:
@@ -242,14 +242,15 @@ def _settings(origin: Origin) -> list[str]:
     for one in settings_of(RECIPES[spec.method]):
         value = spec.recipe.get(one.name, one.default)
         if value != one.default and one.name not in spec.automatic:  # nobody changed what the memory plan chose
-            found.append(f"- `{one.name}` {value} (default {one.default})")
+            found.append(f"- `{one.name}` {_plain(str(value))} (default {_plain(str(one.default))})")
     return found
 
 
 def _data(origins: Sequence[Origin]) -> list[str]:
     """Each frozen data file of the lineage with its rows and sha256, so that the same labels can be told again."""
     return [
-        f"- {_plain(one.spec.name)}, `{name}`: {one.rows.get(name.removesuffix('.jsonl'), 0):,} rows, sha256 `{sha256}`"
+        f"- {_plain(one.spec.name)}, {_code(name)}: {one.rows.get(name.removesuffix('.jsonl'), 0):,} rows, "
+        f"sha256 {_code(sha256)}"
         for one in origins
         if one.spec is not None
         for name, sha256 in one.spec.data_sha256.items()
@@ -308,6 +309,13 @@ def _moment(at: str) -> str:
         return "at an unknown time"
     found = found if found.tzinfo else found.replace(tzinfo=UTC)
     return found.astimezone(UTC).strftime("%-d %b %Y, %H:%M UTC")
+
+
+def _code(text: str) -> str:
+    """Set a text in code, whose marks end only where it ends: the fence is longer than any run of backticks in it."""
+    text = " ".join(text.split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}" if "`" in text else f"{fence}{text}{fence}"
 
 
 def _plain(text: str) -> str:

@@ -93,6 +93,22 @@ def test_a_card_does_not_tell_where_files_lie_on_this_machine() -> None:
     assert "from `tiny`; its licence applies" in text
 
 
+def test_nothing_that_others_named_turns_into_markup() -> None:
+    """A code span ends at a fence of its own length, and outside of code every mark has a backslash."""
+    name = "a`![](http:example)\n\n# b"
+    spec = spec_of(
+        recipe={"loss_type": "![](http:example)\n# c"}, versions={"torch": "`2`"}, data_sha256={"`x`.jsonl": "``"}
+    )
+    adapter_text = card([Origin(adapter(run_id="", source=f"/home/ann/{name}")), Origin(BASE)])
+    assert "imported from `` a`![](http:example) # b ``" in adapter_text
+    text = card([Origin(adapter(), spec), Origin(replace(BASE, source=f"/home/ann/{name}"))])
+    assert "from `` a`![](http:example) # b ``; its licence applies" in text
+    assert "- `loss_type` !\\[\\](http:example) \\# c (default" in text
+    assert "(torch \\`2\\`)" in text
+    assert "`` `x`.jsonl ``: 0 rows, sha256 ``` `` ```" in text
+    assert "hub: `` a`b ``" in card([Origin(replace(BASE, source="hub:a`b"))])
+
+
 def test_the_hub_reads_base_library_licence_and_tags() -> None:
     demo = Origin(replace(BASE, source="demo"))
     assert front_matter([Origin(adapter(), spec_of()), demo], "adapter") == (
