@@ -87,9 +87,13 @@ class CheckpointsView(QWidget):
         run_task(
             lambda: list_checkpoints(project, run),
             lambda found: self._on_read(turn, found),
-            self.banner.show_error,
+            lambda error: self._on_unread(turn, error),
             owner=self,
         )
+
+    def _on_unread(self, turn: int, error: BaseException) -> None:
+        if turn == self._turn:
+            self.banner.show_error(error)
 
     def _on_read(self, turn: int, found: Sequence[KeptCheckpoint]) -> None:
         run = self._run
@@ -144,15 +148,26 @@ class CheckpointsView(QWidget):
             return
         made.setEnabled(False)
         self.banner.hide()
-        run_task(lambda: keep_checkpoint(project, run, step), self._on_kept, self._on_refused, owner=self)
+        run_task(
+            lambda: keep_checkpoint(project, run, step),
+            self._on_kept,
+            lambda error: self._on_refused(run, error),
+            owner=self,
+        )
 
     def _on_kept(self, model: ModelRecord) -> None:
         self._context.notify(f"{model.name} is a model of this project now", "good")
         self.refresh()
 
-    def _on_refused(self, error: BaseException) -> None:
-        self.banner.show_error(error)
-        self.refresh()
+    def _on_refused(self, run: RunRecord, error: BaseException) -> None:
+        if self._shows(run):
+            self.banner.show_error(error)
+            self.refresh()
+        else:
+            self._context.show_error(error)
+
+    def _shows(self, run: RunRecord) -> bool:
+        return self._run is not None and self._run.id == run.id
 
     def _show_kept(self, model: ModelRecord, _checked: bool = False) -> None:
         if model.role == "reward":

@@ -177,7 +177,9 @@ class ExportDialog(Sheet):
         self._context.settings.set_pane("export-folder", str(report.path.parent))
         skipped = sum(report.skipped.values())
         left = f", {skipped:,} left out: {next(iter(report.skipped))}" if skipped else ""
-        self._context.notify(f"{report.rows:,} rows written to {report.path}{left}", "warn" if skipped else "good")
+        cut = f"; {report.caution}" if report.caution else ""
+        tone = "warn" if skipped or cut else "good"
+        self._context.notify(f"{report.rows:,} rows written to {report.path}{left}{cut}", tone)
         self.accept()
 
     def _on_failed(self, error: BaseException) -> None:

@@ -10,11 +10,12 @@ from PySide6.QtWidgets import QComboBox, QSizePolicy, QWidget
 from ui.context import Context
 from ui.operations import run_task
 from ui.plain_text import visible
+from workbench.model_choice import by_training
 from workbench.records import ROLE_WORDS, Change, ModelRecord
 
 
 class ModelPicker(QComboBox):
-    """The project's models of some roles, newest first; keeps its choice while the list changes.
+    """The project's models of some roles, the last trained first; keeps its choice while the list changes.
 
     ``model_chosen(str)`` tells the id of the chosen model ("" for none), also when the list's first load chooses.
     """
@@ -74,7 +75,7 @@ class ModelPicker(QComboBox):
 
     def _on_models(self, models: list[ModelRecord]) -> None:
         keep = self._wanted or self.model_id()
-        self._models = [one for one in reversed(models) if one.role in self._roles]
+        self._models = [one for one in reversed(by_training(models)) if one.role in self._roles]
         self.blockSignals(True)
         self.clear()
         if self._none_text:

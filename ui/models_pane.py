@@ -211,9 +211,15 @@ class ModelsPane(QWidget):
         run_task(
             lambda: locate_base(project, base.id, chosen),
             self._on_located,
-            lambda error: self.gone.show_error(error, LOCATE),
+            lambda error: self._on_not_located(base, error),
             owner=self,
         )
+
+    def _on_not_located(self, base: ModelRecord, error: BaseException) -> None:
+        if self._gone is not None and self._gone.id == base.id:
+            self.gone.show_error(error, LOCATE)
+        else:  # another model's sheet is open by now
+            self._context.show_error(error)
 
     def _on_located(self, base: ModelRecord) -> None:
         self._context.notify(f"{base.name} was found again", "good")

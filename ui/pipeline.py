@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ui.words import LIVE_STATES, judges_by_thumbs, thumbs_said
+from workbench.model_choice import by_training
 from workbench.records import Counts, Method, ModelRecord, RunRecord
 
 StageState = Literal["waiting", "ready", "active", "done", "failed"]
@@ -52,6 +53,7 @@ class NextStep:
 
 def stages(counts: Counts, models: Sequence[ModelRecord], runs: Sequence[RunRecord]) -> dict[str, Stage]:
     """Work out every stage of the map, in the order of the pipeline."""
+    models = by_training(models)
     made = {role: [one for one in models if one.role == role] for role in ("base", "sft", "reward", "policy")}
     methods = {one.id: one.method for one in runs}
     policies: dict[str, list[ModelRecord]] = {"ppo": [], "dpo": []}
@@ -262,7 +264,7 @@ def next_step(counts: Counts, models: Sequence[ModelRecord], runs: Sequence[RunR
             "rank",
             stage="rank",
         )
-    newest = next((one for one in reversed(models) if one.role in ("policy", "sft")), None)
+    newest = next((one for one in reversed(by_training(models)) if one.role in ("policy", "sft")), None)
     return NextStep(
         f"Compare {newest.name} with its parent" if newest else "Compare two models",
         "Curves cannot say whether you like it better. A blind vote on held-out prompts can.",

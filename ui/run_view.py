@@ -29,6 +29,7 @@ from workbench.alarms import Alarm, reward_hacking
 from workbench.errors import UserError
 from workbench.judged_model import JudgedModel, judged_model
 from workbench.model_choice import furthest_of_run
+from workbench.moved_runs import resume_run
 from workbench.protocol import RunSpec, Sample
 from workbench.protocol_version import is_newer, problem_of
 from workbench.records import ModelRecord, RunRecord, step_word
@@ -363,7 +364,8 @@ class RunView(QWidget):
         if action == "compare":
             self._on_compare()
         elif action == "resume":
-            self._do(action, lambda: supervisor.resume(run_dir), "It was put in the queue again")
+            project, run_id = self._context.project, run_dir.name
+            self._do(action, lambda: resume_run(project, run_id), "It was put in the queue again")
         elif action == "kill":
             self._do(action, lambda: supervisor.kill(run_dir), "The process was ended")
         elif action == "stop":

@@ -152,6 +152,7 @@ class RunsPane(QWidget):
             self.reload()
         if "models" in change.kinds and self.view is not None:
             self.view.refresh_model()
+            self.view.checkpoints.refresh()  # which of them are kept as models
 
     def _current_id(self) -> str:
         found = self.list.currentIndex().data(Qt.ItemDataRole.UserRole)

@@ -162,8 +162,9 @@ def export(options: argparse.Namespace, terminal: Terminal) -> int:
             none = f"the project has none{f' that are {options.split}' if options.split else ''}"
             raise NothingToDo(error.what, error.cause or none, error.remedy or _MAKE[options.what]) from error
     left_out = [f"  {count} left out: {reason}" for reason, count in report.skipped.items()]
+    caution = [f"  {report.caution}"] if report.caution else []
     terminal.result(
-        {"rows": report.rows, "path": str(report.path), "skipped": report.skipped},
-        "\n".join([f"Wrote {report.rows} rows to {report.path}.", *left_out]),
+        {"rows": report.rows, "path": str(report.path), "skipped": report.skipped, "cut_off": report.cut_off},
+        "\n".join([f"Wrote {report.rows} rows to {report.path}.", *left_out, *caution]),
     )
     return 0

@@ -25,6 +25,7 @@ from workbench.model_choice import (
     furthest_of_run,
     named,
 )
+from workbench.moved_runs import resume_run
 from workbench.project import Project
 from workbench.protocol import (
     AnyEvent,
@@ -314,7 +315,8 @@ def resume(options: argparse.Namespace, terminal: Terminal) -> int:
     if folder.state().state == "paused":
         supervisor.send(folder.path, Resume())
     else:
-        supervisor.resume(folder.path)
+        with Project.open(options.dir, read_only=True) as project:
+            resume_run(project, run.id)
     if options.detach:
         terminal.result({"run": run.id, "resumed": True}, f"{run.name} goes on.")
         return 0

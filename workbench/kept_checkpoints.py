@@ -12,9 +12,8 @@ from pathlib import Path
 from workbench.errors import UserError
 from workbench.manifests import RESUME_ONLY_PREFIX, Manifest, faults_of, read_manifest, remove_folder
 from workbench.project import Project
-from workbench.protocol import Metrics, Started
 from workbench.records import Method, ModelRecord, RunRecord
-from workbench.run_folder import RunFolder
+from workbench.run_folder import RunFolder, join_segments
 from workbench.run_registry import copy_checkpoint, run_model_id, save_run_model
 
 MEASURES: dict[Method, tuple[str, ...]] = {
@@ -127,15 +126,9 @@ def _is_of_model(name: str) -> bool:
 def _lines(folder: RunFolder, keys: tuple[str, ...]) -> dict[str, list[tuple[int, float]]]:
     """Each metric as (step, value); what a resumed process did again replaces what was there."""
     lines: dict[str, list[tuple[int, float]]] = {key: [] for key in keys}
-    for event in folder.events():
-        if isinstance(event, Started):
-            for line in lines.values():
-                while line and line[-1][0] > event.resumed_from:
-                    line.pop()
-        elif isinstance(event, Metrics):
-            for key, line in lines.items():
-                if key in event.values:
-                    line.append((event.step, event.values[key]))
+    for measured in join_segments(folder.events()):
+        for key in lines.keys() & measured.values.keys():
+            lines[key].append((measured.step, measured.values[key]))
     return lines
 
 

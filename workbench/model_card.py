@@ -17,10 +17,10 @@ from workbench.errors import UserError
 from workbench.metrics import GLOSSARY
 from workbench.model_folders import HEADS_FILE
 from workbench.project import Project
-from workbench.protocol import Metrics, RunSpec
+from workbench.protocol import RunSpec
 from workbench.recipes import RECIPES
 from workbench.records import METHODS, ROLE_WORDS, Method, ModelRecord, RunState
-from workbench.run_folder import RunFolder
+from workbench.run_folder import RunFolder, join_segments
 from workbench.settings_fields import settings_of
 
 METHOD_TITLES: dict[Method, str] = {
@@ -63,8 +63,9 @@ class Origin:
     model: ModelRecord
     spec: RunSpec | None = None
     rows: Mapping[str, int] = field(default_factory=dict)  # by data file, without its suffix
-    metrics: Mapping[str, float] = field(default_factory=dict)  # the last of each
+    metrics: Mapping[str, float] = field(default_factory=dict)  # the last of each, as measured up to the model's step
     state: RunState = "done"  # how its run ended
+    run_step: int = 0  # how far its run went, which is further than the model where it is an earlier checkpoint
     votes: int = 0  # on prompts of comparisons in which it took part
 
 
@@ -85,10 +86,12 @@ def _origin(project: Project, model: ModelRecord, votes: int) -> Origin:
     paths = sorted((folder.path / "data").glob("*.jsonl"), key=lambda path: path.stem != "train")
     rows = {path.stem: path.read_bytes().count(b"\n") for path in paths}
     metrics: dict[str, float] = {}
-    for event in folder.events():
-        if isinstance(event, Metrics):
-            metrics |= event.values
-    return Origin(model, spec, rows, metrics, folder.state().state, votes)
+    run_step = model.step
+    for measured in join_segments(folder.events()):
+        run_step = max(run_step, measured.step)
+        if measured.step <= model.step:
+            metrics |= measured.values
+    return Origin(model, spec, rows, metrics, folder.state().state, run_step, votes)
 
 
 # ---- the file of an export -----------------------------------------------------------------------------------
@@ -195,12 +198,12 @@ def _step(origin: Origin) -> str:
     if model.role == "base":
         return f"{name}, {_source(model.source)}"
     if origin.spec is None:
-        kind = "trained here; its run folder is gone" if model.run_id else f"imported from `{_place(model.source)}`"
-        return f"{name}, {kind}"
+        place = f"imported from {_code(_place(model.source))}"
+        return f"{name}, {'trained here; its run folder is gone' if model.run_id else place}"
     spec = origin.spec
     rows = ", ".join(f"{count:,} {_row_word(stem)}" for stem, count in origin.rows.items() if count)
     wanted = ("tastemaker", "torch", "peft")
-    versions = ", ".join(f"{key} {spec.versions[key]}" for key in wanted if key in spec.versions)
+    versions = ", ".join(f"{key} {_plain(spec.versions[key])}" for key in wanted if key in spec.versions)
     told = f"{name}, {METHOD_TITLES[spec.method]} in run {_plain(spec.name)}, {model.step:,} steps"
     scored = f", scored by **{_plain(spec.reward.name)}**" if spec.reward is not None else ""
     return told + scored + (f", on {rows}" if rows else "") + (f" ({versions})" if versions else "")
@@ -214,8 +217,8 @@ def _source(source: str) -> str:
     if source == "demo":
         return "the demo model SmolLM2-135M-Instruct (Apache-2.0)"
     if source.startswith("hub:"):
-        return f"downloaded from the hub: `{source.removeprefix('hub:')}`; its licence applies"
-    return f"from `{_place(source)}`; its licence applies" if source else "source unknown"
+        return f"downloaded from the hub: {_code(source.removeprefix('hub:'))}; its licence applies"
+    return f"from {_code(_place(source))}; its licence applies" if source else "source unknown"
 
 
 def _place(source: str) -> str:
@@ -239,14 +242,15 @@ def _settings(origin: Origin) -> list[str]:
     for one in settings_of(RECIPES[spec.method]):
         value = spec.recipe.get(one.name, one.default)
         if value != one.default and one.name not in spec.automatic:  # nobody changed what the memory plan chose
-            found.append(f"- `{one.name}` {value} (default {one.default})")
+            found.append(f"- `{one.name}` {_plain(str(value))} (default {_plain(str(one.default))})")
     return found
 
 
 def _data(origins: Sequence[Origin]) -> list[str]:
     """Each frozen data file of the lineage with its rows and sha256, so that the same labels can be told again."""
     return [
-        f"- {_plain(one.spec.name)}, `{name}`: {one.rows.get(name.removesuffix('.jsonl'), 0):,} rows, sha256 `{sha256}`"
+        f"- {_plain(one.spec.name)}, {_code(name)}: {one.rows.get(name.removesuffix('.jsonl'), 0):,} rows, "
+        f"sha256 {_code(sha256)}"
         for one in origins
         if one.spec is not None
         for name, sha256 in one.spec.data_sha256.items()
@@ -261,7 +265,12 @@ def _cautions(origins: Sequence[Origin], what: str) -> list[str]:
         count = newest.rows.get("train", 0)
         few = ": little to learn a taste from" if count < FEW_ROWS else ""
         found.append(f"- Trained on {count:,} {ROW_WORDS[spec.method]}{few}.")
-        if newest.state != "done":
+        if newest.run_step > newest.model.step:
+            found.append(
+                f"- Its run went on to step {newest.run_step:,}: these are the weights of step {newest.model.step:,}, "
+                "and the numbers here were measured no later."
+            )
+        elif newest.state != "done":
             found.append(f"- Its run did not reach its end (it is {newest.state}): these are the weights of that step.")
         found += _unmeasured(newest)
     if role == "reward":
@@ -300,6 +309,13 @@ def _moment(at: str) -> str:
         return "at an unknown time"
     found = found if found.tzinfo else found.replace(tzinfo=UTC)
     return found.astimezone(UTC).strftime("%-d %b %Y, %H:%M UTC")
+
+
+def _code(text: str) -> str:
+    """Set a text in code, whose marks end only where it ends: the fence is longer than any run of backticks in it."""
+    text = " ".join(text.split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}" if "`" in text else f"{fence}{text}{fence}"
 
 
 def _plain(text: str) -> str:

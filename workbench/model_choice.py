@@ -70,6 +70,16 @@ def furthest_of_run(models: Sequence[ModelRecord], run_id: str) -> ModelRecord |
     return max((one for one in models if one.run_id == run_id), key=lambda one: one.step, default=None)
 
 
+def by_training(models: Sequence[ModelRecord]) -> list[ModelRecord]:
+    """Order models as they were trained: a checkpoint that was kept after the end stands before its run's end.
+
+    Args:
+        models: as they were listed, which else is the order.
+    """
+    ends = {one.run_id or one.id: place for place, one in sorted(enumerate(models), key=lambda each: each[1].step)}
+    return sorted(models, key=lambda one: (ends[one.run_id or one.id], one.step))
+
+
 def default_start(models: Sequence[ModelRecord], method: Method) -> ModelRecord | None:
     """Return what a method starts from when nothing is said: the newest SFT model, or else the newest base.
 

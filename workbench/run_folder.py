@@ -15,7 +15,7 @@ import msgspec
 
 from workbench import reaper
 from workbench.errors import UserError
-from workbench.jsonl import decode, encode, read_jsonl, write_jsonl
+from workbench.jsonl import decode, encode, read_jsonl, write_atomic, write_jsonl
 from workbench.manifests import MANIFEST, faults_of, fsync_folder, sha256_of
 from workbench.protocol import AnyEvent, Exit, RunSpec, Sample, SampleBatch, Started, decode_spec
 from workbench.protocol_version import problem_of_raw
@@ -69,7 +69,7 @@ class RunFolder:
                 hashes[path.name] = sha256_of(path)
             unit = "rankings" if RECIPES[spec.method]().batch_counts_rankings else "rows"
             spec = msgspec.structs.replace(spec, data_sha256=hashes, batch_of=unit)
-            (draft / "recipe.json").write_bytes(msgspec.json.format(encode(spec), indent=2) + b"\n")
+            (draft / "recipe.json").write_bytes(_readable(spec))
             with (draft / "recipe.json").open("rb") as written:
                 os.fsync(written.fileno())
             for folder in (draft / "data", draft):
@@ -98,6 +98,10 @@ class RunFolder:
             raise UserError(
                 f"The recipe of run {self.path.name} cannot be read", str(error), "delete the run and start a new one"
             ) from error
+
+    def write_spec(self, spec: RunSpec) -> None:
+        """Replace ``recipe.json`` as one act. Raises OSError."""
+        write_atomic(self.path / "recipe.json", _readable(spec))
 
     def recipe(self, spec: RunSpec | None = None) -> Recipe:
         """Return the run's settings, typed and checked. Raises UserError when they cannot be used."""
@@ -243,3 +247,7 @@ class RunFolder:
         lines.pop()  # torn, or empty after the last newline
         whole = lines[1:] if start > since else lines
         return [event for line in whole if (event := parse_event(line)) is not None]
+
+
+def _readable(spec: RunSpec) -> bytes:
+    return msgspec.json.format(encode(spec), indent=2) + b"\n"

@@ -208,6 +208,8 @@ def _add_responses(state: _State, responses: Sequence[Response], used: set[str])
 def _add_rankings(state: _State, batch: Batch) -> int:
     duplicates = 0
     added: set[str] = set()
+    there: dict[str, str] = {}  # id in the batch -> id in the project
+    repeats: dict[str, str] = {}  # a ranking that was asked for again -> the project's one that it repeats
     for given in batch.rankings:
         ids = state.response_ids
         ranking = replace(
@@ -217,9 +219,14 @@ def _add_rankings(state: _State, batch: Batch) -> int:
             shown_order=tuple(ids.get(id_, id_) for id_ in given.shown_order),
             flags=tuple(replace(flag, response_id=ids.get(flag.response_id, flag.response_id)) for flag in given.flags),
         )
-        if _ranking_known(state, ranking):
+        first = there.get(batch.superseded_by.get(given.id, ""), "") if batch.by_id else ""
+        if known := _known_as(state, ranking, is_repeat=bool(first)):
+            there[given.id] = known
             duplicates += batch.weights.get(given.id, 1)
             continue
+        there[given.id] = given.id
+        if first:
+            repeats[given.id] = first
         if not state.by_id and _tiers_of(state.db, ranking.id) is not None:
             ranking = replace(ranking, id=new_id())  # another judgement has its id
         pairs = check_ranking(state.db, ranking)
@@ -241,7 +248,7 @@ def _add_rankings(state: _State, batch: Batch) -> int:
             state.db.execute("UPDATE rankings SET superseded_by = ? WHERE id = ?", (ranking.id, old))
         state.note("rankings", ranking.id)
         added.add(ranking.id)
-    for old, new in batch.superseded_by.items():
+    for old, new in {**batch.superseded_by, **repeats}.items():
         if old in added or new in added:
             state.db.execute(
                 "UPDATE rankings SET superseded_by = ?1 WHERE id = ?2 AND superseded_by IS NULL "
@@ -252,23 +259,32 @@ def _add_rankings(state: _State, batch: Batch) -> int:
     return duplicates
 
 
-def _ranking_known(state: _State, r: Ranking) -> bool:
+def _known_as(state: _State, r: Ranking, *, is_repeat: bool) -> str:
+    """The id of the project's ranking that says the same already; "" where none does.
+
+    What was asked for again (``is_repeat``) is known by its id alone: to say the same once more is what it was for.
+    """
     db = state.db
-    same = db.execute(
-        "SELECT 1 FROM rankings WHERE prompt_id = ? AND rater_id = ? AND outcome = ? AND tiers = ? LIMIT 1",
+    stored = _tiers_of(db, r.id)
+    if is_repeat:
+        return r.id if stored is not None else ""
+    same: str | None = db.execute(
+        "SELECT id FROM rankings WHERE prompt_id = ? AND rater_id = ? AND outcome = ? AND tiers = ? "
+        "ORDER BY superseded_by IS NOT NULL, seq LIMIT 1",
         (r.prompt_id, r.rater_id, r.outcome, rows.to_json(r.tiers)),
     ).get
     knows_thumbs = thumbs_of(r).items() <= _thumbs_said(state, r)
     if state.by_id:
-        known = same is not None and knows_thumbs and r.prompt_id not in state.fresh
-        return known or _tiers_of(db, r.id) is not None
+        if stored is not None:
+            return r.id
+        return same if same is not None and knows_thumbs and r.prompt_id not in state.fresh else ""
     if r.outcome != "ranked":
-        return same is not None and knows_thumbs
+        return same if same is not None and knows_thumbs else ""
     said = _says(state, r.tiers)
     if same is not None or (said and said <= _judged(state, r)):
-        return True
-    tiers = _tiers_of(db, r.id) if said else None  # a judgement that was superseded since the file was written
-    return tiers is not None and said <= _says(state, tiers)
+        return same or r.id
+    # a judgement that was superseded since the file was written
+    return r.id if said and stored is not None and said <= _says(state, stored) else ""
 
 
 def _thumbs_said(state: _State, r: Ranking) -> set[tuple[str, bool]]:

@@ -21,7 +21,7 @@ from workbench.formats.parsed import Rejected
 from workbench.ids import new_id
 from workbench.project import Project
 from workbench.protocol import Failed, ModelRef, Rendered, RenderRequest
-from workbench.records import BAD, GOOD, ResponseFlag
+from workbench.records import BAD, GOOD, Ranking, Response, ResponseFlag
 
 Settle = Callable[[], None]
 Filled = Said = FakeEngineService = Any  # of conftest, which cannot be imported by name
@@ -262,6 +262,27 @@ def test_labels_are_exported_and_counted(
     assert len(out.read_text().splitlines()) == rows
     assert said.notices[0] == (f"{rows} rows written to {out}", "good")
     assert context.settings.pane("export-folder") == str(tmp_path)
+
+
+def test_an_export_warns_of_responses_that_were_cut_off(
+    qtbot: Any, context: Context, filled: Any, said: Said, tmp_path: Path, settle: Settle
+) -> None:
+    prompt = filled.prompts[-1]
+    cut = [Response(new_id(), prompt.id, text, finish_reason="length") for text in ("It is", "It was")]
+    filled.project.store.add_responses(cut).result(10)
+    tiers = tuple((one.id,) for one in cut)
+    filled.project.store.save_ranking(Ranking(new_id(), prompt.id, filled.rater.id, tiers)).result(10)
+    dialog = ExportDialog(context)
+    dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose, False)
+    qtbot.addWidget(dialog)
+    settle()
+    dialog.what.setCurrentIndex(dialog.what.findData("preferences"))
+    dialog.path.setText(str(tmp_path / "x.jsonl"))
+    dialog.start.click()
+    qtbot.waitUntil(lambda: bool(said.notices), timeout=20_000)
+    [(text, tone)] = said.notices
+    assert text.endswith("; 1 of 16 has a response that was cut off, which other programs read as whole")
+    assert tone == "warn"
 
 
 def test_an_export_that_fails_says_why_and_can_be_tried_again(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from PySide6.QtWidgets import QFileDialog
 
-from ui import model_dialogs
+from ui import model_dialogs, models_pane
 from ui.context import Context
 from ui.model_dialogs import AddModel, ConfirmRemove, ExportModel
 from ui.models_pane import ModelsPane
@@ -254,6 +255,39 @@ def test_a_base_whose_folder_is_gone_is_located_and_another_model_is_refused(
     assert filled.project.store.model(record.id).path == chosen
     assert pane.gone.isHidden()
     assert said.notices == [("tiny base was found again", "good")]
+
+
+def test_a_base_that_is_not_found_says_so_on_no_other_models_sheet(
+    pane: ModelsPane,
+    family: list[ModelRecord],
+    filled: Filled,
+    said: Said,
+    settle: Settle,
+    qtbot: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refused, goes_on = UserError("The folder holds another model", "no"), threading.Event()
+
+    def refuse(*_: Any) -> None:
+        goes_on.wait(20)
+        raise refused
+
+    gone = dataclasses.replace(family[0], path=str(tmp_path / "gone"))
+    other = ModelRecord(new_id(), "another", "base", str(sound_base(tmp_path / "another", width=8)))
+    for one in (gone, other):
+        filled.project.store.save_model(one).result(10)
+    settle()
+    monkeypatch.setattr(models_pane, "locate_base", refuse)
+    monkeypatch.setattr(QFileDialog, "getExistingDirectory", lambda *_: str(tmp_path))
+    pane.tree.choose(gone.id)
+    qtbot.waitUntil(lambda: not pane.gone.isHidden(), timeout=20_000)
+    pane.gone.action.click()
+    pane.tree.choose(other.id)
+    qtbot.waitUntil(lambda: pane._gone is None, timeout=20_000)
+    goes_on.set()
+    qtbot.waitUntil(lambda: said.errors == [refused], timeout=20_000)
+    assert pane.gone.isHidden()
 
 
 def sound_base(folder: Path, width: int) -> Path:

@@ -141,6 +141,14 @@ def test_the_newest_model_is_compared_with_its_parent() -> None:
     assert dict(found.what) == {"model_id": child.id, "with_model_id": "sft 1 on base"}
 
 
+def test_a_checkpoint_that_is_kept_after_the_end_is_not_what_is_compared_nor_what_its_stage_made() -> None:
+    end = dataclasses.replace(POLICY, parent_id=SFT.id, step=500)
+    kept = dataclasses.replace(end, id="early", name="ppo 1, step 10 on sft 1", step=10)
+    models = (BASE, SFT, REWARD, end, kept)  # as they were listed
+    assert dict(next_step(FULL, models, ()).what)["model_id"] == end.id
+    assert stages(FULL, models, (run("ppo", "done"),))["ppo"].detail == "ppo 1"
+
+
 ONLY_THUMBS = Counts(prompts=30, prompts_held_out=4, responses=60, thumbs_up=30, thumbs_down=ENOUGH_THUMBS - 30)
 
 

@@ -1,6 +1,7 @@
 """The commands about labels and projects: import, its preview, export, restore, undo and redo."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from workbench.formats import reader
 from workbench.ids import new_id
 from workbench.project import Project
 from workbench.protocol import AnyReply, Failed, ModelRef, Rendered, RenderRequest
-from workbench.records import ModelRecord
+from workbench.records import Message, ModelRecord, Prompt, Ranking, Rater, Response
 
 PROMPTS = '{"prompt": "What is rain?"}\n{"prompt": "What is snow?"}\n'
 PAIR = '{"prompt": "What is rain?", "chosen": "Water.", "rejected": "Sun."}\n'
@@ -179,6 +180,26 @@ def test_an_export_says_what_the_format_could_not_hold(
     assert run(*export, "--force") == 0
     shown = capsys.readouterr().out
     assert all(f"{count} left out: {reason}" in shown for reason, count in report["skipped"].items())
+
+
+def test_an_export_says_how_many_rows_have_a_response_that_was_cut_off(
+    sample_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export = ["export", sample_dir, tmp_path / "out.jsonl", "--what", "preferences", "--force"]
+    assert run(*export) == 0
+    assert "cut off" not in capsys.readouterr().out
+    with Project.open(sample_dir) as project:
+        asked = Prompt(new_id(), (Message("user", "What is rain?"),))
+        cut = [Response(new_id(), asked.id, text, finish_reason="length") for text in ("It is", "It was")]
+        ranking = Ranking(new_id(), asked.id, "ann", tuple((one.id,) for one in cut))
+        more = {"prompts": [asked], "responses": cut, "rankings": [ranking], "raters": [Rater("ann", "Ann")]}
+        project.store.add_batch(**more, label="cut").result()
+    assert run(*export) == 0
+    shown = capsys.readouterr().out
+    rows = int(re.findall(r"Wrote (\d+) rows", shown)[0])
+    assert f"\n  1 of {rows:,} has a response that was cut off, which other programs read as whole\n" in shown
+    assert run(*export, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["cut_off"] == 1
 
 
 def test_best_versus_rest_writes_fewer_pairs_than_all(

@@ -15,7 +15,7 @@ from workbench.errors import NothingToDo, UserError
 from workbench.formats.exporter import ExportReport, export_file
 from workbench.ids import new_id
 from workbench.project import Project
-from workbench.records import Demonstration, Message, Prompt, Ranking, Rater, Response
+from workbench.records import BAD, GOOD, Demonstration, Message, Prompt, Ranking, Rater, Response, ResponseFlag
 
 DIALOGUE = (
     Message("system", "be kind"),
@@ -133,6 +133,34 @@ def test_the_shapes_of_demonstrations(filled: Project, tmp_path: Path) -> None:
         assert rows[1] == {**shape, **about}
     report, rows = export(filled, tmp_path, what="demonstrations", format="prompt-completion-plain")
     assert (rows[0]["prompt"], rows[0]["completion"], report.rows) == ("What is rain?", "Water.", 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "cut_off", "rows"),
+    [
+        ({"what": "preferences"}, 2, 3),  # of a > b > c with b cut off: a > b and b > c
+        ({"what": "preferences", "which": "best-vs-rest"}, 1, 2),
+        ({"what": "thumbs"}, 1, 2),
+        ({"what": "rankings", "format": "oasst"}, 1, 1),
+        ({"what": "rankings"}, 0, 1),  # our own lines say of each response how it ended
+        ({"what": "prompts"}, 0, 1),
+    ],
+)
+def test_rows_with_a_response_that_was_cut_off_are_counted_since_other_programs_read_it_as_whole(
+    project: Project, tmp_path: Path, options: Any, cut_off: int, rows: int
+) -> None:
+    store = project.store
+    store.save_rater(Rater("ann", "Ann")).result()
+    store.add_prompts([Prompt("p", (Message("user", "What is rain?"),))]).result()
+    ends = {"a": "stop", "b": "length", "c": "imported"}
+    store.add_responses([Response(id_, "p", f"answer {id_}", finish_reason=end) for id_, end in ends.items()]).result()
+    thumbs = (ResponseFlag("b", GOOD), ResponseFlag("c", BAD))
+    store.save_ranking(Ranking("k", "p", "ann", (("a",), ("b",), ("c",)), flags=thumbs)).result()
+    report, _ = export(project, tmp_path, **options)
+    assert (report.cut_off, report.rows) == (cut_off, rows)
+    have = "has" if cut_off == 1 else "have"
+    said = f"{cut_off} of {rows} {have} a response that was cut off, which other programs read as whole"
+    assert report.caution == (said if cut_off else "")
 
 
 def test_drafts_stay_out_and_are_counted(filled: Project, tmp_path: Path) -> None:

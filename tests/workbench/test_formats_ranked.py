@@ -71,6 +71,20 @@ def test_where_replies_have_no_rank_each_persons_list_is_a_ranking(tmp_path: Pat
     ]
 
 
+@pytest.mark.parametrize("damaged", [["Sun."], {"id": "Sun."}, 7, None])
+def test_an_id_that_is_no_text_names_no_reply_and_the_other_rows_are_read(tmp_path: Path, damaged: Any) -> None:
+    def asked(*order: Any) -> dict[str, Any]:
+        events = [{"type": "ranking", "user_id": "ann", "ranked_message_ids": list(order)}]
+        replies = (node("Sun."), node("Water."), node("Ice."))
+        return node("What is rain?", "prompter", *replies, events={"ranking": events})
+
+    odd = asked("Sun.", "Water.")
+    odd["replies"][0]["message_id"] = damaged
+    parsed = read(tmp_path, tree(odd), tree(asked("Ice.", damaged, "Sun.")))
+    assert [one.reason for one in parsed.rejected] == ["no two replies of its assistant are ranked"]
+    assert [one.tiers for one in parsed.rows] == [(("Ice.",), ("Sun.",))]
+
+
 @pytest.mark.parametrize(
     ("prompt", "why"),
     [

@@ -14,7 +14,7 @@ from workbench.jsonl import encode
 from workbench.kept_checkpoints import MEASURES, Measured, keep_checkpoint, list_checkpoints
 from workbench.manifests import faults_of, read_manifest, seal
 from workbench.metrics import GLOSSARY
-from workbench.model_choice import furthest_of_run
+from workbench.model_choice import by_training, furthest_of_run
 from workbench.model_folders import fingerprint
 from workbench.models import remove_model
 from workbench.project import Project
@@ -170,6 +170,16 @@ def test_a_checkpoint_that_is_kept_after_the_end_does_not_take_the_place_of_what
     assert list(made) == [40, 10]  # as they were listed
     assert kept.created_at < made[40].created_at  # as they were trained
     assert furthest_of_run(list(made.values()), run.record.id) == made[40]
+    assert [one.step for one in by_training(project.store.models())] == [0, 0, 10, 40]
+
+
+def test_models_stand_as_they_were_trained_a_later_run_after_an_earlier_one_whenever_a_checkpoint_was_kept():
+    def model(run, step):
+        return ModelRecord(f"{run} {step}", f"{run} {step}", "policy", "x", run_id=run, step=step)
+
+    base = ModelRecord("base", "base", "base", "x")
+    listed = [base, model("a", 40), model("b", 5), model("b", 30), model("a", 10)]
+    assert [one.name for one in by_training(listed)] == ["base", "a 10", "a 40", "b 5", "b 30"]
 
 
 def test_what_cannot_be_kept_is_refused_and_leaves_nothing(project, run, start, monkeypatch):

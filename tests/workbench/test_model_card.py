@@ -13,7 +13,7 @@ from workbench.ids import new_id
 from workbench.jsonl import encode
 from workbench.model_card import Origin, card, front_matter, read_origins, readme
 from workbench.project import Project
-from workbench.protocol import Ended, Metrics, ModelRef, RunSpec
+from workbench.protocol import Ended, Metrics, ModelRef, RunSpec, Started
 from workbench.records import Message, Method, ModelRecord
 from workbench.rows import PairRow
 from workbench.run_folder import RunFolder
@@ -93,6 +93,22 @@ def test_a_card_does_not_tell_where_files_lie_on_this_machine() -> None:
     assert "from `tiny`; its licence applies" in text
 
 
+def test_nothing_that_others_named_turns_into_markup() -> None:
+    """A code span ends at a fence of its own length, and outside of code every mark has a backslash."""
+    name = "a`![](http:example)\n\n# b"
+    spec = spec_of(
+        recipe={"loss_type": "![](http:example)\n# c"}, versions={"torch": "`2`"}, data_sha256={"`x`.jsonl": "``"}
+    )
+    adapter_text = card([Origin(adapter(run_id="", source=f"/home/ann/{name}")), Origin(BASE)])
+    assert "imported from `` a`![](http:example) # b ``" in adapter_text
+    text = card([Origin(adapter(), spec), Origin(replace(BASE, source=f"/home/ann/{name}"))])
+    assert "from `` a`![](http:example) # b ``; its licence applies" in text
+    assert "- `loss_type` !\\[\\](http:example) \\# c (default" in text
+    assert "(torch \\`2\\`)" in text
+    assert "`` `x`.jsonl ``: 0 rows, sha256 ``` `` ```" in text
+    assert "hub: `` a`b ``" in card([Origin(replace(BASE, source="hub:a`b"))])
+
+
 def test_the_hub_reads_base_library_licence_and_tags() -> None:
     demo = Origin(replace(BASE, source="demo"))
     assert front_matter([Origin(adapter(), spec_of()), demo], "adapter") == (
@@ -149,6 +165,32 @@ def test_origins_are_read_from_the_run_the_events_and_the_votes(project: Project
     assert newest.spec is not None
     assert set(newest.spec.data_sha256) == {"train.jsonl", "heldout.jsonl"}
     assert (oldest.model.id, oldest.spec) == (base.id, None)
+
+
+def test_the_card_of_an_earlier_checkpoint_tells_what_was_measured_up_to_its_step_and_that_the_run_went_on(
+    project: Project,
+) -> None:
+    base = replace(BASE, id=new_id(), path="/tiny")
+    early = adapter(id=new_id(), run_id=new_id(), base_id=base.id, parent_id=base.id, step=10)
+    end = replace(early, id=new_id(), step=30)
+    for one in (base, early, end):
+        project.store.save_model(one).result()
+    folder = RunFolder.create(project.path / "runs", spec_of(run_id=early.run_id), [], [])
+    accuracies = "eval_rewards/accuracies"
+    events = (
+        Metrics(seq=1, step=5, values={accuracies: 0.5, "eval_rewards/margins": 0.1}),
+        Metrics(seq=2, step=10, values={accuracies: 0.6}),
+        Started(seq=3, pid=1, device="cpu", resumed_from=5),  # what it did after step 5 it does again
+        Metrics(seq=4, step=10, values={accuracies: 0.7}),
+        Metrics(seq=5, step=30, values={accuracies: 0.9, "eval_rewards/margins": 0.4}),
+        Ended(seq=6, state="done", step=30),
+    )
+    folder.events_path.write_bytes(b"".join(encode(one) + b"\n" for one in events))
+    assert read_origins(project, early)[0].metrics == {accuracies: 0.7, "eval_rewards/margins": 0.1}
+    assert read_origins(project, end)[0].metrics == {accuracies: 0.9, "eval_rewards/margins": 0.4}
+    said = "Its run went on to step 30: these are the weights of step 10"
+    assert said in card(read_origins(project, early))
+    assert "went on" not in card(read_origins(project, end))
 
 
 def test_a_card_of_a_model_whose_run_is_gone_says_so(project: Project) -> None:

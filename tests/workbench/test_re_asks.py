@@ -1,5 +1,6 @@
 """Rankings asked for again: what is due, how an answer is kept, and that it counts and trains nothing."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -125,3 +126,43 @@ def test_answers_survive_an_export_into_another_project(project, store, make, tm
         [asked] = re_asks(other.store)
         assert asked.again.tiers == asked.first.tiers[::-1]
         assert other.check() == []
+
+
+def import_again(project, file, other):
+    export_file(project, file, what="rankings")
+    return import_file(other, file)
+
+
+def test_an_answer_that_agrees_reaches_a_project_that_had_the_first_ranking_before(project, store, make, tmp_path):
+    alike, turned = rank(store, make, 2)
+    file = tmp_path / "rankings.jsonl"
+    with Project.create(tmp_path / "other") as other:
+        import_again(project, file, other)
+        for first, tiers in ((alike, alike.tiers), (turned, turned.tiers[::-1])):
+            store.save_re_ask(replace(again(make, first), tiers=tiers), first.id).result()
+        report = import_again(project, file, other)
+        assert (report.added, report.duplicates) == (2, 2)
+        assert {(one.first.id, one.again.tiers == one.first.tiers) for one in re_asks(other.store)} == {
+            (alike.id, True),
+            (turned.id, False),
+        }
+        assert measure(other.store).oneself == measure(store).oneself  # one card the same way, one the other way
+        assert len(other.store.rankings()) == 2
+        assert import_again(project, file, other).added == 0
+        assert other.check() == []
+
+
+def test_an_answer_stands_under_the_ranking_that_the_project_had_under_another_id(project, store, make, tmp_path):
+    [first] = rank(store, make, 1)
+    file = tmp_path / "rankings.jsonl"
+    with Project.create(tmp_path / "other") as other:
+        export_file(project, file, what="rankings")
+        line = json.loads(file.read_text())
+        del line["sha256"]
+        file.write_text(json.dumps(line | {"id": "theirs"}) + "\n")
+        import_file(other, file)
+        store.save_re_ask(replace(again(make, first), tiers=first.tiers), first.id).result()
+        import_again(project, file, other)
+        [asked] = re_asks(other.store)
+        assert (asked.first.id, asked.again.tiers) == ("theirs", first.tiers)
+        assert [one.id for one in other.store.rankings()] == ["theirs"]

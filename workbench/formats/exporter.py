@@ -40,6 +40,25 @@ class ExportReport:
     rows: int
     path: Path
     skipped: dict[str, int] = field(default_factory=dict)
+    cut_off: int = 0  # rows with a response that was cut off, which the format cannot say
+
+    @property
+    def caution(self) -> str:
+        """What other programs will misunderstand, as the end of a sentence; "" for nothing."""
+        if not self.cut_off:
+            return ""
+        have = "has" if self.cut_off == 1 else "have"
+        return (
+            f"{self.cut_off:,} of {self.rows:,} {have} a response that was cut off, which other programs read as whole"
+        )
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What is said of rows besides that they were written: left out, by reason, or written with a cut-off response."""
+
+    skipped: Counter[str] = field(default_factory=Counter)
+    cut_off: int = 0
 
 
 def export_file(
@@ -72,10 +91,10 @@ def export_file(
         raise UserError("nothing was exported", f'there is no split "{split}"', "use train or held-out")
     _refuse_place(project, out_path, overwrite=overwrite)
     project.store.wait()
-    skipped: Counter[str] = Counter()
-    rows = _ROWS[chosen](project, name, split, which, skipped)
-    count = _write(out_path, rows, f"there are no {chosen} to export", skipped)
-    return ExportReport(count, out_path, dict(skipped))
+    tally = _Tally()
+    rows = _ROWS[chosen](project, name, split, which, tally)
+    count = _write(out_path, rows, f"there are no {chosen} to export", tally)
+    return ExportReport(count, out_path, dict(tally.skipped), tally.cut_off)
 
 
 def _settle(what: str, name: str) -> tuple[What, str]:
@@ -113,7 +132,7 @@ def _refuse_place(project: Project, out_path: Path, *, overwrite: bool) -> None:
         raise UserError(nothing, "that file is there already", "name another file, or allow it to be overwritten")
 
 
-def _write(out_path: Path, rows: Iterator[Any], nothing: str, skipped: Counter[str]) -> int:
+def _write(out_path: Path, rows: Iterator[Any], nothing: str, tally: _Tally) -> int:
     """Write rows beside the file and put it in its place when it is whole. Raises NothingToDo without any row."""
     suffix, packed = suffixes(out_path)
     temporary = out_path.with_name(f".{out_path.name}.{os.getpid()}.tmp")
@@ -125,7 +144,7 @@ def _write(out_path: Path, rows: Iterator[Any], nothing: str, skipped: Counter[s
             else:
                 count = _write_rows(file, rows, as_list=suffix == ".json")
             if not count:
-                raise NothingToDo(nothing, "; ".join(f"{many} left out: {why}" for why, many in skipped.items()))
+                raise NothingToDo(nothing, "; ".join(f"{many} left out: {why}" for why, many in tally.skipped.items()))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(out_path)
@@ -162,7 +181,7 @@ def _chunks(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
 # ---- rows --------------------------------------------------------------------------------------------------
 
 
-def _prompts(project: Project, _: str, split: Split | None, __: Which, ___: Counter[str]) -> Iterator[dict[str, Any]]:
+def _prompts(project: Project, _: str, split: Split | None, __: Which, ___: _Tally) -> Iterator[dict[str, Any]]:
     offset = 0
     while prompts := project.store.prompts(split=split, limit=_CHUNK, offset=offset):
         offset += len(prompts)
@@ -177,11 +196,11 @@ def _prompts(project: Project, _: str, split: Split | None, __: Which, ___: Coun
 
 
 def _demonstrations(
-    project: Project, name: str, split: Split | None, _: Which, skipped: Counter[str]
+    project: Project, name: str, split: Split | None, _: Which, tally: _Tally
 ) -> Iterator[dict[str, Any]]:
     drafts = len(project.store.demonstrations(status="draft", split=split))
     if drafts:
-        skipped["it is a draft"] += drafts
+        tally.skipped["it is a draft"] += drafts
     shape = DEMONSTRATION_SHAPES[name]
     for chunk in _chunks(project.store.demonstrations(status="final", split=split)):
         prompts = project.store.prompts_by_id(one.prompt_id for one in chunk)
@@ -190,7 +209,7 @@ def _demonstrations(
             try:
                 row = shape(prompt.messages, demonstration.text)
             except RowError as reason:
-                skipped[str(reason)] += 1
+                tally.skipped[str(reason)] += 1
                 continue
             yield {
                 **row,
@@ -203,25 +222,25 @@ def _demonstrations(
 
 
 def _preferences(
-    project: Project, name: str, split: Split | None, which: Which, skipped: Counter[str]
+    project: Project, name: str, split: Split | None, which: Which, tally: _Tally
 ) -> Iterator[dict[str, Any]]:
     pairs = current_pairs(project.store, split, which)
-    skipped.update(pairs.dropped)
-    for pair, row in _judged(project, pairs.rows, PREFERENCE_SHAPES[name], skipped):
+    tally.skipped.update(pairs.dropped)
+    for pair, row in _judged(project, pairs.rows, PREFERENCE_SHAPES[name], tally):
+        tally.cut_off += not (pair.chosen_ended and pair.rejected_ended)
         yield row | {"tier_distance": pair.tier_distance}
 
 
-def _thumbs(
-    project: Project, name: str, split: Split | None, _: Which, skipped: Counter[str]
-) -> Iterator[dict[str, Any]]:
+def _thumbs(project: Project, name: str, split: Split | None, _: Which, tally: _Tally) -> Iterator[dict[str, Any]]:
     thumbs = current_thumbs(project.store, split)
-    skipped.update(thumbs.dropped)
-    for _thumb, row in _judged(project, thumbs.rows, THUMB_SHAPES[name], skipped):
+    tally.skipped.update(thumbs.dropped)
+    for thumb, row in _judged(project, thumbs.rows, THUMB_SHAPES[name], tally):
+        tally.cut_off += not thumb.ended
         yield row
 
 
 def _judged(
-    project: Project, rows: Sequence[_J], shape: Callable[[_J], dict[str, Any]], skipped: Counter[str]
+    project: Project, rows: Sequence[_J], shape: Callable[[_J], dict[str, Any]], tally: _Tally
 ) -> Iterator[tuple[_J, dict[str, Any]]]:
     """Judgements in the shape of a format, with whose they are and of which prompt; others are counted."""
     raters = {rater.id: rater.name for rater in project.store.raters()}
@@ -231,7 +250,7 @@ def _judged(
             try:
                 shown = shape(one)
             except RowError as reason:
-                skipped[str(reason)] += 1
+                tally.skipped[str(reason)] += 1
                 continue
             prompt = prompts[one.group]
             yield (
@@ -248,11 +267,11 @@ def _judged(
             )
 
 
-def _rankings(project: Project, name: str, split: Split | None, _: Which, skipped: Counter[str]) -> Iterator[Any]:
-    return _native_rankings(project, split) if name == "native" else _trees(project, split, skipped)
+def _rankings(project: Project, name: str, split: Split | None, _: Which, tally: _Tally) -> Iterator[Any]:
+    return _native_rankings(project, split) if name == "native" else _trees(project, split, tally)
 
 
-def _trees(project: Project, split: Split | None, skipped: Counter[str]) -> Iterator[dict[str, Any]]:
+def _trees(project: Project, split: Split | None, tally: _Tally) -> Iterator[dict[str, Any]]:
     """Every ranking that holds, as a tree of OpenAssistant; what has no order is counted."""
     store = project.store
     raters = {rater.id: rater.name for rater in store.raters()}
@@ -263,9 +282,12 @@ def _trees(project: Project, split: Split | None, skipped: Counter[str]) -> Iter
             responses = {one.id: one for one in store.responses(ranking.prompt_id)}
             rater = raters.get(ranking.rater_id, ranking.rater_id)
             try:
-                yield write_tree(ranking, prompts[ranking.prompt_id], responses, rater, models)
+                row = write_tree(ranking, prompts[ranking.prompt_id], responses, rater, models)
             except RowError as reason:
-                skipped[str(reason)] += 1
+                tally.skipped[str(reason)] += 1
+                continue
+            tally.cut_off += not all(responses[id_].ended for tier in ranking.tiers for id_ in tier)
+            yield row
 
 
 def _models(store: Store) -> dict[str, ModelRecord | ForeignModel]:
@@ -275,7 +297,10 @@ def _models(store: Store) -> dict[str, ModelRecord | ForeignModel]:
 
 
 def _native_rankings(project: Project, split: Split | None) -> Iterator[Any]:
-    """Every ranking with its history: superseded ones come before those that took their place."""
+    """Every ranking with its history, in the order of their making.
+
+    What was corrected comes before its correction; what was asked for again comes after the ranking that it repeats.
+    """
     store = project.store
     raters = {rater.id: rater for rater in store.raters()}
     models = _models(store)
@@ -297,7 +322,7 @@ def _native_rankings(project: Project, split: Split | None) -> Iterator[Any]:
             )
 
 
-_ROWS: dict[What, Callable[[Project, str, Split | None, Which, Counter[str]], Iterator[Any]]] = {
+_ROWS: dict[What, Callable[[Project, str, Split | None, Which, _Tally], Iterator[Any]]] = {
     "prompts": _prompts,
     "demonstrations": _demonstrations,
     "preferences": _preferences,

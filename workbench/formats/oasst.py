@@ -50,9 +50,10 @@ def _rankings(node: dict[str, Any], before: tuple[Message, ...]) -> Iterator[Ran
             tiers = checked_tiers(tuple(tuple(by_rank[rank]) for rank in sorted(by_rank)))
             yield Ranked(checked_prompt(path), tiers, rater)
         else:
-            texts = {one["message_id"]: _message(one).content for one in answers if one.get("message_id")}
+            named = [(one.get("message_id"), _message(one).content) for one in answers]
+            texts = {id_: text for id_, text in named if isinstance(id_, str) and id_}
             for order, rater in events:
-                tiers = tuple((texts[id_],) for id_ in order if id_ in texts)
+                tiers = tuple((texts[id_],) for id_ in order if isinstance(id_, str) and id_ in texts)
                 if len(tiers) > 1:
                     yield Ranked(checked_prompt(path), checked_tiers(tiers), rater)
     for one in replies:

@@ -2,13 +2,19 @@
 
 import dataclasses
 import shutil
+import threading
 
 import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QLabel, QPushButton
 
+from ui import checkpoints_view
 from ui.run_view import RunView
+from ui.runs_pane import RunsPane
+from workbench.errors import UserError
+from workbench.kept_checkpoints import keep_checkpoint
 from workbench.manifests import seal
+from workbench.models import remove_model
 from workbench.protocol import PROTOCOL_VERSION, Ended
 
 
@@ -150,3 +156,46 @@ def test_a_run_of_another_version_is_shown_and_says_so_and_a_newer_one_is_given_
     qtbot.waitUntil(lambda: view.history.step == 3)  # its numbers are there
     qtbot.waitUntil(lambda: view.status.status.state == "stopped")
     assert view.header.buttons["resume"].isHidden() == (version == "newer")
+
+
+@pytest.fixture
+def pane(run, context, qtbot, settle):
+    made = RunsPane(context)
+    qtbot.addWidget(made)
+    made.resize(1280, 760)
+    made.show()
+    made.activate()
+    qtbot.waitUntil(lambda: made.view is not None and made.view.record is not None, timeout=20_000)
+    yield made
+    made.view.stop()
+    made._timer.stop()
+    settle()
+
+
+def test_a_kept_model_that_is_removed_under_models_is_not_called_kept_any_more(run, pane, filled, qtbot):
+    model = keep_checkpoint(filled.project, record_of(run, filled), 8)
+    pane.view.tabs.setCurrentWidget(pane.view.checkpoints)
+    qtbot.waitUntil(lambda: "show-8" in buttons(pane.view), timeout=20_000)
+    remove_model(filled.project, model.id)
+    qtbot.waitUntil(lambda: "keep-8" in buttons(pane.view), timeout=20_000)
+
+
+def test_a_refusal_that_comes_late_does_not_show_on_another_runs_page(
+    run, script, show, filled, qtbot, said, settle, monkeypatch
+):
+    refused, goes_on = UserError("It cannot be kept", "no"), threading.Event()
+
+    def refuse(*_):
+        goes_on.wait(20)
+        raise refused
+
+    monkeypatch.setattr(checkpoints_view, "keep_checkpoint", refuse)
+    view = show(run, filled)
+    qtbot.waitUntil(lambda: "keep-8" in buttons(view), timeout=20_000)
+    qtbot.mouseClick(buttons(view)["keep-8"], Qt.MouseButton.LeftButton)
+    other = script("ppo", "ppo 2", runs_dir=filled.project.runs_dir)
+    view.set_run(record_of(other, filled))
+    goes_on.set()
+    qtbot.waitUntil(lambda: said.errors == [refused], timeout=20_000)
+    settle()
+    assert view.checkpoints.banner.isHidden()

@@ -348,12 +348,13 @@ def test_an_interrupted_run_is_resumed_and_its_history_goes_on_without_a_zigzag(
     pane = open_pane()
     qtbot.waitUntil(lambda: state_of(pane) == "interrupted")
 
-    def resume(run_dir):
+    def resume(project, run_id):
+        assert run_id == pane.view.record.id
         run.live()
         run.start(20, resumed_from=5)
         run.steps(6, 20, 20)
 
-    monkeypatch.setattr(supervisor, "resume", resume)
+    monkeypatch.setattr("ui.run_view.resume_run", resume)
     qtbot.mouseClick(pane.view.header.buttons["resume"], Qt.MouseButton.LeftButton)
     qtbot.waitUntil(lambda: state_of(pane) == "running" and pane.view.history.step == 20, timeout=10_000)
     assert list(pane.view.history.lines["loss"].x) == list(range(1, 21))
