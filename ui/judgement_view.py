@@ -164,7 +164,7 @@ class JudgementView(QWidget):
         self.accuracy.setText(f"{one.accuracy:.1%}")
         self._evidence.setText(
             f"{one.low:.0%} to {one.high:.0%} with 95% confidence, from {plural(one.pairs, 'held-out pair')} of "
-            f"{plural(one.rankings, 'ranking')} to {plural(one.prompts, 'prompt')}. A coin has 50%."
+            f"{plural(one.rankings, 'ranking')} of {plural(one.prompts, 'prompt')}. A coin has 50%."
             + (f" Labels as consistent as these bound it at {noise.ceiling:.0%}." if noise else "")
         )
         self.calibration.setText(f"{told.calibration_error:.1%}")

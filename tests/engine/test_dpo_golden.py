@@ -192,7 +192,7 @@ def test_while_nothing_is_learnt_the_loss_is_log_2_and_only_b_has_a_gradient(
     finally:
         for name, one in adapters.state(POLICY).items():
             one.copy_(kept[name])
-    assert float(loss) == pytest.approx(math.log(2), abs=1e-6)
+    assert loss.item() == pytest.approx(math.log(2), abs=1e-6)
     assert meters.flush()["rewards/accuracies"] == 0
     for name, one in zip(kept, adapters.parameters(POLICY), strict=True):
         assert one.grad is not None
@@ -217,7 +217,6 @@ def error_a_token(low: str, exact: list[list[list[float]]]) -> float:
     ("low", "quantisation", "dtype"),
     [
         ("nf4_double_quant_fp32_compute", "nf4", torch.float32),
-        ("nf4_double_quant_bf16_compute", "nf4", torch.bfloat16),
         ("bf16", "bf16", torch.bfloat16),
     ],
 )

@@ -13,7 +13,7 @@ from workbench.recipes import RECIPES
 
 WHOLE = 0.12
 """Of the process's highest resident set, libraries and model among it."""
-ABOVE = {"sft": 0.2, "reward": 0.2, "dpo": 0.2, "kto": 0.2, "ppo": 0.35}
+ABOVE = {"sft": 0.3, "reward": 0.3, "dpo": 0.3, "kto": 0.3, "ppo": 0.35}
 """Of what lies above the loaded model: heaps keep gaps that depend on the order in which blocks came and went."""
 
 

@@ -39,7 +39,7 @@ def cells(table, line):
 def test_the_figures_and_tables_are_those_of_the_report(view):
     view.show_judged(judged([1.0, 2.0, -1.0, 0.3], tags={"p0": ["science"], "p2": ["science", "short"]}))
     assert view.accuracy.text() == "75.0%"
-    assert "4 held-out pairs of 4 rankings to 4 prompts" in view._evidence.text()
+    assert "4 held-out pairs of 4 rankings of 4 prompts" in view._evidence.text()
     assert cells(view.tables["By tag"], 0)[:3] == ["science", "2", "50.0%"]  # the tag with the most pairs first
     assert cells(view.tables["By rater"], 0)[:3] == ["Ada", "4", "75.0%"]
     assert cells(view.tables["By score gap"], 0)[:3] == ["0.25 to 0.5", "1", "100.0%"]
