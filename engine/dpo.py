@@ -20,7 +20,7 @@ from engine.batching import Schedule, in_batches
 from engine.eval_samples import write_asked_samples, write_eval_samples, write_final_samples
 from engine.losses import dpo_loss, orpo_loss, simpo_loss
 from engine.masking import Example
-from engine.memory import MicroBatch, run_batches, run_micro_batched
+from engine.memory import MicroBatch, run_batches
 from engine.meters import Meters, Throughput
 from engine.optim import Group, Optimiser
 from engine.pairs import EncodedPair, encode_pairs, micro_batches, unique_sides
@@ -87,8 +87,7 @@ def run(session: Session) -> None:
             (loss.sum() / pairs).backward()
             return tokens
 
-        tokens, fitted = run_micro_batched(session, batch, micro_batch.rows, work, reset=reset, cut=cut)
-        micro_batch.take(session, fitted)
+        tokens = micro_batch.run(session, batch, work, reset=reset, cut=cut)
         names = [one.id for one in batch]
         session.metrics(step, trainee.step(session, step, meters.flush(), names, sum(tokens), schedule.epoch(step)))
         measure(step)

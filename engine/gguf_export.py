@@ -196,7 +196,8 @@ class _Writer:
         names = self._names(weights, config)
         factors = rope_factors(config)
         sizes = {name: self._bytes(info.shape) for name, (_, info) in weights.items()}
-        need_room(self._path.parent, sum(sizes.values()), "free some space, or choose a folder on a larger disk")
+        whole = sum(sizes.values())
+        need_room(self._path.parent, whole, "free some space, or choose a folder on a larger disk")
         if factors is not None:
             self._announce("rope_freqs.weight", tuple(factors.shape))
         for name, (_, info) in weights.items():
@@ -209,7 +210,7 @@ class _Writer:
                 self._put("rope_freqs.weight", factors)
             done = 0
             for name, (file, _) in weights.items():
-                on_progress(f"Writing {name}", done / sum(sizes.values()))
+                on_progress(f"Writing {name}", done / whole)
                 with safe_open(str(file), framework="pt") as source:
                     weight = source.get_tensor(name).float()
                 if change is not None:

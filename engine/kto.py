@@ -25,7 +25,7 @@ from engine.completions import encode_completions
 from engine.eval_samples import write_asked_samples, write_eval_samples, write_final_samples
 from engine.losses import kto_loss, kto_zero
 from engine.masking import Example, fit
-from engine.memory import MicroBatch, run_batches, run_micro_batched
+from engine.memory import MicroBatch, run_batches
 from engine.meters import Meters, Throughput
 from engine.optim import Group, Optimiser
 from engine.reference import Reference, reference_logps
@@ -102,15 +102,9 @@ def run(session: Session) -> None:
     for step in range(start + 1, total + 1):
         trainee.throughput.restart()
         batch = batches[step - 1]
-        ratios, fitted = run_micro_batched(
-            session,
-            others[step - 1],
-            micro_batch.rows,
-            lambda part: log_ratios(adapters, part, reference),
-            cut=cut,
-            learns=False,
+        ratios = micro_batch.run(
+            session, others[step - 1], lambda part: log_ratios(adapters, part, reference), cut=cut, learns=False
         )
-        micro_batch.take(session, fitted)
         zero = zero_of(ratios, session.device)
 
         def work(part: Sequence[EncodedThumb], zero: Tensor = zero, rows: int = len(batch)) -> int:
@@ -118,8 +112,7 @@ def run(session: Session) -> None:
             (loss.sum() / rows).backward()
             return tokens
 
-        tokens, fitted = run_micro_batched(session, batch, micro_batch.rows, work, reset=reset, cut=cut)
-        micro_batch.take(session, fitted)
+        tokens = micro_batch.run(session, batch, work, reset=reset, cut=cut)
         values = with_margin(meters.flush()) | {"kl": float(zero)}
         names = [one.id for one in batch]
         session.metrics(step, trainee.step(session, step, values, names, sum(tokens), schedule.epoch(step)))

@@ -119,6 +119,21 @@ class MicroBatch:
     rows: int
     ran_out_in: str = ""  # the plan's name of the phase; "" while the micro-batch is the recipe's
 
+    def run(
+        self,
+        session: Session,
+        rows: Sequence[T],
+        work: Callable[[Sequence[T]], R],
+        *,
+        reset: Callable[[], None] = lambda: None,
+        cut: Callable[[Sequence[T], int], Sequence[Sequence[T]]] | None = None,
+        learns: bool = True,
+    ) -> list[R]:
+        """:func:`run_micro_batched` with so many rows at once; from then on with what fitted."""
+        results, fitted = run_micro_batched(session, rows, self.rows, work, reset=reset, cut=cut, learns=learns)
+        self.take(session, fitted)
+        return results
+
     def take(self, session: Session, fitted: int, phase: str = "") -> None:
         """Go on with what fitted in a phase of the engine; by default in the session's present one."""
         if fitted < self.rows:

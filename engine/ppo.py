@@ -37,7 +37,7 @@ from engine.eval_samples import try_samples
 from engine.generate import SEED_LIMIT, generate, row_seeds
 from engine.kept_passes import KeptPasses, Pass
 from engine.masking import Example
-from engine.memory import MicroBatch, run_micro_batched, warn_of_less_room
+from engine.memory import MicroBatch, warn_of_less_room
 from engine.meters import Throughput
 from engine.mini_batches import in_order, longest_group_first, mini_batches, of_epoch
 from engine.optim import Group, Optimiser
@@ -257,17 +257,9 @@ def rollout(
 
     measured: list[tuple[Pass, Tensor]] = []
     for mini in minis:
-        done, fitted = run_micro_batched(
-            session,
-            mini,
-            trainer.micro_batch.rows,
-            measure,
-            reset=kept.drop,
-            cut=micro_batches(players, episodes),
-            learns=False,
+        measured += trainer.micro_batch.run(
+            session, mini, measure, reset=kept.drop, cut=micro_batches(players, episodes), learns=False
         )
-        trainer.micro_batch.take(session, fitted)
-        measured += done
     logps, ref_logps = torch.cat([one.logps for one, _ in measured]), torch.cat([one for _, one in measured])
     values = [one.values for one, _ in measured if one.values is not None]
     lengths = torch.tensor([len(one.ids) for one in episodes], device=logps.device)
@@ -283,10 +275,7 @@ def score(session: Session, trainer: Trainer, batch: Rollout) -> None:
     a response that was cut off.
     """
     players, recipe = trainer.players, trainer.players.recipe
-    found, fitted = run_micro_batched(
-        session, batch.episodes, trainer.micro_batch.rows, players.scores, reset=batch.kept.drop, learns=False
-    )
-    trainer.micro_batch.take(session, fitted)
+    found = trainer.micro_batch.run(session, batch.episodes, players.scores, reset=batch.kept.drop, learns=False)
     scores = torch.tensor([one for part, _ in found for one in part], dtype=batch.logps.dtype)
     if recipe.score_clip and players.reward is not None:
         whole, scores = scores, scores.clamp(-recipe.score_clip, recipe.score_clip)
@@ -386,8 +375,7 @@ def update(session: Session, trainer: Trainer, batch: Rollout, targets: Advantag
                 meters.forget_mini_batch()
 
             rows: list[int | Example] = [*mini, *shown]
-            _, fitted = run_micro_batched(session, rows, trainer.micro_batch.rows, work, reset=reset, cut=cut)
-            trainer.micro_batch.take(session, fitted)
+            trainer.micro_batch.run(session, rows, work, reset=reset, cut=cut)
             ids = [batch.episodes[number].prompt_id for number in mini]
             for key, mean in meters.end_mini_batch(tokens, value_tokens, shown_tokens).items():
                 session.check_finite(step, key, mean, ids)

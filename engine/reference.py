@@ -16,7 +16,7 @@ from torch import Tensor
 from engine.adapters import Adapters
 from engine.checkpoints import load_tensors, save_tensors
 from engine.masking import Example
-from engine.memory import MicroBatch, run_micro_batched
+from engine.memory import MicroBatch
 from engine.session import Session
 
 REFERENCE = "reference"
@@ -86,8 +86,7 @@ def reference_logps(
     while fitted != micro_batch.rows:
         fitted, parts = micro_batch.rows, []
         for batch in unique:
-            done, rows_at_once = run_micro_batched(session, batch, fitted, measure, cut=cut, learns=False)
-            micro_batch.take(session, rows_at_once)
+            done = micro_batch.run(session, batch, measure, cut=cut, learns=False)
             if micro_batch.rows < fitted:
                 break
             parts += done

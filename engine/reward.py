@@ -112,8 +112,7 @@ def run(session: Session) -> None:
             _record(meters, chosen.mean(-1), rejected.mean(-1), loss, [one.tier_distance > 0 for one in part])
             return tokens
 
-        tokens, fitted = run_micro_batched(session, batch, micro_batch.rows, work, reset=reset, cut=cut)
-        micro_batch.take(session, fitted)
+        tokens = micro_batch.run(session, batch, work, reset=reset, cut=cut)
         names = [one.id for one in batch]
         session.metrics(step, trainee.step(session, step, meters.flush(), names, sum(tokens), schedule.epoch(step)))
         measure(step)

@@ -7,7 +7,7 @@ is scored nowhere: what is read in its middle says nothing of it. An ensemble's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -167,10 +167,6 @@ class RewardModel:
                 "shorten it",
             )
         return kept + side
-
-    def score(self, rows: Iterable[tuple[Sequence[Message], str]], micro_batch: int = 8) -> list[float]:
-        """Raw scores of (prompt, response) in words, in the order given."""
-        return self.score_ids([self.encode(messages, text) for messages, text in rows], micro_batch).tolist()
 
 
 def load_reward(

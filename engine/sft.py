@@ -17,7 +17,7 @@ from engine.batching import Schedule, cutter, in_batches
 from engine.completions import encode_demonstrations
 from engine.eval_samples import write_asked_samples, write_eval_samples, write_final_samples
 from engine.masking import Example
-from engine.memory import MicroBatch, run_batches, run_micro_batched
+from engine.memory import MicroBatch, run_batches
 from engine.meters import Meters, Throughput
 from engine.neftune import noisy_embeddings
 from engine.optim import Group, Optimiser
@@ -78,8 +78,7 @@ def run(session: Session) -> None:
             loss = loss_sum(adapters, part, meters, recipe.neftune_alpha)
             (loss / tokens).backward()
 
-        _, fitted = run_micro_batched(session, batch, micro_batch.rows, work, reset=reset, cut=cut)
-        micro_batch.take(session, fitted)
+        micro_batch.run(session, batch, work, reset=reset, cut=cut)
         names, passed = [ids[index] for index in rows], sum(map(tokens_of, batch))
         session.metrics(step, trainee.step(session, step, meters.flush(), names, passed, schedule.epoch(step)))
         measure(step)

@@ -7,17 +7,16 @@ from functools import partial
 
 from PySide6.QtCore import QModelIndex, Qt, QTimer, Signal, SignalInstance
 from PySide6.QtWidgets import (
-    QAbstractItemView,
     QCheckBox,
     QHeaderView,
     QLineEdit,
     QSplitter,
     QStackedWidget,
-    QTableView,
     QWidget,
 )
 
 from ui.operations import run_task
+from ui.row_table import row_table
 from ui.run_data_model import RunDataModel, narrowed
 from ui.theme import M, S
 from ui.widgets import EmptyState, ErrorBanner, Pill, PlainText, SectionTitle, Text, button, column, plural, row
@@ -81,26 +80,14 @@ class RunDataView(QWidget):
         self.setLayout(column(self._stack))
 
     def _make_table(self) -> None:
-        self.table = QTableView()
-        self.table.setObjectName("run-data")
+        self.table = row_table(self.model, "run-data")
         self.table.setAccessibleName("Data of the run")
-        self.table.setModel(self.model)
-        self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
-        self.table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
-        self.table.setShowGrid(False)
-        self.table.setWordWrap(False)
-        self.table.setAlternatingRowColors(True)
-        self.table.setTabKeyNavigation(False)
-        self.table.verticalHeader().hide()
-        self.table.verticalHeader().setDefaultSectionSize(32)
         header = self.table.horizontalHeader()
-        header.setHighlightSections(False)
         for section, width in enumerate((112, 128)):
             header.setSectionResizeMode(section, QHeaderView.ResizeMode.Fixed)
             self.table.setColumnWidth(section, width)
         for section in (2, 3, 4):
             header.setSectionResizeMode(section, QHeaderView.ResizeMode.Stretch)
-        self.table.setMinimumHeight(120)
         self.table.selectionModel().currentRowChanged.connect(self._on_row)
         self.table.activated.connect(lambda index: self._open(self.model.label(index.row())))
 

@@ -11,13 +11,13 @@ from PySide6.QtWidgets import (
     QHeaderView,
     QSplitter,
     QStackedWidget,
-    QTableView,
     QVBoxLayout,
     QWidget,
 )
 
 from ui.numbers import short
 from ui.operations import run_task
+from ui.row_table import row_table
 from ui.samples_model import SamplesModel, length_of
 from ui.theme import M, S
 from ui.token_text import ScaleKey, TokenMeasure, TokenText, measures_of, scale_of
@@ -87,27 +87,16 @@ class SamplesView(QWidget):
         self._bar.setLayout(line)
 
     def _make_table(self) -> None:
-        self.table = QTableView()
-        self.table.setObjectName("samples")
-        self.table.setModel(self.model)
+        self.table = row_table(self.model, "samples")
         self.table.setSortingEnabled(True)
         self.table.sortByColumn(-1, Qt.SortOrder.DescendingOrder)
-        self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.table.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)
-        self.table.setShowGrid(False)
-        self.table.setWordWrap(False)
-        self.table.setAlternatingRowColors(True)
-        self.table.setTabKeyNavigation(False)
-        self.table.verticalHeader().hide()
-        self.table.verticalHeader().setDefaultSectionSize(32)
         header = self.table.horizontalHeader()
         header.setSectionResizeMode(QHeaderView.ResizeMode.Fixed)
-        header.setHighlightSections(False)
         for section, width in enumerate((88, 88, 80, 80)):
             self.table.setColumnWidth(section, width)
         header.setStretchLastSection(True)
         self.table.selectionModel().currentRowChanged.connect(self._on_row)
-        self.table.setMinimumHeight(120)
 
     def _make_detail(self) -> None:
         self._score = Pill()

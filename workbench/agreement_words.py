@@ -160,18 +160,12 @@ def _position(told: Agreement) -> Finding:
         evidence += (
             f" Of any two, the one shown earlier wins in {every.share:.0%} ({every.low:.0%} to {every.high:.0%})."
         )
-    if not one.leans:
-        advice, tone = "No sign that the place decides.", "good" if one.prompts >= ENOUGH_PROMPTS else ""
-    else:
-        where = "first" if one.share > 0.5 else "last"
-        advice, tone = (
-            (
-                f"What is shown {where} is preferred: read every response before you place one. Where the order of an "
-                "import followed its ranking, this says nothing."
-            ),
-            "warn",
-        )
-    return Finding(key, title, f"{one.share:.0%}", evidence, advice, tone, one)
+    where = "first" if one.share > 0.5 else "last"
+    swayed = (
+        f"What is shown {where} is preferred: read every response before you place one. Where the order of an import "
+        "followed its ranking, this says nothing."
+    )
+    return _sway(key, title, one, evidence, "No sign that the place decides.", swayed)
 
 
 def _length(told: Agreement) -> Finding:
@@ -185,17 +179,17 @@ def _length(told: Agreement) -> Finding:
             "Rank some prompts first.",
         )
     evidence = f"{spread(one)}, of different length in characters."
-    if not one.leans:
-        advice, tone = "No sign that length decides.", "good" if one.prompts >= ENOUGH_PROMPTS else ""
-    else:
-        what = "longer" if one.share > 0.5 else "shorter"
-        advice, tone = (
-            (
-                f"A model will learn that {what} is better: if you do not mean that, rank pairs of like length "
-                "too, and watch the length in PPO."
-            ),
-            "warn",
-        )
+    what = "longer" if one.share > 0.5 else "shorter"
+    swayed = (
+        f"A model will learn that {what} is better: if you do not mean that, rank pairs of like length too, and watch "
+        "the length in PPO."
+    )
+    return _sway(key, title, one, evidence, "No sign that length decides.", swayed)
+
+
+def _sway(key: str, title: str, one: Rate, evidence: str, fair: str, swayed: str) -> Finding:
+    """What is said of something that should not decide: one advice where it does not, another where it does."""
+    advice, tone = (swayed, "warn") if one.leans else (fair, "good" if one.prompts >= ENOUGH_PROMPTS else "")
     return Finding(key, title, f"{one.share:.0%}", evidence, advice, tone, one)
 
 

@@ -16,9 +16,14 @@ from workbench.project import Project
 from workbench.records import ModelRecord
 
 
+def is_missing(folder: str) -> bool:
+    """Tell whether there is no base in a folder (any more)."""
+    return not (Path(folder) / "config.json").is_file()
+
+
 def is_gone(base: ModelRecord) -> bool:
     """Tell whether a base's files are no longer where its record says."""
-    return base.role == "base" and not (Path(base.path) / "config.json").is_file()
+    return base.role == "base" and is_missing(base.path)
 
 
 def known_base(project: Project, folder: Path, sha256: str) -> ModelRecord | None:

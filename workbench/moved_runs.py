@@ -11,7 +11,7 @@ import msgspec
 
 from workbench import supervisor
 from workbench.errors import UserError
-from workbench.moved_bases import is_gone
+from workbench.moved_bases import is_gone, is_missing
 from workbench.project import Project
 from workbench.protocol import ModelRef
 from workbench.protocol_version import refuse_other
@@ -52,7 +52,7 @@ def follow_models(project: Project, folder: RunFolder) -> None:
 
 def _where_now(project: Project, ref: ModelRef) -> ModelRef:
     record = project.store.model(ref.model_id)
-    if _is_missing(ref.base):
+    if is_missing(ref.base):
         base = next((one for one in _same_bases(project, ref, record) if not is_gone(one)), None)
         if base is None:
             raise UserError(
@@ -64,10 +64,6 @@ def _where_now(project: Project, ref: ModelRef) -> ModelRef:
     if ref.adapter and not Path(ref.adapter).is_dir() and record is not None and record.sha256 == ref.adapter_sha256:
         ref = msgspec.structs.replace(ref, adapter=str(project.adapter_folder(record)))
     return ref
-
-
-def _is_missing(base: str) -> bool:
-    return not (Path(base) / "config.json").is_file()
 
 
 def _same_bases(project: Project, ref: ModelRef, record: ModelRecord | None) -> list[ModelRecord]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from engine.masking import pair_examples
 from engine.pairs import EncodedPair
+from engine.score import RewardModel
 from workbench.records import Message
 from workbench.rows import PairRow, PromptRow, SftRow, ThumbRow
 
@@ -27,6 +28,19 @@ QUICK = {
 
 LEARNS = {"epochs": 100, "max_steps": 25, "batch": 6, "micro_batch": 3, "learning_rate": 5e-3}
 """Settings with which a reward model tells those pairs apart."""
+
+LEARNT = QUICK | {
+    "episodes": 16 * 24,
+    "batch": 24,
+    "micro_batch": 24,
+    "mini_batches": 1,
+    "ppo_epochs": 4,
+    "learning_rate": 4e-3,
+    "value_learning_rate": 1e-2,
+    "missing_eos_penalty": 0.0,
+    "kl_coefficient": 0.02,
+}
+"""PPO that learns a rule in sixteen rollouts."""
 
 
 def pair_rows(count: int = 12, name: str = "p") -> list[PairRow]:
@@ -81,3 +95,8 @@ def ranked(tokenizer: Any, texts: Sequence[str] = ("the hat", "an ant", "xx", "z
         chosen, rejected = pair_examples(tokenizer, [Message("user", "say")], better, worse, 256)
         found.append(EncodedPair(f"{better}>{worse}", "k", chosen, rejected))
     return found
+
+
+def scores_in_words(model: RewardModel, rows: Iterable[tuple[Sequence[Message], str]]) -> list[float]:
+    """Raw scores of (prompt, response) in words, in the order given."""
+    return model.score_ids([model.encode(messages, text) for messages, text in rows]).tolist()

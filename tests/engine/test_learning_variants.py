@@ -8,21 +8,8 @@ import pytest
 import torch
 
 from engine.advantages import adapted_kl_coefficient
-from tests.engine.rows import LEARNS, QUICK, pair_rows, prompts
+from tests.engine.rows import LEARNS, LEARNT, pair_rows, prompts
 from workbench.judgement import Judgement
-
-LEARNT = QUICK | {
-    "episodes": 16 * 24,
-    "batch": 24,
-    "micro_batch": 24,
-    "mini_batches": 1,
-    "ppo_epochs": 4,
-    "learning_rate": 4e-3,
-    "value_learning_rate": 1e-2,
-    "missing_eos_penalty": 0.0,
-    "kl_coefficient": 0.02,
-}
-"""PPO that learns a rule in sixteen rollouts."""
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from engine.batching import in_passes
 from engine.masking import sft_example
 from engine.ppo_models import POLICY, Players, open_players
 from engine.session import DivergedError, Session
-from tests.engine.rows import QUICK, prompts
+from tests.engine.rows import LEARNT, QUICK, prompts
 from workbench.errors import UserError
 from workbench.metrics import GLOSSARY
 from workbench.protocol import Warned
@@ -109,19 +109,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(runs, metric):
 
 
 def test_the_rule_is_learnt_and_the_demonstrations_with_it(runs, metric):
-    settings = QUICK | {
-        "episodes": 16 * 24,
-        "batch": 24,
-        "micro_batch": 24,
-        "mini_batches": 1,
-        "ppo_epochs": 4,
-        "learning_rate": 4e-3,
-        "value_learning_rate": 1e-2,
-        "missing_eos_penalty": 0.0,
-        "kl_coefficient": 0.02,
-        "ptx_coefficient": 0.3,
-    }
-    folder = runs.create("ppo", prompts(12), (), shown(), **settings)
+    folder = runs.create("ppo", prompts(12), (), shown(), **(LEARNT | {"ptx_coefficient": 0.3}))
     runs.run(folder)
     scores = [value for _, value in metric(folder, "objective/scores")]
     losses = [value for _, value in metric(folder, "loss/ptx")]

@@ -19,7 +19,7 @@ from engine.reward import pair_loss, pair_scores
 from engine.score import RewardModel, RewardStats, load_reward, score
 from engine.session import Session
 from tests.engine.conftest import with_adapter
-from tests.engine.rows import GOOD, LEARNS, pair_rows, ranked
+from tests.engine.rows import GOOD, LEARNS, pair_rows, ranked, scores_in_words
 from workbench.errors import UserError
 from workbench.judgement import Judgement, report
 from workbench.protocol import Metrics, Phase, Stop, Warned
@@ -66,7 +66,7 @@ def test_at_the_end_every_held_out_pair_is_judged_once_by_the_finished_model(run
         Adapters(load_base(tiny_model_dir, quantisation="bf16", device=torch.device("cpu"))), folder.path / "final"
     )
     for one, row in zip(judgement.pairs, held, strict=True):
-        chosen, rejected = trained.score([(row.prompt, row.chosen), (row.prompt, row.rejected)])
+        chosen, rejected = scores_in_words(trained, [(row.prompt, row.chosen), (row.prompt, row.rejected)])
         assert one.gap == pytest.approx(chosen - rejected, abs=1e-4)
         difference = len(trained.encode(row.prompt, row.chosen)) - len(trained.encode(row.prompt, row.rejected))
         assert (one.unit, one.tier_distance, one.rater) == (row.ranking_id, row.tier_distance, row.rater_id)
@@ -280,12 +280,12 @@ def test_scores_are_centred_on_the_demonstrations(runs, tiny_model_dir):
     adapters = Adapters(load_base(tiny_model_dir, quantisation="bf16", device=torch.device("cpu")))
     trained = load_reward(adapters, folder.path / "final")
     assert (trained.stats.reference, trained.stats.count) == ("demonstrations", 6)
-    scores = trained.score([(one.prompt, one.completion) for one in shown])
+    scores = scores_in_words(trained, [(one.prompt, one.completion) for one in shown])
     centred = [trained.stats.standardise(value) for value in scores]
     assert sum(centred) / 6 == pytest.approx(0, abs=1e-4)
     # The unit is the spread of ranked responses: good answers lie close together and would make it tiny.
     ranked_rows = [(one.prompt, text) for one in pair_rows() for text in (one.chosen, one.rejected)]
-    spread = torch.tensor(trained.score(list(dict.fromkeys(ranked_rows)))).std(correction=0)
+    spread = torch.tensor(scores_in_words(trained, list(dict.fromkeys(ranked_rows)))).std(correction=0)
     assert trained.stats.std == pytest.approx(float(spread), rel=1e-3)
 
 

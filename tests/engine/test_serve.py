@@ -27,6 +27,7 @@ from engine.heads import ScalarHead
 from engine.score import RewardModel, RewardStats, load_reward
 from engine.serve import Server
 from engine.templates import encode_prompt
+from tests.engine.rows import scores_in_words
 from workbench.ids import new_id
 from workbench.model_folders import fingerprint
 from workbench.protocol import (
@@ -141,7 +142,7 @@ def test_scores_are_the_reward_models_raw_and_standardised(
     rows = ((HELLO, "Hello."), (RAIN, "Yes, and more of it than yesterday."))
     last, _ = asked(ScoreRequest(id=new_id(), model=reward_ref, rows=rows, quantisation="fp32"), client)
     assert isinstance(last, Scores)
-    expected = reward.score(rows)
+    expected = scores_in_words(reward, rows)
     assert last.scores == pytest.approx(expected, abs=1e-5)
     assert last.standardised == pytest.approx([(one - 0.5) / 2 for one in expected], abs=1e-5)
     assert last.stds == ()  # one head disagrees with nobody
@@ -156,7 +157,7 @@ def test_a_response_whose_ending_does_not_fit_has_no_score_and_the_reason_while_
     assert isinstance(last, Scores)
     assert last.scores[1] is None
     assert last.standardised[1] is None
-    assert [last.scores[0], last.scores[2]] == pytest.approx(reward.score([rows[0], rows[2]]), abs=1e-5)
+    assert [last.scores[0], last.scores[2]] == pytest.approx(scores_in_words(reward, [rows[0], rows[2]]), abs=1e-5)
     assert list(last.refused) == [1]
     assert "it has 601 tokens" in last.refused[1]
     assert "do not fit beside its prompt into 512 tokens" in last.refused[1]

@@ -7,7 +7,7 @@ import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QDialog, QListWidget, QPushButton, QWidget
 
-from tests.ui.waiting import to_front, wait
+from tests.ui.waiting import open_pane, to_front, wait
 from ui.checklist import Checklist
 from ui.compare_pane import ComparePane
 from ui.compare_prompts import ConversationSheet
@@ -69,12 +69,7 @@ def pane(
     fake_engine.on(SampleRequest, answers)
     fake_engine.on(ScoreRequest, scores)
     made = ComparePane(context)
-    qtbot.addWidget(made)
-    made.resize(1280, 800)
-    made.show()
-    to_front(qtbot, made)
-    made.activate()
-    settle()
+    open_pane(qtbot, made, settle)
     yield made
     made.runner.stop()
     settle()

@@ -9,7 +9,7 @@ import pytest
 from PySide6.QtWidgets import QWidget
 
 from tests.ui.conftest import response
-from tests.ui.waiting import to_front, wait
+from tests.ui.waiting import open_pane, wait
 from ui.consistency_dialog import ConsistencyDialog
 from ui.rank_chrome import RankHeader
 from ui.rank_pane import RankPane
@@ -119,12 +119,7 @@ def rank(qtbot, context, settle, filled):
         filled.rankings[index] = old = replace(one, id=new_id(), created_at="2020-01-01T00:00:00+00:00")
         filled.project.store.save_ranking(old).result(10)
     made = RankPane(context)
-    qtbot.addWidget(made)
-    made.resize(1280, 800)
-    made.show()
-    to_front(qtbot, made)
-    made.activate()
-    settle()
+    open_pane(qtbot, made, settle)
     wait(qtbot, lambda: made.item is not None)
     yield made
     made.sampler.stop()

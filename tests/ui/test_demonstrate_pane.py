@@ -11,7 +11,7 @@ from PySide6.QtCore import Qt
 from PySide6.QtGui import QAction
 from PySide6.QtWidgets import QApplication, QMenu, QMessageBox, QWidget
 
-from tests.ui.waiting import to_front, wait
+from tests.ui.waiting import open_pane, to_front, wait
 from ui.context import Context
 from ui.demonstrate_pane import DemonstratePane
 from ui.operations import operations
@@ -53,12 +53,7 @@ def resolved(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def pane(qtbot: Any, context: Context, settle: Settle) -> Iterator[DemonstratePane]:
     made = DemonstratePane(context)
-    qtbot.addWidget(made)
-    made.resize(1280, 800)
-    made.show()
-    to_front(qtbot, made)
-    made.activate()
-    settle()
+    open_pane(qtbot, made, settle)
     wait(qtbot, lambda: made.prompt is not None)
     yield made
     made.editor.leave()

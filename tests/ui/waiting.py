@@ -21,3 +21,13 @@ def to_front(qtbot: Any, window: QWidget) -> None:
         return window.isActiveWindow()
 
     wait(qtbot, front)
+
+
+def open_pane(qtbot: Any, pane: Any, settle: Callable[[], None]) -> None:
+    """Show a pane in the size that it has in a small window, and let it read what it shows."""
+    qtbot.addWidget(pane)
+    pane.resize(1280, 800)
+    pane.show()
+    to_front(qtbot, pane)
+    pane.activate()
+    settle()
