@@ -183,19 +183,22 @@ class Adapters:
         save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
         config.save_pretrained(str(folder))
 
-    def flat(self, layout: Layout) -> Tensor:
-        """Final hidden states of a layout under the active adapter, [positions, D]."""
+    def flat(self, layout: Layout, places: Tensor | None = None) -> Tensor:
+        """Final hidden states of a layout under the active adapter at ``places`` [R], [R, D]; None: at all positions.
+
+        A place may be asked for twice. What is not asked for is spared the last layer where sequences are packed.
+        """
         decoder: Any = self.base.decoder
         if not layout.blocks:
             output = decoder(input_ids=layout.input_ids, position_ids=layout.position_ids, use_cache=False)
-            hidden: Tensor = output.last_hidden_state
-            return hidden.flatten(0, 1)
+            hidden: Tensor = output.last_hidden_state.flatten(0, 1)
+            return hidden if places is None else hidden[places]
+        read, again = (None, None) if places is None else places.unique(return_inverse=True)
         embedded: Tensor = decoder.get_input_embeddings()(layout.input_ids)
-        cosine, sine = decoder.rotary_emb(embedded, position_ids=layout.position_ids)
-        frames = frames_of(layout.blocks, cosine[0][:, None], sine[0][:, None], checkpointing=self._checkpointing)
-        hidden = run_layers(embedded[0], list(active_layers(self.base)), frames)
-        normed: Tensor = decoder.norm(hidden)
-        return normed
+        cosine, sine = (one[0][:, None] for one in decoder.rotary_emb(embedded, position_ids=layout.position_ids))
+        frames = frames_of(layout.blocks, cosine, sine, checkpointing=self._checkpointing, read=read)
+        hidden = decoder.norm(run_layers(embedded[0], list(active_layers(self.base)), frames))
+        return hidden if again is None else hidden[again]
 
     def token_stats(self, name: str | None, layout: Layout, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
         """What an adapter makes of a layout's N targets: log-probability, entropy, whether it is the likeliest, [N].
@@ -203,9 +206,8 @@ class Adapters:
         As :func:`engine.logps.token_stats`, with as many rows of logits at once as the base is told to hold.
         """
         with self.use(name):
-            hidden = self.flat(layout)
-        head = self.base.head_weight
-        return token_stats(hidden[layout.states], layout.targets, head, temperature, self.base.head_rows)
+            hidden = self.flat(layout, layout.states)
+        return token_stats(hidden, layout.targets, self.base.head_weight, temperature, self.base.head_rows)
 
     def lay_out(self, examples: Sequence[Example]) -> Layout:
         """Lay sequences out for one forward pass of this base."""

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from engine.adapters import active_layers
+from engine.attention import Attention, additive, attend, spans_of
 from engine.base_model import LoadedBase
-from engine.decoder_layer import Attention, additive, attend, layer_forward, spans_of
+from engine.decoder_layer import layer_forward
 from engine.half_weights import half_for, half_linear
 from engine.kv_cache import RowsCache
 from engine.lora_linear import Lora, linears, project
@@ -47,8 +48,8 @@ class Decoder:
 
             return run
 
-        hidden = self._run(ids, positions, [attention(*one) for one in self._places(cache)])
-        return self._logits(hidden[torch.tensor(lengths).cumsum(0) - 1])
+        last = torch.tensor(lengths).cumsum(0) - 1
+        return self._logits(self._run(ids, positions, [attention(*one) for one in self._places(cache)], last))
 
     def step(self, ids: Tensor, cache: RowsCache) -> Tensor:
         """Append a token a row, [rows, 1], to the cache. Returns the logits behind it, [rows, V]."""
@@ -62,14 +63,17 @@ class Decoder:
     def _places(self, cache: RowsCache) -> list[tuple[Any, float]]:
         return [(layer, parts.scaling) for layer, parts in zip(cache.cache.layers, self._layers, strict=True)]
 
-    def _run(self, ids: Tensor, positions: Tensor, attentions: Sequence[Attention]) -> Tensor:
-        """Pass tokens [1, T] through the layers. Returns their final states [T, D]."""
+    def _run(
+        self, ids: Tensor, positions: Tensor, attentions: Sequence[Attention], read: Tensor | None = None
+    ) -> Tensor:
+        """Pass tokens [1, T] through the layers. Returns the final states of those ``read``, [R, D]; None: of all."""
         decoder: Any = self._base.decoder
         embedded = decoder.get_input_embeddings()(ids)
         cosine, sine = (one[0][:, None] for one in decoder.rotary_emb(embedded, positions))
         hidden = embedded[0]
-        for parts, attention in zip(self._layers, attentions, strict=True):
-            hidden = layer_forward(hidden, parts, cosine, sine, attention, self._project)[0]  # nothing else outlives it
+        for number, (parts, attention) in enumerate(zip(self._layers, attentions, strict=True), 1):
+            goes_on = read if number == len(self._layers) else None
+            hidden = layer_forward(hidden, parts, cosine, sine, attention, self._project, read=goes_on)[0]
         normed: Tensor = decoder.norm(hidden)
         return normed
 

@@ -29,7 +29,6 @@ class Block:
 
     length: int
     root: int = -1  # the number of the block that is attended to as well
-    mask: Tensor | None = None  # [length, root's length + length] bool; None without a root
 
 
 @dataclass(slots=True)
@@ -134,8 +133,7 @@ def _packed(examples: Sequence[Example], device: torch.device) -> Layout:
         if prompt not in roots:
             roots[prompt] = (len(blocks), lay(prompt, 0, Block(len(prompt))))
         number, root = roots[prompt]
-        mask = torch.ones(len(answer), len(one.input_ids), dtype=torch.bool).tril(len(prompt)).to(device)
-        begin = lay(answer, len(prompt), Block(len(answer), number, mask))
+        begin = lay(answer, len(prompt), Block(len(answer), number))
         places.add(one, [*range(root, root + len(prompt)), *range(begin, begin + len(answer))])
     return places.layout(torch.tensor([ids]), torch.tensor([positions]), blocks, len(ids), device)
 

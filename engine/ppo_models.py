@@ -111,10 +111,10 @@ class Players:
         tokens has n + 1 states: one before each token, and one behind the last.
         """
         with self.adapters.use(VALUE):
-            hidden = self.adapters.flat(rows)
+            hidden = self.adapters.flat(rows, rows.through)
         keep = response_mask(rows.lengths + 1, width + 1)
         head = cast(ScalarHead, self.head)
-        return _spread(head(hidden[rows.through]) + self.value_offset, keep)[:, :width]
+        return _spread(head(hidden) + self.value_offset, keep)[:, :width]
 
     def passed(self, rows: Layout, width: int, *, with_values: bool) -> Pass:
         """What policy and, where asked and there is one, value make of a layout."""

@@ -96,8 +96,7 @@ class Scored(NamedTuple):
 def scores_by_head(adapters: Adapters, name: str, head: ScalarHead, layout: Layout) -> Tensor:
     """Raw scores [U, K] in fp32, each read at its sequence's last token. Carries gradients if enabled."""
     with adapters.use(name):
-        hidden = adapters.flat(layout)
-    return head.each(hidden[layout.last])
+        return head.each(adapters.flat(layout, layout.last))
 
 
 def score(adapters: Adapters, name: str, head: ScalarHead, layout: Layout) -> Tensor:

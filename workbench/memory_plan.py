@@ -1,8 +1,8 @@
 """What memory a run will need in each of its phases, from the model's shape, the recipe and the rows' lengths.
 
-Counted as the engine spends it. On a CPU a micro-batch is packed into at most 512 tokens and the weights are as wide as
-the arithmetic; on a GPU a micro-batch is padded and weights are bf16 or NF4. What a layer keeps for its backward pass
-is :func:`kept_per_token`, which a test compares with what autograd really keeps. The project's own finished runs
+Counted as the engine spends it. On a CPU a micro-batch is packed into at most 1024 tokens and the weights are as wide
+as the arithmetic; on a GPU a micro-batch is padded and weights are bf16 or NF4. What a layer keeps for its backward
+pass is :func:`kept_per_token`, which a test compares with what autograd really keeps. The project's own finished runs
 correct every phase (:class:`Peak`). Which settings fit is chosen in :mod:`workbench.memory_choice`.
 """
 
@@ -21,7 +21,7 @@ from workbench.records import Method
 from workbench.terminal import in_bytes
 
 MIB = 1024**2
-CPU_MICRO_TOKENS = 512  # as engine.batching
+CPU_MICRO_TOKENS = 1024  # as engine.batching
 HEAD_ROWS = 512  # rows of logits at once, as engine.logps
 HEAD_BLOCK = 2048  # of the vocabulary at once on a CPU
 LIBRARIES_BYTES = 380 * MIB  # torch, transformers and peft as they are imported; measured

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 from transformers.models.smollm3 import SmolLM3Config
 
+from engine import decoder_layer
 from engine.adapters import Adapters
 from engine.base_model import prepare
 from engine.layer_parts import Norm, has_plain_layers
@@ -59,12 +60,15 @@ def adapters_of(config: PretrainedConfig, dtype: torch.dtype = F64) -> Adapters:
     return found
 
 
-def states_and_gradients(adapters: Adapters, *, packed: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def states_and_gradients(
+    adapters: Adapters, *, packed: bool, spared: bool = True
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """States that are read, and the gradients of all masters; ``spared`` what the last layer need not pass."""
     for parameter in adapters.parameters("policy"):
         parameter.grad = None
     layout = lay_out(ROWS, CPU, packed=packed)
     with adapters.use("policy"):
-        states = adapters.flat(layout)[layout.through]
+        states = adapters.flat(layout, layout.through) if spared else adapters.flat(layout)[layout.through]
     weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(5), dtype=F64)
     (states * weights).sum().backward()
     gradients = [parameter.grad for parameter in adapters.parameters("policy")]
@@ -81,6 +85,32 @@ def test_packed_states_and_every_gradient_equal_transformers_own(family: str) ->
     torch.testing.assert_close(packed, padded, atol=1e-10, rtol=1e-10)
     for one, other in zip(packed_grads, padded_grads, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)  # LoRA masters are fp32
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", ["llama-with-biases", "qwen3"])
+def test_tokens_that_nobody_reads_are_spared_the_last_mlp_and_nothing_changes(
+    family: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapters = adapters_of(FAMILIES[family])
+    adapters.checkpointing(checkpointing)
+    whole, whole_grads = states_and_gradients(adapters, packed=True, spared=False)
+    passed: list[int] = []
+    mlp_forward = decoder_layer.mlp_forward
+
+    def counted(mlp: Any, rows: torch.Tensor, *more: Any) -> Any:
+        passed.append(len(rows))
+        return mlp_forward(mlp, rows, *more)
+
+    monkeypatch.setattr(decoder_layer, "mlp_forward", counted)
+    spared, spared_grads = states_and_gradients(adapters, packed=True)
+    tokens = len(PROMPT) + 3 + 2 + 5 + 4  # a shared prompt, its three answers, and a row of its own
+    read = tokens - 3 - 1  # all but what lies before each prompt's last token
+    assert passed[:4] == [tokens, tokens, tokens, read]
+    assert passed[4:] == ([read, tokens, tokens, tokens] if checkpointing else [])
+    torch.testing.assert_close(spared, whole, atol=1e-12, rtol=1e-12)
+    for one, other in zip(spared_grads, whole_grads, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6 * other.abs().max().item(), rtol=0)
 
 
 def test_half_precision_rounds_no_worse_than_transformers() -> None:

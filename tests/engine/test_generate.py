@@ -276,9 +276,9 @@ def test_what_a_layer_made_is_gone_before_the_next_one_runs(
     real = decoder.layer_forward
     made: list[weakref.ref[torch.Tensor]] = []
 
-    def watched(*given: Any) -> Any:
+    def watched(*given: Any, **more: Any) -> Any:
         assert all(one() is None for one in made)
-        out, kept = real(*given)
+        out, kept = real(*given, **more)
         made.extend(weakref.ref(one) for one in (kept.mlp_gate, kept.attended, kept.y))
         return out, kept
 

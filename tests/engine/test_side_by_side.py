@@ -38,8 +38,9 @@ def passed(adapters: Adapters) -> list[torch.Tensor]:
     """States, and the gradients of all masters."""
     for one in adapters.parameters("policy"):
         one.grad = None
+    layout = lay_out(ROWS, CPU, packed=True)
     with adapters.use("policy"):
-        states = adapters.flat(lay_out(ROWS, CPU, packed=True))
+        states = adapters.flat(layout, layout.through)
     weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     (states * weights.to(states.dtype)).sum().backward()
     return [states.detach(), *(one.grad.clone() for one in adapters.parameters("policy") if one.grad is not None)]
@@ -89,11 +90,11 @@ def test_memory_that_runs_out_in_one_half_is_the_error_of_the_pass(
     forward = decoder_layer.layer_forward
     calls: list[str] = []
 
-    def short(x: torch.Tensor, *given: object) -> object:
+    def short(x: torch.Tensor, *given: object, **more: object) -> object:
         calls.append(threading.current_thread().name)
         if len(calls) == 2:  # of one half's second layer, or of the other half's first
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(x, *given)  # type: ignore[arg-type]
+        return forward(x, *given, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(decoder_layer, "layer_forward", short)
     with pytest.raises(torch.OutOfMemoryError):

@@ -64,11 +64,11 @@ def test_fewer_rows_of_logits_at_once_come_before_a_smaller_micro_batch():
     assert (found.recipe.micro_batch, found.recipe.head_rows) == (4, 128)
 
 
-def test_on_a_cpu_no_more_rows_are_chosen_than_512_tokens_hold_so_that_halving_helps():
+def test_on_a_cpu_no_more_rows_are_chosen_than_1024_tokens_hold_so_that_halving_helps():
     found = choose("sft", SftRecipe(batch=32), SMALL, [[100]] * 16 + [[250]] * 16, 64 * GIB, gpu=False)
-    assert found.recipe.micro_batch == 5  # 512 // 100
+    assert found.recipe.micro_batch == 10  # 1024 // 100
     pairs = choose("dpo", DpoRecipe(batch=8), SMALL, [[100, 120]] * 8, 64 * GIB, gpu=False)
-    assert pairs.recipe.micro_batch == 2  # 512 // (2 sides of 120)
+    assert pairs.recipe.micro_batch == 4  # 1024 // (2 sides of 120)
 
 
 def test_a_micro_batch_of_ppo_is_no_larger_than_a_mini_batch():

@@ -40,16 +40,16 @@ def test_a_file_that_is_mapped_while_it_is_packed_is_resident_and_not_needed():
     assert plan_memory("sft", SftRecipe(quantisation="nf4"), EIGHT, [[8]], gpu=True).phases[0].mapped == 0
 
 
-def test_a_cpu_never_passes_more_than_512_tokens_at_once_unless_one_row_has_more():
-    recipe = SftRecipe(batch=32, micro_batch=32)
+def test_a_cpu_never_passes_more_than_1024_tokens_at_once_unless_one_row_has_more():
+    recipe = SftRecipe(batch=64, micro_batch=64)
     updates = [
-        by_name(plan_memory("sft", recipe, SMALL, [[length]] * 32, gpu=False))["update"] for length in (16, 64, 512)
+        by_name(plan_memory("sft", recipe, SMALL, [[length]] * 64, gpu=False))["update"] for length in (16, 64, 1024)
     ]
     assert updates[0] == updates[1] == updates[2]
-    longer = by_name(plan_memory("sft", recipe, SMALL, [[1024]] * 32, gpu=False))["update"]
+    longer = by_name(plan_memory("sft", recipe, SMALL, [[2048]] * 64, gpu=False))["update"]
     assert longer > updates[0]
     alone = dataclasses.replace(recipe, micro_batch=1)
-    assert by_name(plan_memory("sft", alone, SMALL, [[1024]], gpu=False))["update"] == longer
+    assert by_name(plan_memory("sft", alone, SMALL, [[2048]], gpu=False))["update"] == longer
 
 
 def test_the_prompt_that_the_sides_of_a_pair_share_passes_once_where_it_is_packed():
@@ -63,10 +63,10 @@ def test_the_prompt_that_the_sides_of_a_pair_share_passes_once_where_it_is_packe
     assert tokens([[300, 340]] * 4) == 640
     assert tokens([[300, 340]] * 4, [200] * 4) == 440
     assert tokens([[300, 340]] * 4, [200] * 4, gpu=True) == 680  # padded rows share nothing
-    # micro-batches are cut at 512 padded tokens: 2 pairs of 100 + 100, of which 2 x 150 pass
+    # micro-batches are cut at 1024 padded tokens: 2 pairs of 200 + 200, of which 2 x 300 pass
     many = DpoRecipe(batch=4, micro_batch=4)
-    assert tokens([[100, 100]] * 4, [50] * 4, recipe=many) == 512 * 150 // 200
-    assert tokens([[100, 100]] * 4, recipe=many) == 512
+    assert tokens([[200, 200]] * 4, [100] * 4, recipe=many) == 1024 * 300 // 400
+    assert tokens([[200, 200]] * 4, recipe=many) == 1024
 
 
 def test_on_a_gpu_a_kept_graph_covers_the_padding_too(monkeypatch):

@@ -1,0 +1,141 @@
+"""Attention on packed sequences: the CPU's flash kernel, called block by block (:mod:`engine.packing`).
+
+The kernel reads grouped keys for several query heads itself. It goes through a query's keys 512 at a time, those in the
+query's future too, so that a block of some hundred tokens costs twice what is needed: such a block is cut into pieces
+that see the keys up to their own end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from engine.layer_parts import wide
+from engine.packing import Block
+
+PIECE = 128
+"""Queries of a call of the attention kernel, about; fewer multiply badly."""
+LONG = 768
+"""From so many tokens on a block is one causal call: the kernel passes over what lies 512 ahead, and needs no mask."""
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class Span(NamedTuple):
+    """A piece of a block of packed tokens, and what it attends to."""
+
+    place: slice  # where it lies
+    keys: tuple[slice, ...]  # where the keys lie: its root's, if it has one, and its block's up to its own end
+    mask: Tensor | None  # [its tokens, keys] to add to the scores; None: causal
+
+
+Attention = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
+"""(query [T, H, W], key and value [T, G, W]) to (output [T, H, W], logsumexp of the scores for a backward pass)."""
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, spans: Sequence[Span], scaling: float) -> tuple[Tensor, Tensor]:
+    """Attention within blocks, and from a block to its root.
+
+    query [T, H, W], key and value [T, G, W]. Returns (the output [T, H, W], the scores' logsumexp [1, T, H]).
+    """
+    query, key, value = (one.contiguous() for one in (query, key, value))  # what the kernel takes for granted
+    out = torch.empty_like(query)
+    log_sum = query.new_empty(1, *query.shape[:2], dtype=wide(query).dtype)
+    for place, keys, mask in spans:
+        part, sums = _flash(
+            _heads(query[place]),
+            _heads(_take(key, keys)),
+            _heads(_take(value, keys)),
+            0.0,
+            mask is None,
+            attn_mask=mask,
+            scale=scaling,
+        )
+        out[place] = part[0].transpose(0, 1)
+        log_sum[:, place] = sums.view(1, query.shape[1], -1).transpose(1, 2)
+    return out, log_sum
+
+
+def attend_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    log_sum: Tensor,
+    spans: Sequence[Span],
+    scaling: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of query, key and value, from that of :func:`attend`'s output [T, H, W]."""
+    query, key, value = (one.contiguous() for one in (query, key, value))
+    query_grad, key_grad, value_grad = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    shared = query.shape[1] // key.shape[1]  # query heads of a key head; the kernel wants a key head for each
+    for place, keys, mask in spans:
+        grads = _flash_backward(
+            _heads(grad[place]),
+            _heads(query[place]),
+            _heads(_take(key, keys)).repeat_interleave(shared, 1),
+            _heads(_take(value, keys)).repeat_interleave(shared, 1),
+            _heads(out[place]),
+            log_sum[:, place].transpose(1, 2).contiguous(),
+            0.0,
+            mask is None,
+            attn_mask=mask,
+            scale=scaling,
+        )
+        query_grad[place] = grads[0][0].transpose(0, 1)
+        for total, one in ((key_grad, grads[1]), (value_grad, grads[2])):
+            summed = one[0].unflatten(0, (-1, shared)).sum(1).transpose(0, 1)  # [tokens, G, W]
+            begin = 0
+            for span in keys:
+                size = span.stop - span.start
+                total[span] += summed[begin : begin + size]
+                begin += size
+    return query_grad, key_grad, value_grad
+
+
+def spans_of(blocks: Sequence[Block], dtype: torch.dtype) -> list[Span]:
+    """Find where the blocks of a layout lie, and cut them into pieces, once for all layers of a pass."""
+    places: list[slice] = []
+    begin = 0
+    for block in blocks:
+        places.append(slice(begin, begin + block.length))
+        begin += block.length
+    return [
+        span
+        for place, block in zip(places, blocks, strict=True)
+        for span in _pieces(place, None if block.root < 0 else places[block.root], dtype)
+    ]
+
+
+def _pieces(place: slice, root: slice | None, dtype: torch.dtype) -> list[Span]:
+    """Cut a block into spans of about PIECE tokens. The first of a block without a root needs no mask."""
+    length = place.stop - place.start
+    seen = 0 if root is None else root.stop - root.start
+    whole = root is None and length >= LONG
+    size = -(-length // (1 if whole else max(1, round(length / PIECE))))
+    spans = []
+    for begin in range(place.start, place.stop, size):
+        own = slice(begin, min(begin + size, place.stop))
+        keys = (slice(place.start, own.stop),) if root is None else (root, slice(place.start, own.stop))
+        before = seen + begin - place.start  # keys that all of the piece sees
+        later = torch.ones(own.stop - begin, before + own.stop - begin, dtype=torch.bool).triu(before + 1)
+        spans.append(Span(own, keys, None if before == 0 else additive(~later, dtype)))
+    return spans
+
+
+def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask to add to scores, from one that is True where a key is seen."""
+    return None if mask is None else torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)
+
+
+def _take(states: Tensor, spans: tuple[slice, ...]) -> Tensor:
+    return states[spans[0]] if len(spans) == 1 else torch.cat([states[span] for span in spans])
+
+
+def _heads(states: Tensor) -> Tensor:
+    """[T, H, W] as the kernel wants it, [1, H, T, W]."""
+    return states.transpose(0, 1)[None]

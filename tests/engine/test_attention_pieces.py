@@ -1,0 +1,95 @@
+"""A block of packed tokens cut into pieces attends to what the whole block attends to, forwards and backwards."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from engine import attention
+from engine.attention import attend, attend_backward, spans_of
+from engine.packing import Block
+
+F64 = torch.float64
+HEADS, KEY_HEADS, WIDTH = 4, 2, 8
+
+
+def by_definition(query: Tensor, key: Tensor, value: Tensor, sees: Tensor, scaling: float) -> Tensor:
+    """softmax(scaling Q K^T) V over the keys that a token sees, head by head."""
+    shared = HEADS // KEY_HEADS
+    key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
+    scores = torch.einsum("qhw,khw->hqk", query, key) * scaling
+    return torch.einsum("hqk,khw->qhw", scores.masked_fill(~sees, -torch.inf).softmax(-1), value)
+
+
+def seen(blocks: list[Block]) -> Tensor:
+    """Which tokens each token sees, [T, T]: its root's, and its block's up to itself."""
+    places = torch.arange(sum(block.length for block in blocks)).split([block.length for block in blocks])
+    sees = torch.zeros(2 * (sum(block.length for block in blocks),), dtype=torch.bool)
+    for own, block in zip(places, blocks, strict=True):
+        for token in own.tolist():
+            sees[token, own[0] : token + 1] = True
+            if block.root >= 0:
+                sees[token, places[block.root]] = True
+    return sees
+
+
+def both_ways(blocks: list[Block]) -> tuple[list[Tensor], list[Tensor]]:
+    """Output and gradients of query, key and value: by the kernel in pieces, and by definition."""
+    tokens = sum(block.length for block in blocks)
+    source = torch.Generator().manual_seed(tokens)
+    query, grad = (torch.randn(tokens, HEADS, WIDTH, dtype=F64, generator=source) for _ in range(2))
+    key, value = (torch.randn(tokens, KEY_HEADS, WIDTH, dtype=F64, generator=source) for _ in range(2))
+    spans = spans_of(blocks, F64)
+    out, log_sum = attend(query, key, value, spans, 0.3)
+    ours = [out, *attend_backward(grad, query, key, value, out, log_sum, spans, 0.3)]
+    leaves = [one.clone().requires_grad_() for one in (query, key, value)]
+    whole = by_definition(*leaves, seen(blocks), 0.3)
+    return ours, [whole.detach(), *torch.autograd.grad(whole, leaves, grad)]
+
+
+@given(lengths=st.lists(st.integers(1, 25), min_size=1, max_size=4), roots=st.lists(st.booleans(), min_size=4))
+@settings(max_examples=60, deadline=None)
+def test_pieces_attend_as_the_definition_says(lengths: list[int], roots: list[bool]) -> None:
+    blocks = [
+        Block(length, 0 if number and rooted else -1)
+        for number, (length, rooted) in enumerate(zip(lengths, roots, strict=False))
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "PIECE", 3)
+        patch.setattr(attention, "LONG", 20)
+        for ours, whole in zip(*both_ways(blocks), strict=True):
+            torch.testing.assert_close(ours, whole, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("length", [191, 192, 193, 511, 767, 768])
+def test_blocks_of_real_lengths_attend_so_too(length: int) -> None:
+    for blocks in ([Block(length)], [Block(70), Block(length, 0)]):
+        for ours, whole in zip(*both_ways(blocks), strict=True):
+            torch.testing.assert_close(ours, whole, rtol=1e-10, atol=1e-12)
+
+
+def test_a_block_is_cut_into_like_pieces_of_about_128_tokens_and_left_whole_where_short_or_long() -> None:
+    def cuts(*blocks: Block) -> list[tuple[int, int]]:
+        return [(span.place.start, span.place.stop) for span in spans_of(blocks, F64)]
+
+    assert cuts(Block(190)) == [(0, 190)]
+    assert cuts(Block(300)) == [(0, 150), (150, 300)]
+    assert cuts(Block(512)) == [(0, 128), (128, 256), (256, 384), (384, 512)]
+    assert cuts(Block(768)) == [(0, 768)]
+    assert cuts(Block(10), Block(256, 0)) == [(0, 10), (10, 138), (138, 266)]
+
+
+def test_a_piece_sees_the_keys_up_to_its_own_end() -> None:
+    first, second = spans_of([Block(256)], F64)
+    assert first.mask is None
+    assert second.keys == (slice(0, 256),)
+    assert second.mask is not None
+    assert second.mask.shape == (128, 256)
+    assert [int((row == 0).sum()) for row in second.mask] == list(range(129, 257))
+    _, answer = spans_of([Block(4), Block(2, 0)], F64)
+    assert answer.keys == (slice(0, 4), slice(4, 6))
+    assert answer.mask is not None
+    assert answer.mask.tolist() == [[0.0] * 5 + [-torch.inf], [0.0] * 6]
