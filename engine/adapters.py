@@ -334,13 +334,27 @@ def active_layers(base: LoadedBase) -> Iterator[LayerParts]:
         yield parts_of(layer, partial(_lora_of, name=base.active))
 
 
+@contextlib.contextmanager
+def masters_cast_once(base: LoadedBase) -> Iterator[None]:
+    """While nothing is learnt: cast a layer's fp32 LoRA masters at its first use, not at every token.
+
+    Decoding on a GPU is bound by the number of its kernels, and two casts for each of a layer's seven linear parts
+    would be many of them. In fp32 nothing is cast.
+    """
+    base.cast = {}
+    try:
+        yield
+    finally:
+        base.cast = None
+
+
 def _lora_forward(layer: Any, base: LoadedBase, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """``W x + scaling * B A x`` with the active adapter, all in the base's dtype."""
     name = base.active
     if name is None or name not in layer.lora_A:
         result: Tensor = layer.base_layer(x, *args, **kwargs)
         return result
-    return lora_linear(_lora_of(layer, name), x)
+    return lora_linear(_lora_in_use(layer, base), x)
 
 
 def _mlp_forward(module: Any, base: LoadedBase, plain: Any, x: Tensor) -> Tensor:
@@ -349,7 +363,20 @@ def _mlp_forward(module: Any, base: LoadedBase, plain: Any, x: Tensor) -> Tensor
         result: Tensor = plain(x)
         return result
     parts = (module.gate_proj, module.up_proj, module.down_proj)
-    return lora_gated_mlp(GatedMlp(*(_lora_of(part, base.active) for part in parts)), x)
+    return lora_gated_mlp(GatedMlp(*(_lora_in_use(part, base) for part in parts)), x)
+
+
+def _lora_in_use(layer: Any, base: LoadedBase) -> Lora:
+    """A linear layer with what the active adapter adds to it."""
+    if base.cast is None:
+        return _lora_of(layer, base.active)
+    key = (id(layer), base.active)
+    if key not in base.cast:
+        one = _lora_of(layer, base.active)
+        first, second = (None if master is None else master.detach().to(base.dtype) for master in one[1:3])
+        base.cast[key] = one._replace(first=first, second=second)
+    found: Lora = base.cast[key]
+    return found
 
 
 def _lora_of(layer: Any, name: str | None) -> Lora:

@@ -35,6 +35,7 @@ class LoadedBase:
     active: str | None = None  # the adapter in use (:mod:`engine.adapters`); None for the bare base
     halves: str = "none"  # which layers are held in fp16 as well (:mod:`engine.half_weights`): "all", "wide" or "none"
     head_rows: int = CHUNK_ROWS  # positions whose logits are held at once in training
+    cast: dict[tuple[int, str | None], Any] | None = None  # by layer and adapter, see ``adapters.masters_cast_once``
 
     @property
     def decoder(self) -> nn.Module:

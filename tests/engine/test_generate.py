@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from engine import adapters as adapters_module
 from engine import decoder
+from engine import generate as generate_module
 from engine.adapters import Adapters
 from engine.base_model import LoadedBase, load_base
 from engine.decoder import Decoder
@@ -295,6 +298,33 @@ def test_every_family_decodes_like_transformers_under_an_adapter(family: str) ->
         drawn = generate(adapters.base, prompts, greedy(12), ends=[2])
         expected = [transformers_greedy(adapters.base, ids, 12) for ids in prompts]
     assert [list(one.ids) for [one] in drawn] == expected
+
+
+def test_where_transformers_modules_decode_lora_is_cast_once_and_anew_after_it_has_learnt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    adapters = adapters_of(FAMILIES["llama"], torch.bfloat16)
+    adapters.base.packs = False  # as on a GPU
+    made: list[Any] = []
+    real = adapters_module._lora_of
+
+    def counted(layer: Any, name: str | None) -> Any:
+        made.append(layer)
+        return real(layer, name)
+
+    monkeypatch.setattr(adapters_module, "_lora_of", counted)
+    with adapters.use("policy"):
+        [[before]] = generate(adapters.base, [[5, 9, 30]], greedy(12), ends=[])
+    assert len(made) == len(set(map(id, made))) == 4 * 7  # layers and their linear parts, for twelve tokens
+    assert adapters.base.cast is None
+    with torch.no_grad():
+        for one in adapters.parameters("policy"):
+            one.mul_(-2)
+    with adapters.use("policy"):
+        [[after]] = generate(adapters.base, [[5, 9, 30]], greedy(12), ends=[])
+        monkeypatch.setattr(generate_module, "masters_cast_once", contextlib.nullcontext)
+        [[every_time]] = generate(adapters.base, [[5, 9, 30]], greedy(12), ends=[])
+    assert after.ids == every_time.ids != before.ids
 
 
 @pytest.mark.demo_model

@@ -44,7 +44,7 @@ def test_sft_lowers_the_held_out_loss_on_the_sample_demonstrations(base: ModelRe
     assert losses[-1] < losses[0] - 0.15
 
 
-def words(text: str, count: int = 20) -> str:
+def words(text: str, count: int = 12) -> str:
     """The beginning of a text: enough to tell good from bad, and minutes instead of half an hour on two cores."""
     return " ".join(text.split()[:count])
 

@@ -65,13 +65,13 @@ def test_dpo_on_pairs_made_by_the_same_rule_prefers_what_the_rule_prefers(
         pairs.append(PairRow(one.id, one.prompt_id, "", "", asked[one.prompt_id].messages, short, longer))
     held = {one.id for one in asked.values() if one.split == "held-out"}
     recipe = DpoRecipe(
-        quantisation="bf16", max_steps=8, batch=6, micro_batch=6, max_length=160, learning_rate=4e-4, eval_every=0
+        quantisation="bf16", max_steps=6, batch=6, micro_batch=6, max_length=160, learning_rate=4e-4, eval_every=0
     )
     spec = RunSpec(
         run_id=new_id(), method="dpo", name="rule", recipe=dataclasses.asdict(recipe), model=project.resolve(base)
     )
     training = [one for one in pairs if one.group not in held]
-    folder = RunFolder.create(project.runs_dir, spec, training[:48], [one for one in pairs if one.group in held][:12])
+    folder = RunFolder.create(project.runs_dir, spec, training[:36], [one for one in pairs if one.group in held][:12])
     supervisor.launch(folder.path)
     history = follow(folder)
     assert history["loss"][0] == pytest.approx(0.6931, abs=1e-3)
