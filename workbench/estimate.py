@@ -13,15 +13,16 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from workbench.machine_memory import available_bytes
+from workbench.machine_memory import available_bytes, held_bytes
 from workbench.memory_choice import Choice, choose
 from workbench.memory_plan import Peak, Phase, trained_adapters
 from workbench.model_shape import Shape
-from workbench.nvidia import gpu_free_bytes, has_gpu
+from workbench.nvidia import gpu_free_bytes, gpu_held_bytes, has_gpu
 from workbench.recipes import DpoRecipe, KtoRecipe, PpoRecipe, Recipe
 from workbench.records import Method
 from workbench.rows import PairRow, PromptRow, SftRow, responses_of_rankings
 from workbench.run_folder import Row
+from workbench.serve_client import idle_engines
 from workbench.terminal import in_time
 from workbench.training_data import texts_of
 
@@ -226,7 +227,10 @@ def foretold_pace(method: Method, recipe: Recipe, shape: Shape) -> float:
 
 
 def memory_available(device: str) -> int:
-    """Return the free memory of the device that will train, in bytes: the GPU's, or the machine's."""
-    if device != "cpu" and has_gpu():
-        return gpu_free_bytes() or available_bytes()
-    return available_bytes()
+    """Return the free memory of the device that will train, in bytes: the GPU's, or the machine's.
+
+    What this process's own idle engines hold counts as free: they leave when a run starts.
+    """
+    if device != "cpu" and has_gpu() and (free := gpu_free_bytes()):
+        return free + sum(map(gpu_held_bytes, idle_engines()))
+    return available_bytes() + sum(map(held_bytes, idle_engines()))

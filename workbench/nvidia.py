@@ -32,6 +32,17 @@ def gpu_free_bytes() -> int:
         return 0
 
 
+def gpu_held_bytes(pid: int) -> int:
+    """The memory that a process holds on the GPUs; 0 when it holds none or it cannot be told (in a container, say)."""
+    lines = _said("--query-compute-apps=pid,used_memory").splitlines()
+    fields = [line.split(",") for line in lines]
+    return sum(int(one[1]) for one in fields if len(one) == 2 and _are_numbers(one) and int(one[0]) == pid) * 1024**2
+
+
+def _are_numbers(fields: list[str]) -> bool:
+    return all(one.strip().isdecimal() for one in fields)
+
+
 def gpu_has_bf16() -> bool:
     """Whether the first GPU multiplies bf16 matrices itself; older ones compute in fp32 (``engine.base_model``).
 
@@ -45,11 +56,16 @@ def gpu_has_bf16() -> bool:
 
 def asked(field: str) -> str:
     """What ``nvidia-smi`` says of a field of the first GPU; "" when it says nothing."""
+    return next(iter(_said(f"--query-gpu={field}", "-i", "0").split()), "")
+
+
+def _said(*query: str) -> str:
+    """What ``nvidia-smi`` answers, a line for each row; "" when it says nothing."""
     if not _nvidia_smi():
         return ""
     try:
         said = subprocess.run(
-            [_nvidia_smi(), f"--query-gpu={field}", "--format=csv,noheader,nounits", "-i", "0"],
+            [_nvidia_smi(), *query, "--format=csv,noheader,nounits"],
             capture_output=True,
             text=True,
             timeout=10,
@@ -57,7 +73,7 @@ def asked(field: str) -> str:
         )
     except (OSError, subprocess.SubprocessError):
         return ""
-    return next(iter(said.stdout.split()), "")
+    return said.stdout
 
 
 @lru_cache(maxsize=1)

@@ -8,10 +8,11 @@ import time
 
 import pytest
 
+from workbench import estimate
 from workbench.errors import UserError
 from workbench.ids import new_id
 from workbench.protocol import CountTokensRequest, Failed, Finished, ModelRef, ServeProgress, TokenCounts
-from workbench.serve_client import ServeClient, _Process
+from workbench.serve_client import ServeClient, _Process, idle_engines
 
 SERVER = r"""
 import json, os, socket, sys, time
@@ -31,6 +32,7 @@ for raw in source:
     if name == "die": print("a last word", flush=True); os._exit(3)
     if name == "kill": os.kill(os.getpid(), 9)
     if name == "silent": continue
+    if name == "large": held = bytearray(b"1" * 200_000_000)
     if name == "future": say(type="from-a-newer-engine", id=request["id"])
     say(type="serve-progress", id=request["id"], what="Counting")
     say(type="token-counts", id=request["id"], counts=[len(request["rows"])], context=os.getpid())
@@ -48,6 +50,22 @@ def client(tmp_path, monkeypatch):
 def count(name="", rows=1):
     model = ModelRef(model_id="m", name=name, base="/b")
     return CountTokensRequest(id=new_id(), model=model, rows=(((), "x"),) * rows)
+
+
+def test_what_an_idle_engine_holds_is_free_for_a_run_since_it_leaves_when_one_starts(client, monkeypatch):
+    monkeypatch.setattr(estimate, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(estimate, "gpu_free_bytes", lambda: 5000)
+    assert estimate.memory_available("cpu") == 1000
+    client.call(count("large"))
+    [pid] = idle_engines()
+    assert 200_000_000 < estimate.memory_available("cpu") < 400_000_000
+    monkeypatch.setattr(estimate, "has_gpu", lambda: True)
+    monkeypatch.setattr(estimate, "gpu_held_bytes", lambda one: 70 if one == pid else 0)
+    assert estimate.memory_available("auto") == 5070
+    client.request(count("silent"), lambda _: None)
+    assert estimate.memory_available("cpu") == 1000  # it is at work and stays
+    client.leave()
+    assert estimate.memory_available("auto") == 5000
 
 
 def wait_for(condition, seconds=20):
