@@ -339,7 +339,7 @@ def masters_cast_once(base: LoadedBase) -> Iterator[None]:
     """While nothing is learnt: cast a layer's fp32 LoRA masters at its first use, not at every token.
 
     Decoding on a GPU is bound by the number of its kernels, and two casts for each of a layer's seven linear parts
-    would be many of them. In fp32 nothing is cast.
+    would be many of them. In fp32 nothing is cast. (:class:`engine.decoder.Decoder` has its own way.)
     """
     base.cast = {}
     try:

@@ -19,7 +19,7 @@ from engine.packing import Block
 PIECE = 128
 """Queries of a call of the attention kernel, about; fewer multiply badly."""
 LONG = 768
-"""From so many tokens on a block is one causal call: the kernel passes over what lies 512 ahead, and needs no mask."""
+"""From so many tokens on a block is one causal call: the kernel skips what lies 512 ahead, and no mask is needed."""
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 

@@ -6,8 +6,8 @@ backward pass is written out. It keeps x, y, queries and keys (rotated; before t
 attention's output, gate and up, and makes the rest (norms, silu, the product) again, as each costs one pass over
 memory. Under gradient checkpointing it keeps x alone and runs the forward pass again.
 
-The last layer's MLP, a twentieth of a small model, runs for the tokens that are read alone: those that predict a
-trained one, or a sequence's last.
+Behind its attention the last layer runs for the tokens that are read alone: those that predict a trained one, or a
+sequence's last.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """How sequences lie in one forward pass, and where in its output everything is found.
 
-On a CPU sequences are **packed**: laid end to end in one row without padding, with attention done block by block, each
-block a causal call of the fast kernel. Sequences that begin with the same prompt (the responses of a ranking) share
-it: the prompt passes once, and each response attends to it and to itself ("prefix sharing", arXiv 2410.20305). On a
-GPU one call over padded rows is worth more than no padding, and rows are **padded** on the right.
+On a CPU sequences are **packed**: laid end to end in one row without padding, with attention done block by block
+(:mod:`engine.attention`). Sequences that begin with the same prompt (the responses of a ranking) share it: the prompt
+passes once, and each response attends to it and to itself ("prefix sharing", arXiv 2410.20305). On a GPU one call over
+padded rows is worth more than no padding, and rows are **padded** on the right.
 
 All indices are made from lengths on the CPU, so that no mask is read back from the device.
 """

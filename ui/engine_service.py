@@ -41,6 +41,10 @@ class ServeClientLike(Protocol):
     def call(self, request: AnyRequest, timeout: float | None = None, on_reply: OnReply | None = None) -> AnyReply:
         """Send a request and wait for its last reply."""
 
+    @property
+    def pid(self) -> int:
+        """The engine process; 0 where there is none."""
+
     def leave(self) -> None:
         """End the engine process and give its memory back; the next request starts it anew."""
 
@@ -76,6 +80,13 @@ class EngineLike(Protocol):
         owner: QObject | None = None,
     ) -> Borrowed:
         """Run a deed of the workbench that asks the engine itself, off the window's thread."""
+
+    @property
+    def idle_process(self) -> int:
+        """The process that :meth:`release` would end; 0 where there is none, or it is at work."""
+
+    def release(self) -> None:
+        """Give the engine's memory back while nothing is asked of it, for a run that needs it."""
 
     def shutdown(self) -> None:
         """End the engine."""
@@ -149,6 +160,11 @@ class EngineService(QObject):
     def busy(self) -> bool:
         """Whether a request is open."""
         return bool(self._open) or self._lent > 0
+
+    @property
+    def idle_process(self) -> int:
+        """The process that :meth:`release` would end; 0 where there is none, or it is at work."""
+        return self._client.pid if self._client is not None and not self.busy else 0
 
     def request(self, request: AnyRequest, on_reply: OnReply) -> str:
         """Send a request; ``on_reply`` gets each reply on the window's thread, the last one included."""

@@ -45,7 +45,7 @@ class TrainPane(QWidget):
         self._chosen_starts: dict[str, str] = {}  # by method, what the researcher picked
         self._changes: dict[str, dict[str, Any]] = {method: {} for method in METHODS}
         self._stale = True
-        self.planner = TrainPlanner(context.project, self)
+        self.planner = TrainPlanner(context.project, context.engine, self)
         self.methods = MethodCards()
         self.setup = SetupCard(context)
         self.summary = TrainSummary()

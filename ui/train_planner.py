@@ -8,6 +8,7 @@ from typing import Any
 
 from PySide6.QtCore import QObject, QTimer, Signal, SignalInstance
 
+from ui.engine_service import EngineLike
 from ui.operations import run_task
 from workbench.project import Project
 from workbench.recipes import RECIPES, Recipe
@@ -40,8 +41,11 @@ class Planned:
     plan: RunPlan
 
 
-def make_plan(project: Project, choice: Choice) -> Planned:
-    """Resolve a choice; blocks for some tens of milliseconds on a large project."""
+def make_plan(project: Project, choice: Choice, leaving: int = 0) -> Planned:
+    """Resolve a choice; blocks for some tens of milliseconds on a large project.
+
+    ``leaving`` is the process that ends as the run starts, 0 for none.
+    """
     standard = preset_for(project, choice.method, choice.preset, choice.start_id, choice.tags)
     known = {one.name for one in settings_of(RECIPES[choice.method])}
     changes: dict[str, Any] = {name: value for name, value in choice.changes if name in known}
@@ -54,6 +58,7 @@ def make_plan(project: Project, choice: Choice) -> Planned:
         recipe=recipe,
         name=choice.name,
         tags=choice.tags,
+        leaving=leaving,
     )
     return Planned(choice, standard, plan)
 
@@ -70,9 +75,10 @@ class TrainPlanner(QObject):
     started: SignalInstance = Signal(object)  # type: ignore[assignment]
     start_failed: SignalInstance = Signal(object)  # type: ignore[assignment]
 
-    def __init__(self, project: Project, parent: QObject | None = None) -> None:
+    def __init__(self, project: Project, engine: EngineLike, parent: QObject | None = None) -> None:
         super().__init__(parent)
         self._project = project
+        self._engine = engine
         self._choice = Choice()
         self._asked = 0
         self._open = False
@@ -108,19 +114,23 @@ class TrainPlanner(QObject):
         self.planning.emit()
 
     def start(self) -> None:
-        """Start the planned run, off the window's thread. Does nothing without a current plan."""
+        """Start the planned run, off the window's thread; an idle engine leaves its memory to it.
+
+        Does nothing without a current plan.
+        """
         planned, project = self._current, self._project
         if planned is not None and not self.starting:
             self.starting = True
+            self._engine.release()
             run_task(lambda: start_run(project, planned.plan), self._on_started, self._on_start_failed, owner=self)
 
     def _plan(self) -> None:
         if self._open:
             return  # the answer under way sees that more was asked
         self._open = True
-        asked, choice, project = self._asked, self._choice, self._project
+        asked, choice, project, leaving = self._asked, self._choice, self._project, self._engine.idle_process
         run_task(
-            lambda: make_plan(project, choice),
+            lambda: make_plan(project, choice, leaving),
             lambda planned: self._on_planned(asked, planned),
             lambda error: self._on_failed(asked, error),
             owner=self,

@@ -22,7 +22,6 @@ from workbench.recipes import DpoRecipe, KtoRecipe, PpoRecipe, Recipe
 from workbench.records import Method
 from workbench.rows import PairRow, PromptRow, SftRow, responses_of_rankings
 from workbench.run_folder import Row
-from workbench.serve_client import idle_engines
 from workbench.terminal import in_time
 from workbench.training_data import texts_of
 
@@ -81,6 +80,7 @@ def estimate(
     paces: Sequence[Pace] = (),
     peaks: Sequence[Peak] = (),
     base: str = "",
+    leaving: int = 0,
 ) -> Estimate:
     """Estimate a run's memory, time, steps and checkpoint size, with the settings that the memory plan chooses.
 
@@ -96,11 +96,12 @@ def estimate(
         paces: what earlier runs of the project reached.
         peaks: what earlier runs of the project held, newest first.
         base: the base model's folder, to find the runs that are most like this one.
+        leaving: a process that ends as the run starts: what it holds counts as free; 0 for none.
     """
     by_row = [row_tokens(row, recipe) for row in rows]
     lengths = [tokens for row in by_row for tokens in row] or [0]
     rank = start_rank or recipe.lora_rank
-    available = memory_available(recipe.device)
+    available = memory_available(recipe.device) + held_by(leaving, recipe.device)
     rankings = [len(one) for one in responses_of_rankings(rows).values()]
     choice = choose(
         method,
@@ -227,10 +228,14 @@ def foretold_pace(method: Method, recipe: Recipe, shape: Shape) -> float:
 
 
 def memory_available(device: str) -> int:
-    """Return the free memory of the device that will train, in bytes: the GPU's, or the machine's.
+    """Return the free memory of the device that will train, in bytes: the GPU's, or the machine's."""
+    if device != "cpu" and has_gpu():
+        return gpu_free_bytes() or available_bytes()
+    return available_bytes()
 
-    What this process's own idle engines hold counts as free: they leave when a run starts.
-    """
-    if device != "cpu" and has_gpu() and (free := gpu_free_bytes()):
-        return free + sum(map(gpu_held_bytes, idle_engines()))
-    return available_bytes() + sum(map(held_bytes, idle_engines()))
+
+def held_by(pid: int, device: str) -> int:
+    """What a process would give back of a device's memory by ending, in bytes; 0 for no process (0)."""
+    if not pid:
+        return 0
+    return gpu_held_bytes(pid) if device != "cpu" and has_gpu() else held_bytes(pid)

@@ -33,8 +33,8 @@ def gpu_free_bytes() -> int:
 
 
 def gpu_held_bytes(pid: int) -> int:
-    """The memory that a process holds on the GPUs; 0 when it holds none or it cannot be told (in a container, say)."""
-    lines = _said("--query-compute-apps=pid,used_memory").splitlines()
+    """The memory that a process holds on the first GPU; 0 where that cannot be told (in a container, say)."""
+    lines = _said("--query-compute-apps=pid,used_memory", "-i", "0").splitlines()
     fields = [line.split(",") for line in lines]
     return sum(int(one[1]) for one in fields if len(one) == 2 and _are_numbers(one) and int(one[0]) == pid) * 1024**2
 

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,12 +44,6 @@ LEAVE_TIMEOUT_S = 5.0
 _LOG_TAIL_BYTES = 2000
 _LINE_LIMIT_BYTES = 64 * 1024 * 1024
 _numbers = itertools.count(1)
-_clients: weakref.WeakSet[ServeClient] = weakref.WeakSet()
-
-
-def idle_engines() -> list[int]:
-    """The ids of this process's engines that are asked for nothing: they leave when a run needs their memory."""
-    return [pid for client in list(_clients) for pid in client.idle]
 
 
 class _Process:
@@ -148,13 +141,12 @@ class ServeClient:
         self._process: _Process | None = None
         self._open: dict[str, _Asked] = {}
         self._reader: threading.Thread | None = None
-        _clients.add(self)
 
     @property
-    def idle(self) -> list[int]:
-        """The id of the present process while it is asked for nothing."""
+    def pid(self) -> int:
+        """The id of the present process; 0 where there is none."""
         process = self._process
-        return [process.child.pid] if process is not None and not self._open else []
+        return process.child.pid if process is not None else 0
 
     @property
     def running(self) -> bool:

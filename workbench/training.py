@@ -132,8 +132,12 @@ def plan_run(
     recipe: Recipe,
     name: str = "",
     tags: tuple[str, ...] = (),
+    leaving: int = 0,
 ) -> RunPlan:
-    """Decide and check a run without starting it. What the user must mend comes back as problems, never raised."""
+    """Decide and check a run without starting it. What the user must mend comes back as problems, never raised.
+
+    What a process ``leaving`` as the run starts (an idle engine) holds counts as free.
+    """
     problems: list[Problem] = []
     start, model = resolved(project, start_model_id, "start_model", problems)
     if start is not None and start.role not in START_ROLES[method]:
@@ -176,6 +180,7 @@ def plan_run(
                 paces=measured_paces(project),
                 peaks=measured_peaks(project),
                 base=model.base,
+                leaving=leaving,
             )
             problems += cost_problems(project, recipe, shape, cost, chosen)
         except UserError as error:

@@ -190,6 +190,18 @@ def test_every_family_trains_the_same(twins: tuple[Adapters, Adapters]) -> None:
         torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-4 * one.abs().max().item())
 
 
+def test_sequences_of_which_nothing_is_read_pass_all_the_same(twins: tuple[Adapters, Adapters]) -> None:
+    found = []
+    for adapters in twins:
+        nothing = torch.empty(0, dtype=torch.long)
+        with adapters.use("policy"):
+            states = adapters.flat(lay_out(ROWS, torch.device("cpu"), packed=True), nothing)
+        assert states.shape == (0, 32)
+        states.sum().backward()
+        found += [one.grad for one in adapters.parameters("policy")]
+    assert all(one is not None and not one.any() for one in found)
+
+
 def test_a_new_adapter_is_seen_by_the_next_batch(twins: tuple[Adapters, Adapters]) -> None:
     plain, held = twins
     before = drawn(held)

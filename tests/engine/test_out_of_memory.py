@@ -95,12 +95,12 @@ def break_model(monkeypatch, most, where):
             broken[:] = [1] * (where in " ".join(words))
         enter(session, *words)
 
-    def short(adapters, layout):
+    def short(adapters, layout, *places):
         if where == "update" and torch.is_grad_enabled():
             broken.append(1)
         if broken and len(layout.last) > most:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8589934592 bytes.")
-        return real(adapters, layout)
+        return real(adapters, layout, *places)
 
     monkeypatch.setattr(Session, "phase", phase)
     monkeypatch.setattr(Adapters, "flat", short)
@@ -160,16 +160,18 @@ def test_held_out_rows_pass_in_the_micro_batches_that_fitted_the_reference(runs,
     assert max(passed) == 2  # 4 at once ran out of memory; 2 did not
 
 
-def test_held_out_responses_are_measured_at_most_512_tokens_at_once_on_a_cpu(runs, monkeypatch):
+def test_held_out_responses_are_measured_at_most_1024_tokens_at_once_on_a_cpu(runs, monkeypatch):
     tokens = []
     real = Adapters.flat
-    monkeypatch.setattr(Adapters, "flat", lambda self, layout: tokens.append(layout.tokens) or real(self, layout))
+    monkeypatch.setattr(
+        Adapters, "flat", lambda self, layout, *places: tokens.append(layout.tokens) or real(self, layout, *places)
+    )
     long = [
         ThumbRow(f"d{n}", f"p{n}", f"r{n}", "me", (Message("user", f"{n} " + "q" * 120),), "x" * 60, n % 2 == 0)
-        for n in range(6)
+        for n in range(12)
     ]
-    runs.run(runs.create("kto", long[:4], long[4:] + long[:2], batch=4, micro_batch=4, max_steps=1))
-    assert 256 < max(tokens) <= 512
+    runs.run(runs.create("kto", long[:8], long[8:] + long[:4], batch=8, micro_batch=8, max_steps=1))
+    assert 512 < max(tokens) <= 1024
 
 
 @pytest.mark.parametrize(

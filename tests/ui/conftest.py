@@ -65,6 +65,7 @@ class FakeEngineService(QObject):
         self.requests: list[AnyRequest] = []
         self.cancelled: list[str] = []
         self.state = "off"
+        self.idle_process = 0
         self._scripts: dict[type, Script] = {}
         self._open: dict[str, Callable[[AnyReply], None]] = {}
         self._queue: deque[AnyReply] = deque()

@@ -38,6 +38,7 @@ class FakeClient:
         self.requests: list[AnyRequest] = []
         self.cancelled: list[str] = []
         self.left = 0
+        self.pid = 41
         self.closed = False
 
     def request(self, request: AnyRequest, on_reply: Callable[[AnyReply], None]) -> str:
@@ -242,14 +243,16 @@ def test_an_idle_engine_gives_its_memory_back_and_a_busy_one_does_not(
     qtbot: Any, service: EngineService, client: FakeClient
 ) -> None:
     service.release()
-    assert client.left == 0  # there was no engine
+    assert client.left == service.idle_process == 0  # there was no engine
     client.replies = lambda _request: []
     service.request(ask(), lambda _: None)
     qtbot.waitUntil(lambda: len(client.requests) == 1)
     service.release()
+    assert service.idle_process == 0  # it is at work and stays
     client.replies = lambda request: [Finished(id=request.id)]
     service.cancel("a")
     service._open.clear()
+    assert service.idle_process == 41
     service.release()
     qtbot.waitUntil(lambda: client.left == 1)
     assert service.state == "off"

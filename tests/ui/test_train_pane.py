@@ -249,6 +249,30 @@ def test_start_starts_the_plan_and_goes_to_the_run(pane, qtbot, monkeypatch, sai
     assert pane.setup.run_name.text() == ""
 
 
+def test_what_the_idle_engine_holds_is_planned_with_and_it_leaves_before_the_run_starts(pane, qtbot, monkeypatch):
+    told = []
+    plan_run = ui.train_planner.plan_run
+
+    def planned(*given, **more):
+        told.append(more["leaving"])
+        return plan_run(*given, **more)
+
+    def fake_start(project, plan):
+        told.append("started")
+        return RunRecord("r1", plan.method, "sft 1", "queued", plan.start.id)
+
+    monkeypatch.setattr(ui.train_planner, "plan_run", planned)
+    monkeypatch.setattr(ui.train_planner, "start_run", fake_start)
+    engine = pane._context.engine
+    monkeypatch.setattr(engine, "release", lambda: told.append("left"))
+    engine.idle_process = 41
+    pane.planner.refresh()
+    replan(qtbot, pane)
+    qtbot.mouseClick(pane.start, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: "started" in told)
+    assert told[:3] == [41, "left", "started"]
+
+
 def test_a_start_that_fails_says_why_and_can_be_tried_again(pane, qtbot, monkeypatch):
     from workbench.errors import UserError
 

@@ -55,7 +55,7 @@ def test_wsl_has_a_gpu_where_windows_shares_its_device_and_its_driver(tmp_path, 
     assert nvidia.has_gpu(made(tmp_path, "usr/lib/wsl/lib/libcuda.so.1"))
 
 
-def test_what_a_process_holds_on_all_gpus_is_told_by_its_id_where_it_is_a_number(smi):
+def test_what_a_process_holds_of_the_gpu_is_told_by_its_id_where_it_is_a_number(smi):
     asked = smi("41, 7000\n4, 100\n4, 23\n", "4, [N/A]\nNo running processes found\n", "")
     assert [nvidia.gpu_held_bytes(4) for _ in range(3)] == [123 * 1024 * 1024, 0, 0]
     assert set(asked) == {"--query-compute-apps=pid,used_memory"}

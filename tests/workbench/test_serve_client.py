@@ -8,11 +8,14 @@ import time
 
 import pytest
 
-from workbench import estimate
+from workbench import estimate as estimate_module
 from workbench.errors import UserError
+from workbench.estimate import estimate, held_by
 from workbench.ids import new_id
+from workbench.model_shape import Shape
 from workbench.protocol import CountTokensRequest, Failed, Finished, ModelRef, ServeProgress, TokenCounts
-from workbench.serve_client import ServeClient, _Process, idle_engines
+from workbench.recipes import SftRecipe
+from workbench.serve_client import ServeClient, _Process
 
 SERVER = r"""
 import json, os, socket, sys, time
@@ -52,20 +55,24 @@ def count(name="", rows=1):
     return CountTokensRequest(id=new_id(), model=model, rows=(((), "x"),) * rows)
 
 
-def test_what_an_idle_engine_holds_is_free_for_a_run_since_it_leaves_when_one_starts(client, monkeypatch):
-    monkeypatch.setattr(estimate, "available_bytes", lambda: 1000)
-    monkeypatch.setattr(estimate, "gpu_free_bytes", lambda: 5000)
-    assert estimate.memory_available("cpu") == 1000
+def test_what_the_engine_holds_counts_as_free_for_a_run_as_whose_start_it_leaves(client, monkeypatch):
+    assert client.pid == 0
+    assert held_by(client.pid, "cpu") == 0
     client.call(count("large"))
-    [pid] = idle_engines()
-    assert 200_000_000 < estimate.memory_available("cpu") < 400_000_000
-    monkeypatch.setattr(estimate, "has_gpu", lambda: True)
-    monkeypatch.setattr(estimate, "gpu_held_bytes", lambda one: 70 if one == pid else 0)
-    assert estimate.memory_available("auto") == 5070
-    client.request(count("silent"), lambda _: None)
-    assert estimate.memory_available("cpu") == 1000  # it is at work and stays
+    assert 200_000_000 < held_by(client.pid, "cpu") < 400_000_000
+    shape = Shape(10**6, 64, 2, 128, 4, 2, 16, 100, 512)
+    monkeypatch.setattr(estimate_module, "available_bytes", lambda: 1000)
+    foretold = [
+        estimate("sft", SftRecipe(device="cpu"), shape, [], leaving=pid).memory_available for pid in (0, client.pid)
+    ]
+    assert foretold[0] == 1000
+    assert 200_000_000 < foretold[1] < 400_000_000
+    monkeypatch.setattr(estimate_module, "has_gpu", lambda: True)
+    monkeypatch.setattr(estimate_module, "gpu_held_bytes", lambda pid: 70 if pid == client.pid else 0)
+    assert held_by(client.pid, "auto") == 70
+    gone = client.pid
     client.leave()
-    assert estimate.memory_available("auto") == 5000
+    assert held_by(gone, "cpu") == 0
 
 
 def wait_for(condition, seconds=20):
