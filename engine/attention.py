@@ -122,8 +122,10 @@ def _pieces(place: slice, root: slice | None, dtype: torch.dtype) -> list[Span]:
         own = slice(begin, min(begin + size, place.stop))
         keys = (slice(place.start, own.stop),) if root is None else (root, slice(place.start, own.stop))
         before = seen + begin - place.start  # keys that all of the piece sees
-        later = torch.ones(own.stop - begin, before + own.stop - begin, dtype=torch.bool).triu(before + 1)
-        spans.append(Span(own, keys, None if before == 0 else additive(~later, dtype)))
+        mask = (
+            torch.ones(own.stop - begin, before + own.stop - begin, dtype=torch.bool).tril(before) if before else None
+        )
+        spans.append(Span(own, keys, additive(mask, dtype)))
     return spans
 
 

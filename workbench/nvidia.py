@@ -34,7 +34,7 @@ def gpu_free_bytes() -> int:
 
 def gpu_held_bytes(pid: int) -> int:
     """The memory that a process holds on the first GPU; 0 where that cannot be told (in a container, say)."""
-    lines = _said("--query-compute-apps=pid,used_memory", "-i", "0").splitlines()
+    lines = _said("--query-compute-apps=pid,used_memory").splitlines()
     fields = [line.split(",") for line in lines]
     return sum(int(one[1]) for one in fields if len(one) == 2 and _are_numbers(one) and int(one[0]) == pid) * 1024**2
 
@@ -56,16 +56,16 @@ def gpu_has_bf16() -> bool:
 
 def asked(field: str) -> str:
     """What ``nvidia-smi`` says of a field of the first GPU; "" when it says nothing."""
-    return next(iter(_said(f"--query-gpu={field}", "-i", "0").split()), "")
+    return next(iter(_said(f"--query-gpu={field}").split()), "")
 
 
-def _said(*query: str) -> str:
-    """What ``nvidia-smi`` answers, a line for each row; "" when it says nothing."""
+def _said(query: str) -> str:
+    """What ``nvidia-smi`` answers of the first GPU, a line for each row; "" when it says nothing."""
     if not _nvidia_smi():
         return ""
     try:
         said = subprocess.run(
-            [_nvidia_smi(), *query, "--format=csv,noheader,nounits"],
+            [_nvidia_smi(), query, "--format=csv,noheader,nounits", "-i", "0"],
             capture_output=True,
             text=True,
             timeout=10,

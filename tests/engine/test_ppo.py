@@ -19,7 +19,7 @@ from engine.score import RewardStats
 from engine.session import DivergedError, Session
 from tests.engine.conftest import randomise
 from tests.engine.golden_adapter import noise_adapter
-from tests.engine.rows import QUICK, prompts
+from tests.engine.rows import LEARNT, QUICK, prompts
 from workbench.errors import UserError
 from workbench.metrics import GLOSSARY
 from workbench.protocol import Checkpoint, Diverged, Metrics, ModelRef, Paused, SampleNow, Stop, Warned
@@ -140,18 +140,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(runs, metric, sta
 
 @pytest.mark.parametrize("method", ["gae", "rloo", "grpo"])
 def test_a_rule_is_learnt_and_the_leash_holds(runs, metric, method):
-    settings = QUICK | {
+    settings = LEARNT | {
         "advantage": method,
         "responses_per_prompt": 1 if method == "gae" else 4,
         "episodes": (18 if method == "rloo" else 16) * 24,
-        "batch": 24,
-        "micro_batch": 24,
-        "mini_batches": 1,
-        "ppo_epochs": 4,
-        "learning_rate": 4e-3,
-        "value_learning_rate": 1e-2,
-        "missing_eos_penalty": 0.0,
-        "kl_coefficient": 0.02,
     }
     folder = runs.create("ppo", prompts(12), prompts(8), **settings)
     runs.run(folder)

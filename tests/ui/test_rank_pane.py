@@ -12,6 +12,7 @@ from PySide6.QtCore import Qt
 from PySide6.QtGui import QGuiApplication
 from PySide6.QtWidgets import QApplication, QLineEdit, QToolButton, QWidget
 
+from tests.ui.waiting import open_pane as show_pane
 from tests.ui.waiting import to_front, wait
 from ui.context import Context
 from ui.rank_chrome import RankFooter
@@ -39,12 +40,7 @@ def open_pane(qtbot: Any, settle: Settle) -> Iterator[Callable[[Context], RankPa
     def make(context: Context) -> RankPane:
         pane = RankPane(context)
         made.append(pane)
-        qtbot.addWidget(pane)
-        pane.resize(1280, 800)
-        pane.show()
-        to_front(qtbot, pane)
-        pane.activate()
-        settle()
+        show_pane(qtbot, pane, settle)
         return pane
 
     yield make
