@@ -27,7 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.base_model import LoadedBase
-from engine.decoder_layer import frames_of, run_layers
+from engine.decoder_layer import run_layers
+from engine.frames import frames_of
 from engine.half_weights import hold_halves, is_wide
 from engine.heads import HEAD_KEY, mean_head, save_heads
 from engine.layer_parts import LayerParts, parts_of

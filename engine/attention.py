@@ -27,7 +27,7 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 class Span(NamedTuple):
     """A piece of a block of packed tokens, and what it attends to."""
 
-    place: slice  # where it lies
+    place: slice  # where it lies among the queries
     keys: tuple[slice, ...]  # where the keys lie: its root's, if it has one, and its block's up to its own end
     mask: Tensor | None  # [its tokens, keys] to add to the scores; None: causal
 
@@ -39,7 +39,8 @@ Attention = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 def attend(query: Tensor, key: Tensor, value: Tensor, spans: Sequence[Span], scaling: float) -> tuple[Tensor, Tensor]:
     """Attention within blocks, and from a block to its root.
 
-    query [T, H, W], key and value [T, G, W]. Returns (the output [T, H, W], the scores' logsumexp [1, T, H]).
+    query [T, H, W], key and value [S, G, W], which may be more: the spans say where each query's lie. Returns (the
+    output [T, H, W], the scores' logsumexp [1, T, H]).
     """
     query, key, value = (one.contiguous() for one in (query, key, value))  # what the kernel takes for granted
     out = torch.empty_like(query)
@@ -97,8 +98,11 @@ def attend_backward(
     return query_grad, key_grad, value_grad
 
 
-def spans_of(blocks: Sequence[Block], dtype: torch.dtype) -> list[Span]:
-    """Find where the blocks of a layout lie, and cut them into pieces, once for all layers of a pass."""
+def spans_of(blocks: Sequence[Block], dtype: torch.dtype, tokens: slice | None = None) -> list[Span]:
+    """Cut what of a layout's blocks lies among some of its tokens (None: all) into pieces, once for all layers.
+
+    The spans' own places begin at 0 with the first of the tokens; those of their keys are the layout's.
+    """
     places: list[slice] = []
     begin = 0
     for block in blocks:
@@ -107,25 +111,29 @@ def spans_of(blocks: Sequence[Block], dtype: torch.dtype) -> list[Span]:
     return [
         span
         for place, block in zip(places, blocks, strict=True)
-        for span in _pieces(place, None if block.root < 0 else places[block.root], dtype)
+        for span in _pieces(place, None if block.root < 0 else places[block.root], dtype, tokens or slice(0, begin))
     ]
 
 
-def _pieces(place: slice, root: slice | None, dtype: torch.dtype) -> list[Span]:
-    """Cut a block into spans of about PIECE tokens. The first of a block without a root needs no mask."""
-    length = place.stop - place.start
+def _pieces(block: slice, root: slice | None, dtype: torch.dtype, tokens: slice) -> list[Span]:
+    """Cut a block, as far as it lies among the tokens, into spans of about PIECE of them.
+
+    The first of a block without a root needs no mask.
+    """
+    first, end = max(block.start, tokens.start), min(block.stop, tokens.stop)
+    length = end - first
+    if length <= 0:
+        return []
     seen = 0 if root is None else root.stop - root.start
-    whole = root is None and length >= LONG
+    whole = root is None and first == block.start and length >= LONG
     size = -(-length // (1 if whole else max(1, round(length / PIECE))))
     spans = []
-    for begin in range(place.start, place.stop, size):
-        own = slice(begin, min(begin + size, place.stop))
-        keys = (slice(place.start, own.stop),) if root is None else (root, slice(place.start, own.stop))
-        before = seen + begin - place.start  # keys that all of the piece sees
-        mask = (
-            torch.ones(own.stop - begin, before + own.stop - begin, dtype=torch.bool).tril(before) if before else None
-        )
-        spans.append(Span(own, keys, additive(mask, dtype)))
+    for begin in range(first, end, size):
+        stop = min(begin + size, end)
+        keys = (slice(block.start, stop),) if root is None else (root, slice(block.start, stop))
+        before = seen + begin - block.start  # keys that all of the piece sees
+        mask = torch.ones(stop - begin, before + stop - begin, dtype=torch.bool).tril(before) if before else None
+        spans.append(Span(slice(begin - tokens.start, stop - tokens.start), keys, additive(mask, dtype)))
     return spans
 
 

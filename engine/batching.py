@@ -13,6 +13,8 @@ from typing import TypeVar
 
 import torch
 
+from engine.base_model import LoadedBase
+
 T = TypeVar("T")
 CPU_MICRO_TOKENS = 1024
 WINDOW_BATCHES = 8
@@ -103,20 +105,21 @@ def in_batches(rows: Sequence[T], length: Callable[[T], int], batch: int) -> lis
 
 
 def cut_within(
-    rows: Sequence[T], length: Callable[[T], int], most_rows: int, most_tokens: int | None
+    rows: Sequence[T], length: Callable[[T], int], most_rows: int, most_tokens: int | None, *, packed: bool = False
 ) -> list[Sequence[T]]:
-    """Cut neighbours into micro-batches of at most ``most_rows`` rows and ``most_tokens`` padded tokens.
+    """Cut neighbours into micro-batches of at most ``most_rows`` rows and ``most_tokens`` tokens, padding included.
 
-    A row that is longer than that stands alone.
+    ``packed`` rows have no padding. A row that is longer than that stands alone.
     """
     parts: list[Sequence[T]] = []
-    begin = longest = 0
+    begin = longest = every = 0
     for index, row in enumerate(rows):
-        longest = max(longest, length(row))
+        longest, every = max(longest, length(row)), every + length(row)
         count = index - begin + 1
-        if count > 1 and (count > most_rows or (most_tokens is not None and count * longest > most_tokens)):
+        tokens = every if packed else count * longest
+        if count > 1 and (count > most_rows or (most_tokens is not None and tokens > most_tokens)):
             parts.append(rows[begin:index])
-            begin, longest = index, length(row)
+            begin, longest, every = index, length(row), length(row)
     return [*parts, rows[begin:]] if len(rows) else parts
 
 
@@ -130,10 +133,10 @@ def most_tokens(device: torch.device) -> int | None:
     return CPU_MICRO_TOKENS if device.type == "cpu" else None
 
 
-def cutter(length: Callable[[T], int], device: torch.device) -> Callable[[Sequence[T], int], list[Sequence[T]]]:
-    """How rows are cut on a device, given how many a micro-batch may hold: see :func:`cut_within`."""
-    tokens = most_tokens(device)
-    return lambda rows, most_rows: cut_within(rows, length, most_rows, tokens)
+def cutter(length: Callable[[T], int], base: LoadedBase) -> Callable[[Sequence[T], int], list[Sequence[T]]]:
+    """How rows are cut for a base, given how many a micro-batch may hold: see :func:`cut_within`."""
+    tokens = most_tokens(base.device)
+    return lambda rows, most_rows: cut_within(rows, length, most_rows, tokens, packed=base.packs)
 
 
 def _batches(

@@ -71,7 +71,7 @@ def calibrate(
     """Score at most so many demonstrations and ranked responses; the run goes on with the micro-batch that fitted."""
     session.phase("evaluating", "calibrating the scores")
     at_once = 2 * micro_batch.rows  # sequences: a pair has two
-    cut: Callable[[Sequence[Sequence[int]], int], list[Sequence[Sequence[int]]]] = cutter(len, session.device)
+    cut: Callable[[Sequence[Sequence[int]], int], list[Sequence[Sequence[int]]]] = cutter(len, model.adapters.base)
 
     def stats_of(rows: Sequence[Sequence[int]], reference: str) -> RewardStats:
         nonlocal at_once

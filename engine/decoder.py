@@ -6,6 +6,7 @@ is bound by reading the weights and the cache: grouped query heads read their ke
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from engine.adapters import active_layers
-from engine.attention import Attention, additive, attend, spans_of
+from engine.attention import additive
 from engine.base_model import LoadedBase
-from engine.decoder_layer import layer_forward
+from engine.decoder_layer import layer_forward, pass_layers
+from engine.frames import Frame, frames_of, joined
 from engine.half_weights import half_for, half_linear
 from engine.kv_cache import RowsCache
 from engine.lora_linear import Lora, linears, project
@@ -39,47 +41,33 @@ class Decoder:
         cache.open(pads, longest, self._base.device)
         ids = torch.tensor([[token for one in prompts for token in one]])
         positions = torch.cat([torch.arange(length) for length in lengths])[None]
-        spans = spans_of([Block(length) for length in lengths], self._base.dtype)
-
-        def attention(layer: Any, scaling: float) -> Attention:
-            def run(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-                layer.update(*(_on_the_right(one, lengths, longest) for one in (key, value)))
-                return attend(query, key, value, spans, scaling)
-
-            return run
-
+        embedded, cosine, sine = self._embedded(ids, positions)
         last = torch.tensor(lengths).cumsum(0) - 1
-        return self._logits(self._run(ids, positions, [attention(*one) for one in self._places(cache)], last))
+        frames = frames_of([Block(length) for length in lengths], cosine, sine, read=last)
+        fill = _Filling(cache, frames, lengths)
+        return self._logits(pass_layers(embedded, self._layers, frames, self._project, fill))
 
     def step(self, ids: Tensor, cache: RowsCache) -> Tensor:
         """Append a token a row, [rows, 1], to the cache. Returns the logits behind it, [rows, V]."""
         inputs = cache.inputs(ids, None)
         mask = additive(inputs["attention_mask"], self._base.dtype)  # [rows, 1, 1, columns], or None
-        attentions = [
-            partial(attend_to_cache, layer=layer, mask=mask, scaling=scaling) for layer, scaling in self._places(cache)
-        ]
-        return self._logits(self._run(ids.T, inputs["position_ids"].T, attentions))
+        hidden, cosine, sine = self._embedded(ids.T, inputs["position_ids"].T)
+        for parts, layer in zip(self._layers, cache.cache.layers, strict=True):
+            attention = partial(attend_to_cache, layer=layer, mask=mask, scaling=parts.scaling)
+            hidden = layer_forward(hidden, parts, cosine, sine, attention, self._project)[0]
+        return self._logits(hidden)
 
-    def _places(self, cache: RowsCache) -> list[tuple[Any, float]]:
-        return [(layer, parts.scaling) for layer, parts in zip(cache.cache.layers, self._layers, strict=True)]
-
-    def _run(
-        self, ids: Tensor, positions: Tensor, attentions: Sequence[Attention], read: Tensor | None = None
-    ) -> Tensor:
-        """Pass tokens [1, T] through the layers. Returns the final states of those ``read``, [R, D]; None: of all."""
+    def _embedded(self, ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of tokens [1, T] what the first layer takes [T, D], and the cosine and sine of their places [T, 1, W]."""
         decoder: Any = self._base.decoder
         embedded = decoder.get_input_embeddings()(ids)
         cosine, sine = (one[0][:, None] for one in decoder.rotary_emb(embedded, positions))
-        hidden = embedded[0]
-        for number, (parts, attention) in enumerate(zip(self._layers, attentions, strict=True), 1):
-            goes_on = read if number == len(self._layers) else None
-            hidden = layer_forward(hidden, parts, cosine, sine, attention, self._project, read=goes_on)[0]
-        normed: Tensor = decoder.norm(hidden)
-        return normed
+        return embedded[0], cosine, sine
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        """The logits of final states [rows, D], [rows, V]."""
-        [logits] = linears([self._base.model.get_output_embeddings()], hidden)
+        """The logits of what the last layer gives [rows, D], [rows, V]."""
+        decoder: Any = self._base.decoder
+        [logits] = linears([self._base.model.get_output_embeddings()], decoder.norm(hidden))
         return logits
 
     def _project(self, layers: Sequence[Lora], rows: Tensor) -> tuple[list[Tensor], Tensor | None]:
@@ -108,6 +96,28 @@ class Decoder:
         return self._loras[key]
 
 
+class _Filling:
+    """Puts the keys and values of prompts into a cache, a layer when all frames have come to it."""
+
+    def __init__(self, cache: RowsCache, frames: Sequence[Frame], lengths: Sequence[int]) -> None:
+        self._cache, self._frames, self._lengths = cache, len(frames), lengths
+        self._waiting: dict[int, list[tuple[Frame, Tensor, Tensor]]] = {}
+        self._one_at_a_time = threading.Lock()
+
+    def __call__(self, number: int, frame: Frame, key: Tensor, value: Tensor) -> None:
+        """Take what a frame has."""
+        with self._one_at_a_time:
+            waiting = self._waiting.setdefault(number, [])
+            waiting.append((frame, key, value))
+            if len(waiting) < self._frames:
+                return
+            del self._waiting[number]
+            frames, keys, values = zip(*waiting, strict=True)
+            places = [one.tokens for one in frames]
+            whole = (_on_the_right(joined(one, places), self._lengths) for one in (keys, values))
+            self._cache.cache.layers[number].update(*whole)
+
+
 def attend_to_cache(
     query: Tensor, key: Tensor, value: Tensor, layer: Any, mask: Tensor | None, scaling: float
 ) -> tuple[Tensor, None]:
@@ -124,8 +134,9 @@ def attend_to_cache(
     return (attended @ values).flatten(1, 2), None
 
 
-def _on_the_right(states: Tensor, lengths: Sequence[int], longest: int) -> Tensor:
+def _on_the_right(states: Tensor, lengths: Sequence[int]) -> Tensor:
     """Sequences end to end [T, G, W] as rows of the cache, [rows, G, longest, W], zeros on their left."""
+    longest = max(lengths)
     rows = states.new_zeros(len(lengths), states.shape[1], longest, states.shape[2])
     for row, part in zip(rows, states.split(list(lengths)), strict=True):
         row[:, longest - len(part) :] = part.transpose(0, 1)

@@ -12,34 +12,21 @@ sequence's last.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from engine.attention import Attention, Span, attend, attend_backward, spans_of
+from engine.attention import Attention, attend, attend_backward
+from engine.frames import Frame, joined
 from engine.layer_parts import LayerParts, Norm, rotate
 from engine.lora_linear import MlpKept, Project, masters_of, mlp_backward, mlp_forward, project, project_grads, trains
-from engine.packing import Block
-from engine.side_by_side import shares, side_by_side
+from engine.side_by_side import side_by_side
 
-_ATTENTION_TOKENS = 1500  # that a token attends to cost as much as its products do
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """What every layer shares of some of a pass's tokens, which attend to one another alone. T tokens."""
-
-    tokens: slice | Tensor  # [T] where they lie in the pass
-    places: slice | Tensor  # [R] where those of them that are read lie among what is read of the pass
-    cosine: Tensor  # [T, 1, W]
-    sine: Tensor  # [T, 1, W]
-    spans: Sequence[Span]
-    checkpointing: bool = False
-    read: Tensor | None = None  # [R] which of them are read behind the last layer, each once; None: all
+Seen = Callable[[int, Frame, Tensor, Tensor], None]
+"""Takes the number of a layer, and a frame's keys and values [T, G, W] there."""
 
 
 class Kept(NamedTuple):
@@ -74,17 +61,24 @@ def run_layers(x: Tensor, layers: Sequence[LayerParts], frames: Sequence[Frame])
     linears = [linear for parts in layers for linear in parts.linears]
     if trains(x, linears):
         return _Layers.apply(x, layers, frames, *masters_of(linears))
-    done = side_by_side([partial(_forward, x, layers, frame, keep=False) for frame in frames])
-    return _joined([out for out, _ in done], [frame.places for frame in frames])
+    return pass_layers(x, layers, frames)
+
+
+def pass_layers(
+    x: Tensor, layers: Sequence[LayerParts], frames: Sequence[Frame], run: Project = project, seen: Seen | None = None
+) -> Tensor:
+    """As :func:`run_layers`, without a backward pass. ``seen`` is told keys and values, by the frames' threads."""
+    works = [partial(_forward, x, layers, frame, run=run, seen=seen, keep=False) for frame in frames]
+    return joined([out for out, _ in side_by_side(works, frames[0].meeting)], [frame.places for frame in frames])
 
 
 class _Layers(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layers: Sequence[LayerParts], frames: Sequence[Frame], *masters: Tensor) -> Tensor:
-        done = side_by_side([partial(_forward, x, layers, frame, keep=True) for frame in frames])
+        done = side_by_side([partial(_forward, x, layers, frame) for frame in frames], frames[0].meeting)
         ctx.layers, ctx.frames = layers, frames
         ctx.save_for_backward(*(one for _, kept in done for one in kept), *masters)
-        return _joined([out for out, _ in done], [frame.places for frame in frames])
+        return joined([out for out, _ in done], [frame.places for frame in frames])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -101,25 +95,33 @@ class _Layers(torch.autograd.Function):
             )
             for number, frame in enumerate(ctx.frames)
         ]
-        done = side_by_side(works)
+        done = side_by_side(works, ctx.frames[0].meeting)
         x_grads = [x_grad for x_grad, _ in done if x_grad is not None]
         masters = done[0][1]
         for _, more in done[1:]:
             for total, one in zip(masters, more, strict=True):
                 total += one
         tokens = [frame.tokens for frame in ctx.frames]
-        return _joined(x_grads, tokens) if x_grads else None, None, None, *masters
+        return joined(x_grads, tokens) if x_grads else None, None, None, *masters
 
 
 def _forward(
-    x: Tensor, layers: Sequence[LayerParts], frame: Frame, *, keep: bool
+    x: Tensor,
+    layers: Sequence[LayerParts],
+    frame: Frame,
+    *,
+    run: Project = project,
+    seen: Seen | None = None,
+    keep: bool = True,
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Pass a frame's tokens through all layers. Returns those read, and what the layers keep, one after the other."""
     hidden = x[frame.tokens]
     found: list[Tensor | None] = []
-    for number, parts in enumerate(layers, 1):
-        read = frame.read if number == len(layers) else None
-        hidden, kept = layer_forward(hidden, parts, frame.cosine, frame.sine, _attention(parts, frame), read=read)
+    for number, parts in enumerate(layers):
+        read = frame.read if number == len(layers) - 1 else None
+        tell = None if seen is None else partial(seen, number, frame)
+        attention = partial(_attention, frame=frame, scaling=parts.scaling, tell=tell)
+        hidden, kept = layer_forward(hidden, parts, frame.cosine, frame.sine, attention, run, read=read)
         if keep:
             found += kept[:1] if frame.checkpointing else kept
         del kept  # or it would lie beside what the next layer makes
@@ -147,20 +149,11 @@ def _layer_backwards(
 ) -> tuple[Tensor | None, list[Tensor]]:
     """One layer of it; what a checkpointed one makes again is gone before the next."""
     if frame.checkpointing:
-        _, whole = layer_forward(kept[0], parts, frame.cosine, frame.sine, _attention(parts, frame), read=read)
+        attention = partial(_attention, frame=frame, scaling=parts.scaling)
+        _, whole = layer_forward(kept[0], parts, frame.cosine, frame.sine, attention, read=read)
     else:
         whole = Kept(*kept)
     return _backward(grad, parts, frame, whole, read, wants_input=wants_input)
-
-
-def _joined(parts: Sequence[Tensor], places: Sequence[slice | Tensor]) -> Tensor:
-    """What the frames have, each row in its place in the pass."""
-    if len(parts) == 1:
-        return parts[0]
-    out = parts[0].new_empty(sum(len(part) for part in parts), parts[0].shape[1])
-    for part, place in zip(parts, places, strict=True):
-        out[place] = part
-    return out
 
 
 def layer_forward(
@@ -216,11 +209,12 @@ def _backward(
     assert kept.log_sum is not None
     query = _rotated_again(kept.query, kept.query_scale, parts.query_norm, parts, frame)
     key = _rotated_again(kept.key, kept.key_scale, parts.key_norm, parts, frame)
-    query_grad, key_grad, value_grad = attend_backward(
-        _among(attended_grad, read, len(kept.x)).view_as(kept.attended), query, key, kept.value, kept.attended,
-        kept.log_sum,
-        frame.spans, parts.scaling,
-    )  # fmt: skip
+    attended_grad = _among(attended_grad, read, len(kept.x)).view_as(kept.attended)
+    key, value = frame.gather(key, kept.value)
+    query_grad, *sums = attend_backward(
+        attended_grad, query, key, value, kept.attended, kept.log_sum, frame.spans, parts.scaling
+    )
+    key_grad, value_grad = frame.scatter(*sums)
     if parts.rotary:  # a rotation's transpose is the rotation back
         back = -frame.sine
         query_grad, key_grad = (rotate(one, frame.cosine, back) for one in (query_grad, key_grad))
@@ -259,53 +253,17 @@ def _rotated_again(states: Tensor, scale: Tensor | None, norm: Norm | None, part
     return rotate(normed, frame.cosine, frame.sine) if parts.rotary else normed
 
 
-def _attention(parts: LayerParts, frame: Frame) -> Attention:
-    return partial(attend, spans=frame.spans, scaling=parts.scaling)
-
-
-def frames_of(
-    blocks: Sequence[Block], cosine: Tensor, sine: Tensor, *, checkpointing: bool, read: Tensor | None = None
-) -> list[Frame]:
-    """Part a layout's blocks into frames of about equal work, one for each thread.
-
-    Args:
-        blocks: of the layout's T tokens.
-        cosine: [T, 1, W].
-        sine: [T, 1, W].
-        checkpointing: run the forward pass again in the backward pass.
-        read: [R] the tokens that are read behind the last layer, in order, each once; None: all.
-    """
-    units: dict[int, list[int]] = {}  # blocks that attend to one another, by their root
-    for number, block in enumerate(blocks):
-        units.setdefault(block.root if block.root >= 0 else number, []).append(number)
-    lengths = [block.length for block in blocks]
-    grouped = list(units.values())
-    parts = shares([sum(_cost(blocks, number) for number in unit) for unit in grouped])
-    if len(parts) == 1:
-        return [Frame(slice(None), slice(None), cosine, sine, spans_of(blocks, cosine.dtype), checkpointing, read)]
-    pieces = torch.arange(sum(lengths)).split(lengths)
-    frames = []
-    for part in parts:
-        numbers = sorted(number for unit in part for number in grouped[unit])
-        moved = {number: place for place, number in enumerate(numbers)}
-        own = [replace(blocks[number], root=moved.get(blocks[number].root, -1)) for number in numbers]
-        tokens = torch.cat([pieces[number] for number in numbers])
-        own_read, places = _read_of(tokens, read)
-        spans = spans_of(own, cosine.dtype)
-        frames.append(Frame(tokens, places, cosine[tokens], sine[tokens], spans, checkpointing, own_read))
-    return frames
-
-
-def _read_of(tokens: Tensor, read: Tensor | None) -> tuple[Tensor | None, Tensor]:
-    """Which of a frame's tokens (ascending) are read, and where they lie among all that is read."""
-    if read is None:
-        return None, tokens
-    places = torch.isin(read, tokens).nonzero()[:, 0]
-    return torch.searchsorted(tokens, read[places]), places
-
-
-def _cost(blocks: Sequence[Block], number: int) -> float:
-    """The work of a block in tokens: its products, and its attention as measured beside them."""
-    block = blocks[number]
-    seen = block.length / 2 + (blocks[block.root].length if block.root >= 0 else 0)
-    return block.length * (1 + seen / _ATTENTION_TOKENS)
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    frame: Frame,
+    scaling: float,
+    tell: Callable[[Tensor, Tensor], None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attention of a frame's queries to the keys of the whole pass. Of its own someone else may be told."""
+    if tell is not None:
+        tell(key, value)
+    key, value = frame.gather(key, value)
+    return attend(query, key, value, frame.spans, scaling)

@@ -52,7 +52,7 @@ def run(session: Session) -> None:
     total, micro_batch = schedule.total_steps, MicroBatch(recipe.micro_batch)
     eval_batches = in_batches(heldout, lambda one: one.length, recipe.micro_batch)
     batches = [[train[index] for index in schedule.rows(step)] for step in range(total)]
-    cut = micro_batches(session.device)
+    cut = micro_batches(adapters.base)
     reference: Reference = {}
     if recipe.needs_reference:
         both = [*batches, *eval_batches]
@@ -190,7 +190,7 @@ def evaluate(
         batches,
         micro_batch,
         lambda part: pair_loss(adapters, part, reference, recipe, meters),
-        cut=micro_batches(session.device),
+        cut=micro_batches(adapters.base),
         reset=meters.reset,
     )
     values = meters.flush("eval_")

@@ -74,7 +74,7 @@ def run(session: Session) -> None:
     others = [mismatched(batch, limit, bos) for batch in batches]
     eval_batches = in_batches(heldout, length_of, recipe.micro_batch)
     eval_others = in_batches(mismatched(heldout, limit, bos), length_of, recipe.micro_batch)
-    cut = cutter(length_of, session.device)
+    cut = cutter(length_of, adapters.base)
     every = [*batches, *others, *eval_batches, *eval_others]
     sums = partial(completion_sums, adapters)
     reference = reference_logps(session, adapters, every, micro_batch, sums, cut, "responses")
@@ -262,7 +262,7 @@ def evaluate(
     micro_batch: int,
 ) -> tuple[dict[str, float], int]:
     """Loss, rewards and KL on held-out responses, and the micro-batch that fitted; all of them share one zero."""
-    meters, recipe, cut = Meters(), cast(KtoRecipe, session.recipe), cutter(length_of, session.device)
+    meters, recipe, cut = Meters(), cast(KtoRecipe, session.recipe), cutter(length_of, adapters.base)
     ratios, micro_batch = run_batches(
         session, others, micro_batch, lambda part: log_ratios(adapters, part, reference), cut=cut
     )

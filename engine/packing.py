@@ -97,6 +97,18 @@ def lay_out(examples: Sequence[Example], device: torch.device, *, packed: bool) 
     return _packed(examples, device) if packed else _padded(examples, device)
 
 
+def tokens_passed(examples: Sequence[Example], *, packed: bool) -> int:
+    """How many tokens pass through the model when these are laid out, padding included."""
+    if not packed:
+        return len(examples) * max((len(one.input_ids) for one in examples), default=0)
+    shared = _shared_prompts(examples)
+    answers = [
+        len(one.input_ids) - (one.prompt_length if one.input_ids[: one.prompt_length] in shared else 0)
+        for one in examples
+    ]
+    return sum(answers) + sum(map(len, shared))
+
+
 def _padded(examples: Sequence[Example], device: torch.device) -> Layout:
     longest = max(len(one.input_ids) for one in examples)
     ids = torch.full((len(examples), longest), _PAD, dtype=torch.long)

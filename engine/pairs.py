@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-import torch
-
 from engine.adapters import Adapters
+from engine.base_model import LoadedBase
 from engine.batching import most_tokens
 from engine.masking import Example, pair_examples
+from engine.packing import tokens_passed
 from engine.session import Session
 from engine.trainee import refuse_empty, report_fit
 from workbench.rows import PairRow
@@ -104,16 +104,18 @@ def unique_sides(pairs: Sequence[EncodedPair]) -> tuple[list[Example], list[int]
 
 
 def whole_rankings(
-    pairs: Sequence[EncodedPair], micro_batch: int, tokens: int | None = None
+    pairs: Sequence[EncodedPair], micro_batch: int, tokens: int | None = None, *, packed: bool = False
 ) -> list[Sequence[EncodedPair]]:
     """Cut a batch into micro-batches with rankings whole where they fit.
 
-    A micro-batch has at most ``2 * micro_batch`` sequences, and ``tokens`` padded tokens unless one pair has more.
+    A micro-batch has at most ``2 * micro_batch`` sequences, and ``tokens`` that pass, padding included, unless one
+    pair has more. ``packed`` sequences have no padding, and share their prompt.
     """
 
     def fits(sides: set[Example]) -> bool:
-        longest = max(len(one.input_ids) for one in sides)
-        return len(sides) <= 2 * micro_batch and (tokens is None or len(sides) * longest <= tokens)
+        if len(sides) > 2 * micro_batch:
+            return False
+        return tokens is None or tokens_passed(list(sides), packed=packed) <= tokens
 
     parts: list[Sequence[EncodedPair]] = []
     part: list[EncodedPair] = []
@@ -131,10 +133,10 @@ def whole_rankings(
     return [*parts, part] if part else parts
 
 
-def micro_batches(device: torch.device) -> Callable[[Sequence[EncodedPair], int], list[Sequence[EncodedPair]]]:
-    """How a batch of pairs is cut on a device; the same for policy and reference."""
-    tokens = most_tokens(device)
-    return lambda pairs, micro_batch: whole_rankings(pairs, micro_batch, tokens)
+def micro_batches(base: LoadedBase) -> Callable[[Sequence[EncodedPair], int], list[Sequence[EncodedPair]]]:
+    """How a batch of pairs is cut for a base; the same for policy and reference."""
+    tokens = most_tokens(base.device)
+    return lambda pairs, micro_batch: whole_rankings(pairs, micro_batch, tokens, packed=base.packs)
 
 
 def _sides(pairs: Sequence[EncodedPair]) -> list[Example]:

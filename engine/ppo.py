@@ -472,7 +472,7 @@ def step_seed(seed: int, step: int) -> int:
 
 def micro_batches(players: Players, episodes: Sequence[Episode]) -> Callable[[Sequence[int], int], list[Sequence[int]]]:
     """How the rows of a mini-batch are cut: the same in rollout, score and update, so that the first ratio is 1."""
-    return cutter(lambda index: episodes[index].tokens, players.base.device)
+    return cutter(lambda index: episodes[index].tokens, players.base)
 
 
 def _cut_both(
@@ -480,7 +480,7 @@ def _cut_both(
 ) -> Callable[[Sequence[int | Example], int], list[Sequence[int | Example]]]:
     """How episodes and demonstrations of an update are cut: never into one micro-batch."""
     demonstrations: Callable[[Sequence[Example], int], list[Sequence[Example]]] = cutter(
-        lambda one: len(one.input_ids), players.base.device
+        lambda one: len(one.input_ids), players.base
     )
 
     def cut(rows: Sequence[int | Example], most: int) -> list[Sequence[int | Example]]:

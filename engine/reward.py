@@ -71,7 +71,7 @@ def run(session: Session) -> None:
     ]
     micro_batch = MicroBatch(recipe.micro_batch)
     trainee = Trainee(adapters, REWARD, Optimiser(groups, recipe, total), Throughput(), micro_batch, head)
-    meters, cut = Meters(), micro_batches(session.device)
+    meters, cut = Meters(), micro_batches(adapters.base)
     uncalibrated = RewardModel(adapters, REWARD, head, RewardStats(), limit)
     calibration = draw_calibration(session, uncalibrated, train)
     start = trainee.resume(session)
@@ -189,7 +189,7 @@ def evaluate(
         return (chosen - rejected)[:, 0], pair_loss(chosen, rejected, part, recipe, alike), std
 
     batches = in_batches(pairs, lambda one: one.length, micro_batch)
-    found, micro_batch = run_batches(session, batches, micro_batch, work, cut=micro_batches(session.device))
+    found, micro_batch = run_batches(session, batches, micro_batch, work, cut=micro_batches(adapters.base))
     gaps, loss, stds = (torch.cat(one).double() for one in zip(*found, strict=True))
     # The pairs of one prompt hang together, whoever ranked it: as evidence they count as one.
     trials = effective_trials(one.group or one.unit for one in pairs)
@@ -236,7 +236,7 @@ def judge(
         ]
 
     try:
-        parts, _ = run_micro_batched(session, pairs, micro_batch, work, cut=micro_batches(session.device), learns=False)
+        parts, _ = run_micro_batched(session, pairs, micro_batch, work, cut=micro_batches(adapters.base), learns=False)
     except (RuntimeError, MemoryError) as error:
         session.warn("judgement", f"The held-out pairs were not judged: {error}", "use a smaller micro_batch")
         return None

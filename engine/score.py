@@ -143,7 +143,7 @@ class RewardModel:
         scores = torch.empty(len(rows), self.head.count, dtype=torch.float32)
         order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
         cut: Callable[[Sequence[int], int], list[Sequence[int]]] = cutter(
-            lambda index: len(rows[index]), self.adapters.base.device
+            lambda index: len(rows[index]), self.adapters.base
         )
         for part in cut(order, micro_batch):
             layout = self.adapters.lay_out([Example.plain(rows[index]) for index in part])

@@ -49,7 +49,7 @@ def run(session: Session) -> None:
     optimiser = Optimiser([Group(adapters.parameters(POLICY), recipe.learning_rate)], recipe, total)
     micro_batch = MicroBatch(recipe.micro_batch)
     trainee = Trainee(adapters, POLICY, optimiser, Throughput(), micro_batch)
-    meters, cut = Meters(), cutter(tokens_of, session.device)
+    meters, cut = Meters(), cutter(tokens_of, adapters.base)
     start = trainee.resume(session)
     session.progress(start, total)
 
@@ -111,7 +111,7 @@ def evaluate(
     session: Session, adapters: Adapters, heldout: Sequence[Example], micro_batch: int
 ) -> tuple[dict[str, float], int]:
     """Loss and token accuracy over the trained tokens of held-out rows, and the micro-batch that fitted."""
-    meters, cut = Meters(), cutter(tokens_of, session.device)
+    meters, cut = Meters(), cutter(tokens_of, adapters.base)
     batches = in_batches(heldout, tokens_of, micro_batch)
     _, micro_batch = run_batches(
         session, batches, micro_batch, lambda part: loss_sum(adapters, part, meters), cut=cut, reset=meters.reset

@@ -1,68 +1,85 @@
 """Parts of one pass computed by one thread each, instead of every matrix product by all threads.
 
 Between two products a pass does small things, in Python and in kernels too small to be shared; there all threads but
-one wait. Two halves of a pass on two threads wait for nothing but each other's end (measured on two cores: a tenth
-less time). What they give is added in their order, so that a run is the same every time.
+one wait. Two halves of a pass on two threads wait for each other only where one needs what the other has (measured on
+two cores: a tenth less time). What they give is added in their order, so that a run is the same every time.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 T = TypeVar("T")
 WAYS = 2
-_EVEN = 0.56
-"""The larger part's share of the work at most: two threads gain an eighth, and the smaller part's thread waits."""
+_one_pass = threading.Lock()
+"""Works that meet must run at once; those of a second pass would take the threads that they wait for."""
 
 
-def side_by_side(works: Sequence[Callable[[], T]]) -> list[T]:
+class Meeting:
+    """Where works that run at once show one another what they have, each as often as the others."""
+
+    def __init__(self, works: int) -> None:
+        self._barrier = threading.Barrier(works)
+        self._shown: tuple[list[Any], list[Any]] = ([None] * works, [None] * works)
+        self._turns = [0] * works
+
+    def hand_round(self, number: int, own: T) -> list[T]:
+        """What each work shows this time, in the order of their numbers. Waits for the last.
+
+        Nobody may change what was shown before the next time.
+        """
+        shown = self._shown[self._turns[number] % 2]  # who is a turn ahead does not write over what others still read
+        self._turns[number] += 1
+        shown[number] = own
+        self._barrier.wait()
+        return list(shown)
+
+    def call_off(self) -> None:
+        """Let those go who wait for a work that will not come: they get ``BrokenBarrierError``."""
+        self._barrier.abort()
+
+
+def side_by_side(works: Sequence[Callable[[], T]], meeting: Meeting | None = None) -> list[T]:
     """Do the works at once, without gradients, each with its share of the threads. Returns what they return, in order.
 
-    All have ended when an error is raised: the first one's.
+    All have ended when an error is raised: the first one's. ``meeting``: where they meet, if they do.
     """
     if len(works) == 1:
         return [works[0]()]
-    threads = torch.get_num_threads()
-    each = max(1, threads // len(works))
-    torch.set_num_threads(each)  # of the matrix library, which has one number for all
-    try:
-        futures = [_pool().submit(_without_gradients, work, each) for work in works]
-        wait(futures)
-    finally:
-        torch.set_num_threads(threads)
+    with _one_pass:
+        threads = torch.get_num_threads()
+        each = max(1, threads // len(works))
+        torch.set_num_threads(each)  # of the matrix library, which has one number for all
+        try:
+            mode = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
+            futures = [_pool().submit(_as_here, work, each, mode, meeting) for work in works]
+            wait(futures)
+        finally:
+            torch.set_num_threads(threads)
+    for one in futures:
+        error = one.exception()
+        if error is not None and not isinstance(error, threading.BrokenBarrierError):
+            raise error
     return [one.result() for one in futures]
 
 
-def _without_gradients(work: Callable[[], T], threads: int) -> T:
+def _as_here(work: Callable[[], T], threads: int, mode: Callable[[], Any], meeting: Meeting | None) -> T:
     torch.set_num_threads(threads)  # of everything else, for which every thread has its own number
-    with torch.no_grad():
-        return work()
+    try:
+        with mode():
+            return work()
+    except BaseException:
+        if meeting is not None:
+            meeting.call_off()
+        raise
 
 
 @lru_cache(maxsize=1)
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(WAYS, thread_name_prefix="pass")
-
-
-def shares(costs: Sequence[float]) -> list[list[int]]:
-    """Deal pieces of work out to the threads: the dearest first, each to whom has least (Graham 1969).
-
-    Returns the pieces of each part, in order; one part with all where two would be too uneven.
-    """
-    every = [list(range(len(costs)))]
-    if torch.get_num_threads() < WAYS:
-        return every
-    parts: list[list[int]] = [[] for _ in range(WAYS)]
-    sums = [0.0] * WAYS
-    for piece in sorted(range(len(costs)), key=lambda one: -costs[one]):
-        least = sums.index(min(sums))
-        parts[least].append(piece)
-        sums[least] += costs[piece]
-    if max(sums) > _EVEN * sum(sums):
-        return every
-    return [sorted(part) for part in parts]

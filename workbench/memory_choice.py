@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from workbench.memory_plan import CPU_MICRO_TOKENS, HEAD_ROWS, MemoryPlan, Peak, on_gpu, plan_memory
+from workbench.memory_plan import CPU_MICRO_TOKENS, HEAD_ROWS, MemoryPlan, Peak, on_gpu, packed_tokens, plan_memory
 from workbench.model_shape import Shape
 from workbench.recipes import PpoRecipe, Recipe
 from workbench.records import Method
@@ -63,7 +63,8 @@ def choose(
     smallest: tuple[Recipe, MemoryPlan] | None = None
     rankings = sorted(rankings or map(len, rows), reverse=True)[: recipe.batch] if recipe.batch_counts_rankings else ()
     whole = -(-rankings[0] // 2) if rankings else 1  # holds every ranking
-    for tried in _from_fast_to_small(recipe, _most_rows(recipe, rows, sum(rankings), gpu=gpu), whole, gpu=gpu):
+    passed = [] if gpu else packed_tokens(rows, prompts)
+    for tried in _from_fast_to_small(recipe, _most_rows(recipe, passed, sum(rankings)), whole, gpu=gpu):
         plan = plan_memory(
             method,
             tried,
@@ -92,17 +93,17 @@ def without_plan(recipe: Recipe) -> Recipe:
     return replace(recipe, micro_batch=4 if recipe.batch_counts_rankings else min(4, recipe.batch))
 
 
-def _most_rows(recipe: Recipe, rows: Sequence[Sequence[int]], responses: int, *, gpu: bool) -> int:
+def _most_rows(recipe: Recipe, passed: Sequence[int], responses: int) -> int:
     """The most rows that an update ever passes at once, so that halving it changes something.
 
-    ``responses`` is how many the rankings of a batch have at most, where it counts those.
+    ``passed`` is how many tokens of each row pass, where the device bounds those; ``responses`` is how many the
+    rankings of a batch have at most, where it counts those.
     """
     most = recipe.batch // recipe.mini_batches if isinstance(recipe, PpoRecipe) else recipe.batch
     if recipe.batch_counts_rankings:
         most = -(-responses // 2)
-    if not gpu:
-        shortest = min((max(row) * len(row) for row in rows if row), default=1)
-        most = min(most, CPU_MICRO_TOKENS // max(1, shortest))
+    if passed:
+        most = min(most, CPU_MICRO_TOKENS // max(1, min(passed)))
     return max(1, most)
 
 

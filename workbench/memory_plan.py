@@ -75,6 +75,12 @@ def graph_per_token(shape: Shape, rank: int, width: int, *, gpu: bool, checkpoin
     return kept_per_token(shape, rank, width, gpu=gpu) * shape.layers
 
 
+def packed_tokens(rows: Sequence[Sequence[int]], prompts: Sequence[int]) -> list[int]:
+    """How many tokens of each row pass where rows are packed; what its sides share of ``prompts`` passes once."""
+    shared = [*prompts, *[0] * (len(rows) - len(prompts))]
+    return [sum(row) - once * (len(row) - 1) for row, once in zip(rows, shared, strict=True) if row]
+
+
 def kept_room(free: int, *, gpu: bool) -> int:
     """Bytes that graphs may take which PPO keeps from its rollout to its update, of so many that are free."""
     return min(GPU_KEPT_BYTES if gpu else KEPT_BYTES, free // 4)
@@ -235,9 +241,8 @@ class _Reckoner:
         self.head_rows = recipe.head_rows or HEAD_ROWS
         # bytes of a number in the model's arithmetic
         self.width = 2 if (gpu_has_bf16() if gpu else cpu_has_bf16()) else 4
-        shared = [*prompts, *[0] * (len(rows) - len(prompts))]
         self.rows = [list(row) for row in rows if row] or [[0]]
-        self.passed = [sum(row) - once * (len(row) - 1) for row, once in zip(rows, shared, strict=True) if row] or [0]
+        self.passed = packed_tokens(rows, prompts) or [0]
         self.mixed_in = [list(row) for row in mixed_in if row]
         self.trained = trained_adapters(recipe)
         referred = method in ("kto", "ppo") or (isinstance(recipe, DpoRecipe) and recipe.needs_reference)
@@ -313,9 +318,7 @@ class _Reckoner:
         if self.gpu:
             return sequences * longest
         every = sum(sorted(passed, reverse=True)[: self.recipe.micro_batch])
-        # A micro-batch is cut by the tokens that it would have padded; of these so many pass at most.
-        share = max(tokens / max(1, max(row) * len(row)) for row, tokens in zip(rows, passed, strict=True))
-        return max(min(every, int(CPU_MICRO_TOKENS * share)), *passed)  # a row that is longer stands alone
+        return max(min(every, CPU_MICRO_TOKENS), *passed)  # a row that is longer stands alone
 
     @property
     def layer(self) -> float:

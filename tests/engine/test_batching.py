@@ -107,10 +107,14 @@ def test_micro_batches_hold_so_many_padded_tokens_at_most():
     assert cut_within([5, 4, 3], int, 2, None) == [[5, 4], [3]]
     assert cut_within([50], int, 2, 10) == [[50]]
     assert cut_within([], int, 2, 10) == []
+    assert cut_within([5, 4, 1, 9], int, 8, 10, packed=True) == [[5, 4, 1], [9]]  # nothing is padded
 
 
-@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 5), st.integers(1, 100))
-def test_cutting_loses_no_row_and_keeps_the_order(lengths, rows, tokens):
-    parts = cut_within(lengths, int, rows, tokens)
+@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 5), st.integers(1, 100), st.booleans())
+def test_cutting_loses_no_row_and_keeps_the_order(lengths, rows, tokens, packed):
+    parts = cut_within(lengths, int, rows, tokens, packed=packed)
     assert [one for part in parts for one in part] == lengths
-    assert all(len(part) <= rows and (len(part) == 1 or len(part) * max(part) <= tokens) for part in parts)
+    passed = [sum(part) if packed else len(part) * max(part) for part in parts]
+    assert all(
+        len(part) <= rows and (len(part) == 1 or sum_ <= tokens) for part, sum_ in zip(parts, passed, strict=True)
+    )

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from engine import adapters as adapters_module
-from engine import decoder
+from engine import decoder, decoder_layer, frames
 from engine import generate as generate_module
 from engine.adapters import Adapters
 from engine.base_model import LoadedBase, load_base
@@ -169,16 +169,16 @@ def test_memory_that_runs_out_in_mid_batch_costs_no_token(make_base: MakeBase, m
     sampling = Sampling(1.0, 1.0, 0, 20, 8)
     whole = generate(base, PROMPTS, sampling, count=2)
     calls = 0
-    run = Decoder._run
+    embedded = Decoder._embedded
 
     def short_of_memory(*given: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls in (4, 9):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return run(*given)
+        return embedded(*given)
 
-    monkeypatch.setattr(Decoder, "_run", short_of_memory)
+    monkeypatch.setattr(Decoder, "_embedded", short_of_memory)
     told: list[tuple[int, int]] = []
     drawn = generate(base, PROMPTS, sampling, count=2, on_less_room=lambda tried, room: told.append((tried, room)))
     assert drawn == whole
@@ -272,6 +272,22 @@ def test_the_whole_distribution_is_drawn_from_at_every_vocabulary_size() -> None
         assert torch.equal(pick_tokens(logits.T.contiguous().T, sampling, uniforms), expected)
 
 
+@pytest.mark.parametrize("cut", [False, True], ids=["whole prompts", "a prompt cut"])
+def test_prompts_that_pass_on_two_threads_fill_the_cache_as_on_one(
+    make_base: MakeBase, monkeypatch: pytest.MonkeyPatch, cut: bool
+) -> None:
+    base = make_base(dtype=torch.float64)
+    before = torch.get_num_threads()
+    drawn = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        monkeypatch.setattr(frames, "LEAST_CUT", 2)
+        monkeypatch.setattr(frames, "EVEN", 0.0 if cut else 1.0)
+        drawn.append(generate(base, PROMPTS, Sampling(1.0, 1.0, 0, 20, 8), count=2))
+    torch.set_num_threads(before)
+    assert drawn[0] == drawn[1]
+
+
 def test_what_a_layer_made_is_gone_before_the_next_one_runs(
     make_base: MakeBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,7 +301,9 @@ def test_what_a_layer_made_is_gone_before_the_next_one_runs(
         made.extend(weakref.ref(one) for one in (kept.mlp_gate, kept.attended, kept.y))
         return out, kept
 
-    monkeypatch.setattr(decoder, "layer_forward", watched)
+    for module in (decoder_layer, decoder):  # prompts, and tokens
+        monkeypatch.setattr(module, "layer_forward", watched)
+    monkeypatch.setattr(frames, "WAYS", 99)  # two frames at once hold a layer each
     generate(make_base(), PROMPTS, greedy(2))
     assert len(made) >= 3 * 2 * 2
 

@@ -3,8 +3,10 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import torch
 
 from engine.masking import Example
+from engine.packing import lay_out, tokens_passed
 from engine.pairs import EncodedPair, ranking_weights, unique_sides, whole_rankings
 
 
@@ -66,3 +68,13 @@ def test_micro_batches_of_pairs_hold_so_many_padded_tokens_at_most():
     pairs = [one for name in range(4) for one in ranking(name, 2)]  # two sequences of three tokens each
     assert [len(part) for part in whole_rankings(pairs, 8, 13)] == [2, 2]
     assert [len(part) for part in whole_rankings(pairs, 8, 1)] == [1, 1, 1, 1]
+
+
+def test_packed_pairs_count_the_prompt_that_their_sides_share_once():
+    pairs = [one for name in range(4) for one in ranking(name, 2)]  # a prompt of one token, answers of two and two
+    assert [len(part) for part in whole_rankings(pairs, 8, 13, packed=True)] == [2, 2]
+    assert [len(part) for part in whole_rankings(pairs, 8, 15, packed=True)] == [3, 1]
+    sides = unique_sides(pairs[:3])[0]
+    assert (tokens_passed(sides, packed=True), tokens_passed(sides, packed=False)) == (15, 18)
+    assert tokens_passed(sides, packed=True) == lay_out(sides, torch.device("cpu"), packed=True).tokens
+    assert (tokens_passed([], packed=True), tokens_passed([], packed=False)) == (0, 0)

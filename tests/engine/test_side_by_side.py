@@ -6,15 +6,16 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
 
-from engine import decoder_layer
+from engine import decoder_layer, frames
 from engine.adapters import Adapters
 from engine.masking import Example
 from engine.packing import lay_out
-from engine.side_by_side import shares, side_by_side
+from engine.side_by_side import Meeting, side_by_side
 from tests.engine.test_decoder_layer import F64, FAMILIES, adapters_of
 
 CPU = torch.device("cpu")
@@ -25,6 +26,14 @@ ROWS = [
     Example.plain((31, 32, 33, 34, 35, 36, 2), 2),
     Example.plain((41, 42, 43, 44, 45, 46, 2), 2),
 ]
+
+
+@pytest.fixture(params=["whole sequences", "cut in the middle"])
+def parted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In which of the two ways a pass is parted."""
+    if request.param == "cut in the middle":
+        monkeypatch.setattr(frames, "LEAST_CUT", 2)
+        monkeypatch.setattr(frames, "EVEN", 0.0)
 
 
 @pytest.fixture
@@ -50,7 +59,7 @@ def passed(adapters: Adapters) -> list[torch.Tensor]:
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_halves_give_the_states_and_gradients_of_the_whole(
-    family: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch, two_threads: None
+    family: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch, two_threads: None, parted: None
 ) -> None:
     adapters = adapters_of(FAMILIES[family], F64)
     adapters.checkpointing(checkpointing)
@@ -77,7 +86,7 @@ def test_halves_give_the_states_and_gradients_of_the_whole(
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6 * other.abs().max().item())
 
 
-def test_halves_give_the_same_bits_every_time(two_threads: None) -> None:
+def test_halves_give_the_same_bits_every_time(two_threads: None, parted: None) -> None:
     adapters = adapters_of(FAMILIES["llama"], torch.float32)
     first = passed(adapters)
     for _ in range(5):
@@ -85,7 +94,7 @@ def test_halves_give_the_same_bits_every_time(two_threads: None) -> None:
 
 
 def test_memory_that_runs_out_in_one_half_is_the_error_of_the_pass(
-    monkeypatch: pytest.MonkeyPatch, two_threads: None
+    monkeypatch: pytest.MonkeyPatch, two_threads: None, parted: None
 ) -> None:
     adapters = adapters_of(FAMILIES["llama"])
     forward = decoder_layer.layer_forward
@@ -131,11 +140,55 @@ def test_every_work_has_ended_when_an_error_is_raised(two_threads: None) -> None
     assert ended == [1]
 
 
-def test_work_is_dealt_out_evenly_or_not_at_all(two_threads: None) -> None:
-    assert shares([4, 3, 2, 1]) == [[0, 3], [1, 2]]
-    assert shares([1, 1]) == [[0], [1]]
-    assert shares([3, 1, 1, 1]) == [[0], [1, 2, 3]]
-    assert shares([2, 1]) == [[0, 1]]  # two thirds in one half: the other thread would wait
-    assert shares([5]) == [[0]]
-    torch.set_num_threads(1)
-    assert shares([1, 1]) == [[0, 1]]
+def test_works_that_meet_see_what_the_others_have_each_time(two_threads: None) -> None:
+    meeting = Meeting(2)
+
+    def work(number: int) -> list[list[tuple[int, int]]]:
+        seen = []
+        for turn in range(50):
+            if number == turn % 2:
+                time.sleep(0.001)  # now one is late, now the other
+            seen.append(meeting.hand_round(number, (number, turn)))
+        return seen
+
+    expected = [[(0, turn), (1, turn)] for turn in range(50)]
+    assert side_by_side([lambda: work(0), lambda: work(1)], meeting) == [expected, expected]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_work_that_fails_lets_the_one_go_that_waits_for_it(failing: int, two_threads: None) -> None:
+    meeting = Meeting(2)
+
+    def work(number: int) -> None:
+        meeting.hand_round(number, number)
+        if number == failing:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        meeting.hand_round(number, number)
+
+    with pytest.raises(torch.OutOfMemoryError):
+        side_by_side([lambda: work(0), lambda: work(1)], meeting)
+    assert torch.get_num_threads() == 2
+
+
+def test_passes_of_two_threads_wait_for_one_another(two_threads: None) -> None:
+    """Else works of both would take the two threads and wait for works that have none."""
+
+    def passes(found: list[list[int]]) -> None:
+        for _ in range(20):
+            meeting = Meeting(2)
+            works = [partial(meeting.hand_round, number, number) for number in range(2)]
+            found.extend(side_by_side(works, meeting))
+
+    found: list[list[int]] = []
+    threads = [threading.Thread(target=passes, args=(found,)) for _ in range(3)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join(30)
+    assert found == [[0, 1]] * 120
+
+
+def test_works_are_in_the_mode_of_their_pass(two_threads: None) -> None:
+    with torch.inference_mode():
+        assert side_by_side([torch.is_inference_mode_enabled] * 2) == [True, True]
+    assert side_by_side([torch.is_inference_mode_enabled] * 2) == [False, False]
