@@ -70,7 +70,10 @@ def attend_backward(
     spans: Sequence[Span],
     scaling: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of query, key and value, from that of :func:`attend`'s output [T, H, W]."""
+    """The gradients of query, key and value, from that of :func:`attend`'s output [T, H, W].
+
+    Those of keys and values [S, G, W] are as far as these queries make them.
+    """
     query, key, value = (one.contiguous() for one in (query, key, value))
     query_grad, key_grad, value_grad = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
     shared = query.shape[1] // key.shape[1]  # query heads of a key head; the kernel wants a key head for each
@@ -108,15 +111,38 @@ def spans_of(blocks: Sequence[Block], dtype: torch.dtype, tokens: slice | None =
     for block in blocks:
         places.append(slice(begin, begin + block.length))
         begin += block.length
-    return [
-        span
+    tokens = tokens or slice(0, begin)
+    pieces = [
+        piece
         for place, block in zip(places, blocks, strict=True)
-        for span in _pieces(place, None if block.root < 0 else places[block.root], dtype, tokens or slice(0, begin))
+        for piece in _pieces(place, None if block.root < 0 else places[block.root], tokens)
+    ]
+    # Keys that all of a piece sees lie before those that some of it sees: every mask is a part of one.
+    longest = max((_length(one.own) for one in pieces), default=0)
+    most = max((one.before for one in pieces), default=0)
+    whole = additive(torch.ones(longest, most + longest, dtype=torch.bool).tril(most), dtype) if most else None
+    return [
+        Span(
+            slice(one.own.start - tokens.start, one.own.stop - tokens.start),
+            one.keys,
+            whole[: _length(one.own), most - one.before : most + _length(one.own)]
+            if whole is not None and one.before
+            else None,
+        )
+        for one in pieces
     ]
 
 
-def _pieces(block: slice, root: slice | None, dtype: torch.dtype, tokens: slice) -> list[Span]:
-    """Cut a block, as far as it lies among the tokens, into spans of about PIECE of them.
+class _Piece(NamedTuple):
+    """A piece of a block, all in places of the layout."""
+
+    own: slice
+    keys: tuple[slice, ...]
+    before: int  # keys that all of it sees
+
+
+def _pieces(block: slice, root: slice | None, tokens: slice) -> list[_Piece]:
+    """Cut a block, as far as it lies among the tokens, into pieces of about PIECE of them.
 
     The first of a block without a root needs no mask.
     """
@@ -124,22 +150,25 @@ def _pieces(block: slice, root: slice | None, dtype: torch.dtype, tokens: slice)
     length = end - first
     if length <= 0:
         return []
-    seen = 0 if root is None else root.stop - root.start
+    seen = 0 if root is None else _length(root)
     whole = root is None and first == block.start and length >= LONG
     size = -(-length // (1 if whole else max(1, round(length / PIECE))))
-    spans = []
+    pieces = []
     for begin in range(first, end, size):
-        stop = min(begin + size, end)
-        keys = (slice(block.start, stop),) if root is None else (root, slice(block.start, stop))
-        before = seen + begin - block.start  # keys that all of the piece sees
-        mask = torch.ones(stop - begin, before + stop - begin, dtype=torch.bool).tril(before) if before else None
-        spans.append(Span(slice(begin - tokens.start, stop - tokens.start), keys, additive(mask, dtype)))
-    return spans
+        own = slice(begin, min(begin + size, end))
+        keys = (slice(block.start, own.stop),) if root is None else (root, slice(block.start, own.stop))
+        pieces.append(_Piece(own, keys, seen + begin - block.start))
+    return pieces
 
 
-def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def _length(place: slice) -> int:
+    length: int = place.stop - place.start
+    return length
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask to add to scores, from one that is True where a key is seen."""
-    return None if mask is None else torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)
+    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)
 
 
 def _take(states: Tensor, spans: tuple[slice, ...]) -> Tensor:

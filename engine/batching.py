@@ -127,8 +127,8 @@ def most_tokens(device: torch.device) -> int | None:
     """Tokens that a micro-batch should have at most; None for no limit.
 
     On a CPU some hundred tokens keep every core busy, and more at once cost memory and save little: 1024 instead of
-    512 save a tenth of the time, since more sequences part better into two halves (:mod:`engine.side_by_side`); twice
-    as many again save nothing. A GPU wants them all.
+    512 save a tenth of the time, since more sequences part better into two frames (:mod:`engine.frames`); twice as
+    many again save nothing. A GPU wants them all.
     """
     return CPU_MICRO_TOKENS if device.type == "cpu" else None
 

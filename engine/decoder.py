@@ -50,7 +50,8 @@ class Decoder:
     def step(self, ids: Tensor, cache: RowsCache) -> Tensor:
         """Append a token a row, [rows, 1], to the cache. Returns the logits behind it, [rows, V]."""
         inputs = cache.inputs(ids, None)
-        mask = additive(inputs["attention_mask"], self._base.dtype)  # [rows, 1, 1, columns], or None
+        seen = inputs["attention_mask"]  # [rows, 1, 1, columns], or None
+        mask = None if seen is None else additive(seen, self._base.dtype)
         hidden, cosine, sine = self._embedded(ids.T, inputs["position_ids"].T)
         for parts, layer in zip(self._layers, cache.cache.layers, strict=True):
             attention = partial(attend_to_cache, layer=layer, mask=mask, scaling=parts.scaling)
@@ -91,8 +92,8 @@ class Decoder:
                 torch.empty(width, 0) if layer.second is None else layer.second.detach() * layer.scaling
                 for layer, width in zip(layers, widths, strict=True)
             ]
-            joined = (torch.cat(firsts).T.contiguous(), torch.block_diag(*seconds).T.contiguous()) if firsts else None
-            self._loras[key] = joined
+            whole = (torch.cat(firsts).T.contiguous(), torch.block_diag(*seconds).T.contiguous()) if firsts else None
+            self._loras[key] = whole
         return self._loras[key]
 
 

@@ -21,15 +21,16 @@ from engine.side_by_side import WAYS, Meeting
 EVEN = 0.53
 """The share of the work in the larger of two frames that need not meet: more, and the other waits longer than meeting
 takes."""
-LEAST_CUT = 512
-"""Tokens of a pass that is cut in the middle. Of a shorter one frames are tried up to this uneven:"""
 UNEVEN = 0.56
+"""As EVEN, in a pass that is too short to be cut instead."""
+LEAST_CUT = 512
+"""Tokens of a pass that is cut in the middle, at least."""
 _ATTENTION_TOKENS = 1500  # that a token attends to cost as much as its products do
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What every layer shares of some of a pass's T tokens, of which R are read behind the last layer."""
+    """What every layer shares of T tokens of a pass, of which R are read behind the last layer."""
 
     tokens: slice | Tensor  # [T] where they lie in the pass; with a meeting, neighbours
     places: slice | Tensor  # [R] where those of them that are read lie among what is read of the pass
@@ -81,7 +82,7 @@ def frames_of(
             return [_frame_of(blocks, part, cosine, sine, checkpointing, read) for part in parts]
         if total >= LEAST_CUT:
             done = costs.cumsum(0)
-            cut = int(torch.searchsorted(done, done[-1] / 2)) + 1
+            cut = min(int(torch.searchsorted(done, done[-1] / 2)) + 1, total - 1)
             return _cut(blocks, cut, cosine, sine, checkpointing, read)
     return [Frame(slice(None), slice(None), cosine, sine, spans_of(blocks, cosine.dtype), checkpointing, read)]
 

@@ -101,12 +101,14 @@ def tokens_passed(examples: Sequence[Example], *, packed: bool) -> int:
     """How many tokens pass through the model when these are laid out, padding included."""
     if not packed:
         return len(examples) * max((len(one.input_ids) for one in examples), default=0)
-    shared = _shared_prompts(examples)
-    answers = [
-        len(one.input_ids) - (one.prompt_length if one.input_ids[: one.prompt_length] in shared else 0)
-        for one in examples
-    ]
-    return sum(answers) + sum(map(len, shared))
+    shared, tokens, laid = _shared_prompts(examples), 0, set()
+    for one in examples:
+        prompt, answer = one.input_ids[: one.prompt_length], one.input_ids[one.prompt_length :]
+        alone = prompt not in shared or not answer
+        tokens += len(one.input_ids) if alone else len(answer) + (0 if prompt in laid else len(prompt))
+        if not alone:
+            laid.add(prompt)
+    return tokens
 
 
 def _padded(examples: Sequence[Example], device: torch.device) -> Layout:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -40,6 +40,11 @@ class Meeting:
         self._barrier.wait()
         return list(shown)
 
+    def end(self) -> None:
+        """Let go of what was shown last."""
+        for shown in self._shown:
+            shown[:] = [None] * len(shown)
+
     def call_off(self) -> None:
         """Let those go who wait for a work that will not come: they get ``BrokenBarrierError``."""
         self._barrier.abort()
@@ -52,16 +57,24 @@ def side_by_side(works: Sequence[Callable[[], T]], meeting: Meeting | None = Non
     """
     if len(works) == 1:
         return [works[0]()]
+    threads = torch.get_num_threads()
+    each = max(1, threads // len(works))
+    mode = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
+    futures: list[Future[T]] = []
     with _one_pass:
-        threads = torch.get_num_threads()
-        each = max(1, threads // len(works))
-        torch.set_num_threads(each)  # of the matrix library, which has one number for all
         try:
-            mode = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
-            futures = [_pool().submit(_as_here, work, each, mode, meeting) for work in works]
+            torch.set_num_threads(each)  # of the matrix library, which has one number for all
+            futures.extend(_pool().submit(_as_here, work, each, mode, meeting) for work in works)
             wait(futures)
+        except BaseException:  # a run that is cancelled, or no thread for the second work: the first would wait for it
+            if meeting is not None:
+                meeting.call_off()
+            wait(futures)
+            raise
         finally:
             torch.set_num_threads(threads)
+            if meeting is not None:
+                meeting.end()
     for one in futures:
         error = one.exception()
         if error is not None and not isinstance(error, threading.BrokenBarrierError):

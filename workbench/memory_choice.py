@@ -63,8 +63,8 @@ def choose(
     smallest: tuple[Recipe, MemoryPlan] | None = None
     rankings = sorted(rankings or map(len, rows), reverse=True)[: recipe.batch] if recipe.batch_counts_rankings else ()
     whole = -(-rankings[0] // 2) if rankings else 1  # holds every ranking
-    passed = [] if gpu else packed_tokens(rows, prompts)
-    for tried in _from_fast_to_small(recipe, _most_rows(recipe, passed, sum(rankings)), whole, gpu=gpu):
+    bound = None if gpu else _most_that_pass(recipe, rows, prompts)
+    for tried in _from_fast_to_small(recipe, _most_rows(recipe, bound, sum(rankings)), whole, gpu=gpu):
         plan = plan_memory(
             method,
             tried,
@@ -93,17 +93,35 @@ def without_plan(recipe: Recipe) -> Recipe:
     return replace(recipe, micro_batch=4 if recipe.batch_counts_rankings else min(4, recipe.batch))
 
 
-def _most_rows(recipe: Recipe, passed: Sequence[int], responses: int) -> int:
+def _most_that_pass(recipe: Recipe, rows: Sequence[Sequence[int]], prompts: Sequence[int]) -> int:
+    """How many rows the tokens hold at most that pass at once on a CPU.
+
+    Of a ranking every further pair brings two responses, and no prompt.
+    """
+    if not recipe.batch_counts_rankings:
+        return CPU_MICRO_TOKENS // max(1, min(packed_tokens(rows, prompts), default=1))
+    shared = [*prompts, *[0] * (len(rows) - len(prompts))]
+    return max(
+        (
+            (CPU_MICRO_TOKENS - once) // max(1, 2 * (min(row) - once))
+            for row, once in zip(rows, shared, strict=True)
+            if row
+        ),
+        default=1,
+    )
+
+
+def _most_rows(recipe: Recipe, bound: int | None, responses: int) -> int:
     """The most rows that an update ever passes at once, so that halving it changes something.
 
-    ``passed`` is how many tokens of each row pass, where the device bounds those; ``responses`` is how many the
-    rankings of a batch have at most, where it counts those.
+    ``bound`` is how many the device passes at once; ``responses`` is how many the rankings of a batch have at most,
+    where it counts those.
     """
     most = recipe.batch // recipe.mini_batches if isinstance(recipe, PpoRecipe) else recipe.batch
     if recipe.batch_counts_rankings:
         most = -(-responses // 2)
-    if passed:
-        most = min(most, CPU_MICRO_TOKENS // max(1, min(passed)))
+    if bound is not None:
+        most = min(most, bound)
     return max(1, most)
 
 

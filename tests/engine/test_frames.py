@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine import attention, frames
+from engine import attention
 from engine.attention import attend, attend_backward, spans_of
 from engine.frames import Frame, frames_of
 from engine.packing import Block
@@ -125,5 +125,8 @@ def test_queries_before_and_behind_a_cut_attend_as_the_whole_does(
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
-def test_the_bounds_are_what_they_are_said_to_be() -> None:
-    assert 0.5 < frames.EVEN < frames.UNEVEN < 0.6
+def test_masks_of_a_long_block_take_no_more_than_a_piece_beside_all_keys() -> None:
+    masks = [span.mask for span in spans_of([Block(4096)], F64, slice(2048, 4096)) if span.mask is not None]
+    assert len(masks) == 16
+    storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in masks}
+    assert sum(storages.values()) == 8 * 128 * (4096 - 128 + 128)

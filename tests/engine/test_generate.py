@@ -18,6 +18,7 @@ from engine.adapters import Adapters
 from engine.base_model import LoadedBase, load_base
 from engine.decoder import Decoder
 from engine.generate import Cancelled, end_ids, generate, pick_tokens, row_seeds
+from engine.kv_cache import new_cache
 from engine.templates import encode_prompt
 from tests.engine.test_decoder_layer import FAMILIES, adapters_of
 from workbench.errors import UserError
@@ -277,15 +278,37 @@ def test_prompts_that_pass_on_two_threads_fill_the_cache_as_on_one(
     make_base: MakeBase, monkeypatch: pytest.MonkeyPatch, cut: bool
 ) -> None:
     base = make_base(dtype=torch.float64)
-    before = torch.get_num_threads()
-    drawn = []
+    monkeypatch.setattr(frames, "LEAST_CUT", 2)
+    monkeypatch.setattr(frames, "EVEN", 0.0 if cut else 0.9)
+    prompts = [[5, 6, 7, 8, 9, 10, 11]] if cut else PROMPTS
+    before, found = torch.get_num_threads(), []
+    made = frames_made(monkeypatch)
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        monkeypatch.setattr(frames, "LEAST_CUT", 2)
-        monkeypatch.setattr(frames, "EVEN", 0.0 if cut else 1.0)
-        drawn.append(generate(base, PROMPTS, Sampling(1.0, 1.0, 0, 20, 8), count=2))
-    torch.set_num_threads(before)
-    assert drawn[0] == drawn[1]
+        cache = new_cache(base.model)
+        try:
+            with torch.inference_mode():
+                logits = Decoder(base).prefill(prompts, cache)
+        finally:
+            torch.set_num_threads(before)
+        found.append([logits, *(states for layer in cache.cache.layers for states in (layer.keys, layer.values))])
+    assert made == [1, 2]
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
+
+
+def frames_made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Fills with the number of frames of each prefill."""
+    made: list[int] = []
+    real = decoder.frames_of
+
+    def counted(*given: Any, **more: Any) -> Any:
+        found = real(*given, **more)
+        made.append(len(found))
+        return found
+
+    monkeypatch.setattr(decoder, "frames_of", counted)
+    return made
 
 
 def test_what_a_layer_made_is_gone_before_the_next_one_runs(

@@ -77,4 +77,7 @@ def test_packed_pairs_count_the_prompt_that_their_sides_share_once():
     sides = unique_sides(pairs[:3])[0]
     assert (tokens_passed(sides, packed=True), tokens_passed(sides, packed=False)) == (15, 18)
     assert tokens_passed(sides, packed=True) == lay_out(sides, torch.device("cpu"), packed=True).tokens
+    bare = [Example((7,), (False,), 1), Example((7, 5), (False, True), 1), Example((7, 6), (False, True), 1)]
+    for few in (bare, bare[:2]):  # one has no answer, and is laid out whole
+        assert tokens_passed(few, packed=True) == lay_out(few, torch.device("cpu"), packed=True).tokens
     assert (tokens_passed([], packed=True), tokens_passed([], packed=False)) == (0, 0)

@@ -7,16 +7,19 @@ import threading
 import time
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 
 from engine import decoder_layer, frames
+from engine import side_by_side as side_by_side_module
 from engine.adapters import Adapters
 from engine.masking import Example
 from engine.packing import lay_out
 from engine.side_by_side import Meeting, side_by_side
 from tests.engine.test_decoder_layer import F64, FAMILIES, adapters_of
+from tests.engine.test_half_weights import in_bf16
 
 CPU = torch.device("cpu")
 # two rankings of two responses that share a prompt, and two rows of their own: three units of about equal work a half
@@ -155,6 +158,7 @@ def test_works_that_meet_see_what_the_others_have_each_time(two_threads: None) -
     assert side_by_side([lambda: work(0), lambda: work(1)], meeting) == [expected, expected]
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_work_that_fails_lets_the_one_go_that_waits_for_it(failing: int, two_threads: None) -> None:
     meeting = Meeting(2)
@@ -170,22 +174,94 @@ def test_a_work_that_fails_lets_the_one_go_that_waits_for_it(failing: int, two_t
     assert torch.get_num_threads() == 2
 
 
-def test_passes_of_two_threads_wait_for_one_another(two_threads: None) -> None:
-    """Else works of both would take the two threads and wait for works that have none."""
+@pytest.mark.timeout(60)
+def test_a_pass_that_is_cancelled_or_finds_no_second_thread_leaves_no_work_waiting(
+    monkeypatch: pytest.MonkeyPatch, two_threads: None
+) -> None:
+    pool, calls = side_by_side_module._pool(), itertools.count(1)
+
+    class Short:
+        def submit(self, *given: Any) -> Any:
+            if next(calls) == 2:
+                raise RuntimeError("can't start new thread")
+            return pool.submit(*given)
+
+    monkeypatch.setattr(side_by_side_module, "_pool", Short)
+    meeting = Meeting(2)
+    with pytest.raises(RuntimeError, match="new thread"):
+        side_by_side([partial(meeting.hand_round, number, number) for number in range(2)], meeting)
+    assert torch.get_num_threads() == 2
+    monkeypatch.undo()
+    meeting = Meeting(2)
+    works = [partial(meeting.hand_round, number, number) for number in range(2)]
+    assert side_by_side(works, meeting) == [[0, 1], [0, 1]]
+
+
+@pytest.mark.timeout(60)
+def test_passes_of_several_threads_wait_for_one_another(two_threads: None) -> None:
+    """Else works of two passes would take the two threads, and wait for works that have none."""
 
     def passes(found: list[list[int]]) -> None:
         for _ in range(20):
             meeting = Meeting(2)
-            works = [partial(meeting.hand_round, number, number) for number in range(2)]
-            found.extend(side_by_side(works, meeting))
+
+            def work(number: int, meeting: Meeting = meeting) -> list[int]:
+                time.sleep(0.001)
+                return meeting.hand_round(number, number)
+
+            found.extend(side_by_side([partial(work, 0), partial(work, 1)], meeting))
 
     found: list[list[int]] = []
-    threads = [threading.Thread(target=passes, args=(found,)) for _ in range(3)]
+    threads = [threading.Thread(target=passes, args=(found,), daemon=True) for _ in range(3)]
     for one in threads:
         one.start()
     for one in threads:
         one.join(30)
     assert found == [[0, 1]] * 120
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_backward_pass_that_fails_in_one_frame_ends_in_both(
+    checkpointing: bool, monkeypatch: pytest.MonkeyPatch, two_threads: None, parted: None
+) -> None:
+    adapters = adapters_of(FAMILIES["llama"])
+    adapters.checkpointing(checkpointing)
+    backward, calls = decoder_layer.attend_backward, itertools.count(1)
+
+    def short(*given: Any) -> Any:
+        if next(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return backward(*given)
+
+    monkeypatch.setattr(decoder_layer, "attend_backward", short)
+    with pytest.raises(torch.OutOfMemoryError):
+        passed(adapters)
+    monkeypatch.setattr(decoder_layer, "attend_backward", backward)
+    assert len(passed(adapters)) > 1
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_frame_of_which_nothing_is_read_has_its_part_in_the_gradients(
+    family: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch, two_threads: None
+) -> None:
+    """A prompt longer than half of a pass: what its tokens have behind the last layer's attention goes nowhere."""
+    monkeypatch.setattr(frames, "LEAST_CUT", 2)
+    row = Example.plain((*range(5, 30), 2), 24)
+    found = []
+    for threads in (1, 2):
+        adapters = in_bf16(adapters_of(FAMILIES[family], torch.float32))
+        assert adapters.hold_halves(sampling=True) == "all"
+        adapters.checkpointing(checkpointing)
+        torch.set_num_threads(threads)
+        layout = lay_out([row], CPU, packed=True)
+        with adapters.use("policy"):
+            states = adapters.flat(layout, layout.states)
+        states.square().sum().backward()
+        found.append([states.detach(), *(one.grad for one in adapters.parameters("policy"))])
+    for whole, halves in zip(*found, strict=True):
+        torch.testing.assert_close(halves, whole, rtol=1e-4, atol=1e-5 * whole.abs().max().item())
 
 
 def test_works_are_in_the_mode_of_their_pass(two_threads: None) -> None:

@@ -67,8 +67,15 @@ def test_fewer_rows_of_logits_at_once_come_before_a_smaller_micro_batch():
 def test_on_a_cpu_no_more_rows_are_chosen_than_1024_tokens_hold_so_that_halving_helps():
     found = choose("sft", SftRecipe(batch=32), SMALL, [[100]] * 16 + [[250]] * 16, 64 * GIB, gpu=False)
     assert found.recipe.micro_batch == 10  # 1024 // 100
-    pairs = choose("dpo", DpoRecipe(batch=8), SMALL, [[100, 120]] * 8, 64 * GIB, gpu=False)
-    assert pairs.recipe.micro_batch == 4  # 1024 // (2 sides of 120)
+    pairs = choose("dpo", DpoRecipe(batch=8), SMALL, [[100, 160]] * 8, 64 * GIB, gpu=False, prompts=[80] * 8)
+    assert pairs.recipe.micro_batch == 5  # 1024 // 180: the prompt passes once
+
+
+def test_a_ranking_that_fits_once_its_prompt_is_shared_is_not_torn():
+    # nine responses of 56 tokens to a prompt of 200: 704 pass at once
+    rows = [[256, 256]] * 36
+    found = choose("reward", RewardRecipe(batch=1), SMALL, rows, 64 * GIB, rankings=[9], gpu=False, prompts=[200] * 36)
+    assert found.recipe.micro_batch == 5  # 10 sequences
 
 
 def test_a_micro_batch_of_ppo_is_no_larger_than_a_mini_batch():
