@@ -118,16 +118,15 @@ def spans_of(blocks: Sequence[Block], dtype: torch.dtype, tokens: slice | None =
         for piece in _pieces(place, None if block.root < 0 else places[block.root], tokens)
     ]
     # Keys that all of a piece sees lie before those that some of it sees: every mask is a part of one.
-    longest = max((_length(one.own) for one in pieces), default=0)
-    most = max((one.before for one in pieces), default=0)
-    whole = additive(torch.ones(longest, most + longest, dtype=torch.bool).tril(most), dtype) if most else None
+    masked = [one for one in pieces if one.before]
+    longest = max((_length(one.own) for one in masked), default=0)
+    most = max((one.before for one in masked), default=0)
+    whole = additive(torch.ones(longest, most + longest, dtype=torch.bool).tril(most), dtype)
     return [
         Span(
             slice(one.own.start - tokens.start, one.own.stop - tokens.start),
             one.keys,
-            whole[: _length(one.own), most - one.before : most + _length(one.own)]
-            if whole is not None and one.before
-            else None,
+            whole[: _length(one.own), most - one.before : most + _length(one.own)] if one.before else None,
         )
         for one in pieces
     ]

@@ -101,14 +101,8 @@ def tokens_passed(examples: Sequence[Example], *, packed: bool) -> int:
     """How many tokens pass through the model when these are laid out, padding included."""
     if not packed:
         return len(examples) * max((len(one.input_ids) for one in examples), default=0)
-    shared, tokens, laid = _shared_prompts(examples), 0, set()
-    for one in examples:
-        prompt, answer = one.input_ids[: one.prompt_length], one.input_ids[one.prompt_length :]
-        alone = prompt not in shared or not answer
-        tokens += len(one.input_ids) if alone else len(answer) + (0 if prompt in laid else len(prompt))
-        if not alone:
-            laid.add(prompt)
-    return tokens
+    parts = _parted(examples)
+    return sum(len(own) for _, own in parts) + sum(map(len, {root for root, _ in parts}))
 
 
 def _padded(examples: Sequence[Example], device: torch.device) -> Layout:
@@ -124,7 +118,6 @@ def _padded(examples: Sequence[Example], device: torch.device) -> Layout:
 
 
 def _packed(examples: Sequence[Example], device: torch.device) -> Layout:
-    shared = _shared_prompts(examples)
     ids: list[int] = []
     positions: list[int] = []
     blocks: list[Block] = []
@@ -138,18 +131,27 @@ def _packed(examples: Sequence[Example], device: torch.device) -> Layout:
         blocks.append(block)
         return begin
 
-    for one in examples:
-        prompt, answer = one.input_ids[: one.prompt_length], one.input_ids[one.prompt_length :]
-        if prompt not in shared or not answer:
-            begin = lay(one.input_ids, 0, Block(len(one.input_ids)))
-            places.add(one, range(begin, begin + len(one.input_ids)))
+    for one, (prompt, own) in zip(examples, _parted(examples), strict=True):
+        if not prompt:
+            begin = lay(own, 0, Block(len(own)))
+            places.add(one, range(begin, begin + len(own)))
             continue
         if prompt not in roots:
             roots[prompt] = (len(blocks), lay(prompt, 0, Block(len(prompt))))
         number, root = roots[prompt]
-        begin = lay(answer, len(prompt), Block(len(answer), number))
-        places.add(one, [*range(root, root + len(prompt)), *range(begin, begin + len(answer))])
+        begin = lay(own, len(prompt), Block(len(own), number))
+        places.add(one, [*range(root, root + len(prompt)), *range(begin, begin + len(own))])
     return places.layout(torch.tensor([ids]), torch.tensor([positions]), blocks, len(ids), device)
+
+
+def _parted(examples: Sequence[Example]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Of each sequence the prompt that it shares with others, () where it shares none, and the tokens of its own."""
+    shared = _shared_prompts(examples)
+    parts = []
+    for one in examples:
+        prompt, answer = one.input_ids[: one.prompt_length], one.input_ids[one.prompt_length :]
+        parts.append((prompt, answer) if prompt in shared and answer else ((), one.input_ids))
+    return parts
 
 
 def _shared_prompts(examples: Sequence[Example]) -> set[tuple[int, ...]]:

@@ -12,7 +12,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from workbench.memory_plan import CPU_MICRO_TOKENS, HEAD_ROWS, MemoryPlan, Peak, on_gpu, packed_tokens, plan_memory
+from workbench.memory_plan import (
+    CPU_MICRO_TOKENS,
+    HEAD_ROWS,
+    MemoryPlan,
+    Peak,
+    on_gpu,
+    packed_tokens,
+    plan_memory,
+    with_prompts,
+)
 from workbench.model_shape import Shape
 from workbench.recipes import PpoRecipe, Recipe
 from workbench.records import Method
@@ -100,13 +109,8 @@ def _most_that_pass(recipe: Recipe, rows: Sequence[Sequence[int]], prompts: Sequ
     """
     if not recipe.batch_counts_rankings:
         return CPU_MICRO_TOKENS // max(1, min(packed_tokens(rows, prompts), default=1))
-    shared = [*prompts, *[0] * (len(rows) - len(prompts))]
     return max(
-        (
-            (CPU_MICRO_TOKENS - once) // max(1, 2 * (min(row) - once))
-            for row, once in zip(rows, shared, strict=True)
-            if row
-        ),
+        ((CPU_MICRO_TOKENS - once) // max(1, 2 * (min(row) - once)) for row, once in with_prompts(rows, prompts)),
         default=1,
     )
 

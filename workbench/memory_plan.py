@@ -77,8 +77,13 @@ def graph_per_token(shape: Shape, rank: int, width: int, *, gpu: bool, checkpoin
 
 def packed_tokens(rows: Sequence[Sequence[int]], prompts: Sequence[int]) -> list[int]:
     """How many tokens of each row pass where rows are packed; what its sides share of ``prompts`` passes once."""
+    return [sum(row) - once * (len(row) - 1) for row, once in with_prompts(rows, prompts)]
+
+
+def with_prompts(rows: Sequence[Sequence[int]], prompts: Sequence[int]) -> list[tuple[Sequence[int], int]]:
+    """Each row that has sides, with the tokens that they share: 0 from where ``prompts`` ends."""
     shared = [*prompts, *[0] * (len(rows) - len(prompts))]
-    return [sum(row) - once * (len(row) - 1) for row, once in zip(rows, shared, strict=True) if row]
+    return [(row, once) for row, once in zip(rows, shared, strict=True) if row]
 
 
 def kept_room(free: int, *, gpu: bool) -> int:

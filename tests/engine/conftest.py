@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -212,3 +212,12 @@ def metric() -> Callable[[RunFolder, str], list[tuple[int, float]]]:
 def golden() -> Callable[[str], Any]:
     """``golden(name)``: reference numbers kept beside the tests."""
     return lambda name: json.loads((Path(__file__).parent / "golden" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Two threads for the test, and after it as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

@@ -50,13 +50,18 @@ def both_ways(blocks: list[Block]) -> tuple[list[Tensor], list[Tensor]]:
     return ours, [whole.detach(), *torch.autograd.grad(whole, leaves, grad)]
 
 
-@given(lengths=st.lists(st.integers(1, 25), min_size=1, max_size=4), roots=st.lists(st.booleans(), min_size=4))
-@settings(max_examples=60, deadline=None)
-def test_pieces_attend_as_the_definition_says(lengths: list[int], roots: list[bool]) -> None:
-    blocks = [
+def blocks_of(lengths: list[int], roots: list[bool]) -> list[Block]:
+    """Blocks of which some attend to the first."""
+    return [
         Block(length, 0 if number and rooted else -1)
         for number, (length, rooted) in enumerate(zip(lengths, roots, strict=False))
     ]
+
+
+@given(lengths=st.lists(st.integers(1, 25), min_size=1, max_size=4), roots=st.lists(st.booleans(), min_size=4))
+@settings(max_examples=60, deadline=None)
+def test_pieces_attend_as_the_definition_says(lengths: list[int], roots: list[bool]) -> None:
+    blocks = blocks_of(lengths, roots)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "PIECE", 3)
         patch.setattr(attention, "LONG", 20)
@@ -93,3 +98,49 @@ def test_a_piece_sees_the_keys_up_to_its_own_end() -> None:
     assert answer.keys == (slice(0, 4), slice(4, 6))
     assert answer.mask is not None
     assert answer.mask.tolist() == [[0.0] * 5 + [-torch.inf], [0.0] * 6]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 25), min_size=1, max_size=4),
+    roots=st.lists(st.booleans(), min_size=4),
+    cut=st.integers(0, 100),
+)
+@settings(max_examples=60, deadline=None)
+def test_queries_before_and_behind_a_cut_attend_as_the_whole_does(
+    lengths: list[int], roots: list[bool], cut: int
+) -> None:
+    blocks = blocks_of(lengths, roots)
+    total = sum(lengths)
+    cut = min(cut, total)
+    source = torch.Generator().manual_seed(total)
+    query, grad = (torch.randn(total, HEADS, WIDTH, dtype=F64, generator=source) for _ in range(2))
+    key, value = (torch.randn(total, KEY_HEADS, WIDTH, dtype=F64, generator=source) for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "PIECE", 3)
+        patch.setattr(attention, "LONG", 20)
+        spans = spans_of(blocks, F64)
+        out, log_sum = attend(query, key, value, spans, 0.3)
+        whole = attend_backward(grad, query, key, value, out, log_sum, spans, 0.3)
+        outs, query_grads, sums = [], [], [torch.zeros_like(key), torch.zeros_like(value)]
+        for part in (slice(0, cut), slice(cut, total)):
+            own = spans_of(blocks, F64, part)
+            half, half_sum = attend(query[part], key, value, own, 0.3)
+            mine, *others = attend_backward(grad[part], query[part], key, value, half, half_sum, own, 0.3)
+            outs.append(half)
+            query_grads.append(mine)
+            for total_grad, one in zip(sums, others, strict=True):
+                total_grad += one
+    for ours, theirs in zip((torch.cat(outs), torch.cat(query_grads), *sums), (out, *whole), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_masks_of_a_long_block_take_no_more_than_a_piece_beside_all_keys() -> None:
+    masks = [span.mask for span in spans_of([Block(4096)], F64, slice(2048, 4096)) if span.mask is not None]
+    assert len(masks) == 16
+    storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in masks}
+    assert sum(storages.values()) == 8 * 128 * (4096 - 128 + 128)
+
+
+def test_a_long_block_that_needs_no_mask_makes_none_large() -> None:
+    masks = [span.mask for span in spans_of([Block(4096), Block(256)], F64) if span.mask is not None]
+    assert [one.untyped_storage().nbytes() for one in masks] == [8 * 128 * 256]

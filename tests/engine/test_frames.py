@@ -1,30 +1,18 @@
-"""How a pass is parted into frames of equal work, and that a frame's attention is the whole pass's."""
+"""How a pass is parted into frames of equal work."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
-from engine import attention
-from engine.attention import attend, attend_backward, spans_of
 from engine.frames import Frame, frames_of
 from engine.packing import Block
 
-F64 = torch.float64
-HEADS, KEY_HEADS, WIDTH = 4, 2, 8
+WIDTH = 8
 
 
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 def parted(*blocks: Block, read: Tensor | None = None) -> list[Frame]:
@@ -86,47 +74,3 @@ def test_nothing_may_be_read_of_a_frame() -> None:
     assert first.read is not None
     assert second.read is not None
     assert (len(first.read), len(second.read)) == (0, 2)
-
-
-@given(
-    lengths=st.lists(st.integers(1, 25), min_size=1, max_size=4),
-    roots=st.lists(st.booleans(), min_size=4),
-    cut=st.integers(0, 100),
-)
-@settings(max_examples=60, deadline=None)
-def test_queries_before_and_behind_a_cut_attend_as_the_whole_does(
-    lengths: list[int], roots: list[bool], cut: int
-) -> None:
-    blocks = [
-        Block(length, 0 if number and rooted else -1)
-        for number, (length, rooted) in enumerate(zip(lengths, roots, strict=False))
-    ]
-    total = sum(lengths)
-    cut = min(cut, total)
-    source = torch.Generator().manual_seed(total)
-    query, grad = (torch.randn(total, HEADS, WIDTH, dtype=F64, generator=source) for _ in range(2))
-    key, value = (torch.randn(total, KEY_HEADS, WIDTH, dtype=F64, generator=source) for _ in range(2))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "PIECE", 3)
-        patch.setattr(attention, "LONG", 20)
-        spans = spans_of(blocks, F64)
-        out, log_sum = attend(query, key, value, spans, 0.3)
-        whole = attend_backward(grad, query, key, value, out, log_sum, spans, 0.3)
-        outs, query_grads, sums = [], [], [torch.zeros_like(key), torch.zeros_like(value)]
-        for part in (slice(0, cut), slice(cut, total)):
-            own = spans_of(blocks, F64, part)
-            half, half_sum = attend(query[part], key, value, own, 0.3)
-            mine, *others = attend_backward(grad[part], query[part], key, value, half, half_sum, own, 0.3)
-            outs.append(half)
-            query_grads.append(mine)
-            for total_grad, one in zip(sums, others, strict=True):
-                total_grad += one
-    for ours, theirs in zip((torch.cat(outs), torch.cat(query_grads), *sums), (out, *whole), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
-
-
-def test_masks_of_a_long_block_take_no_more_than_a_piece_beside_all_keys() -> None:
-    masks = [span.mask for span in spans_of([Block(4096)], F64, slice(2048, 4096)) if span.mask is not None]
-    assert len(masks) == 16
-    storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in masks}
-    assert sum(storages.values()) == 8 * 128 * (4096 - 128 + 128)

@@ -275,22 +275,19 @@ def test_the_whole_distribution_is_drawn_from_at_every_vocabulary_size() -> None
 
 @pytest.mark.parametrize("cut", [False, True], ids=["whole prompts", "a prompt cut"])
 def test_prompts_that_pass_on_two_threads_fill_the_cache_as_on_one(
-    make_base: MakeBase, monkeypatch: pytest.MonkeyPatch, cut: bool
+    make_base: MakeBase, monkeypatch: pytest.MonkeyPatch, two_threads: None, cut: bool
 ) -> None:
     base = make_base(dtype=torch.float64)
     monkeypatch.setattr(frames, "LEAST_CUT", 2)
     monkeypatch.setattr(frames, "EVEN", 0.0 if cut else 0.9)
     prompts = [[5, 6, 7, 8, 9, 10, 11]] if cut else PROMPTS
-    before, found = torch.get_num_threads(), []
+    found = []
     made = frames_made(monkeypatch)
     for threads in (1, 2):
         torch.set_num_threads(threads)
         cache = new_cache(base.model)
-        try:
-            with torch.inference_mode():
-                logits = Decoder(base).prefill(prompts, cache)
-        finally:
-            torch.set_num_threads(before)
+        with torch.inference_mode():
+            logits = Decoder(base).prefill(prompts, cache)
         found.append([logits, *(states for layer in cache.cache.layers for states in (layer.keys, layer.values))])
     assert made == [1, 2]
     for one, two in zip(*found, strict=True):

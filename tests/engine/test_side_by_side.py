@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -37,14 +36,6 @@ def parted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     if request.param == "cut in the middle":
         monkeypatch.setattr(frames, "LEAST_CUT", 2)
         monkeypatch.setattr(frames, "EVEN", 0.0)
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def passed(adapters: Adapters) -> list[torch.Tensor]:
