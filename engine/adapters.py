@@ -197,8 +197,10 @@ class Adapters:
         read, again = (None, None) if places is None else places.unique(return_inverse=True)
         embedded: Tensor = decoder.get_input_embeddings()(layout.input_ids)
         cosine, sine = (one[0][:, None] for one in decoder.rotary_emb(embedded, position_ids=layout.position_ids))
-        frames = frames_of(layout.blocks, cosine, sine, checkpointing=self._checkpointing, read=read)
-        hidden = decoder.norm(run_layers(embedded[0], list(active_layers(self.base)), frames))
+        layers = list(active_layers(self.base))
+        shared = layers[0].shared
+        frames = frames_of(layout.blocks, cosine, sine, shared=shared, checkpointing=self._checkpointing, read=read)
+        hidden = decoder.norm(run_layers(embedded[0], layers, frames))
         return hidden if again is None else hidden[again]
 
     def token_stats(self, name: str | None, layout: Layout, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:

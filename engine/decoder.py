@@ -43,7 +43,8 @@ class Decoder:
         positions = torch.cat([torch.arange(length) for length in lengths])[None]
         embedded, cosine, sine = self._embedded(ids, positions)
         last = torch.tensor(lengths).cumsum(0) - 1
-        frames = frames_of([Block(length) for length in lengths], cosine, sine, read=last)
+        blocks = [Block(length) for length in lengths]
+        frames = frames_of(blocks, cosine, sine, shared=self._layers[0].shared, read=last)
         fill = _Filling(cache, frames, lengths)
         return self._logits(pass_layers(embedded, self._layers, frames, self._project, fill))
 

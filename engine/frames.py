@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,7 +63,13 @@ class Frame:
 
 
 def frames_of(
-    blocks: Sequence[Block], cosine: Tensor, sine: Tensor, *, checkpointing: bool = False, read: Tensor | None = None
+    blocks: Sequence[Block],
+    cosine: Tensor,
+    sine: Tensor,
+    *,
+    shared: int,
+    checkpointing: bool = False,
+    read: Tensor | None = None,
 ) -> list[Frame]:
     """Part a layout's blocks into frames of about equal work, one for each thread.
 
@@ -70,21 +77,23 @@ def frames_of(
         blocks: of the layout's T tokens.
         cosine: [T, 1, W].
         sine: [T, 1, W].
+        shared: query heads of a key head.
         checkpointing: run the forward pass again in the backward pass.
         read: [R] the tokens that are read behind the last layer, in order, each once; None: all.
     """
+    whole = _Pass(blocks, cosine, sine, shared, checkpointing, read)
     total = len(cosine)
     if torch.get_num_threads() >= WAYS:
         costs = _costs(blocks)
         lengths = [block.length for block in blocks]
         parts, share = _dealt(blocks, [float(one.sum()) for one in costs.split(lengths)])
         if share <= (EVEN if total >= LEAST_CUT else UNEVEN):
-            return [_frame_of(blocks, part, cosine, sine, checkpointing, read) for part in parts]
+            return [_frame_of(whole, part) for part in parts]
         if total >= LEAST_CUT:
             done = costs.cumsum(0)
-            cut = min(int(torch.searchsorted(done, done[-1] / 2)) + 1, total - 1)
-            return _cut(blocks, cut, cosine, sine, checkpointing, read)
-    return [Frame(slice(None), slice(None), cosine, sine, spans_of(blocks, cosine.dtype), checkpointing, read)]
+            return _cut(whole, min(int(torch.searchsorted(done, done[-1] / 2)) + 1, total - 1))
+    spans = spans_of(blocks, cosine.dtype, shared)
+    return [Frame(slice(None), slice(None), cosine, sine, spans, checkpointing, read)]
 
 
 def joined(parts: Sequence[Tensor], places: Sequence[slice | Tensor]) -> Tensor:
@@ -97,10 +106,20 @@ def joined(parts: Sequence[Tensor], places: Sequence[slice | Tensor]) -> Tensor:
     return out
 
 
-def _frame_of(
-    blocks: Sequence[Block], part: Sequence[int], cosine: Tensor, sine: Tensor, checkpointing: bool, read: Tensor | None
-) -> Frame:
+class _Pass(NamedTuple):
+    """What :func:`frames_of` is given."""
+
+    blocks: Sequence[Block]
+    cosine: Tensor
+    sine: Tensor
+    shared: int
+    checkpointing: bool
+    read: Tensor | None
+
+
+def _frame_of(whole: _Pass, part: Sequence[int]) -> Frame:
     """A frame of whole blocks, given by their numbers, with all that they attend to."""
+    blocks, cosine, sine, shared, checkpointing, read = whole
     pieces = torch.arange(len(cosine)).split([block.length for block in blocks])
     moved = {number: place for place, number in enumerate(part)}
     own = [replace(blocks[number], root=moved.get(blocks[number].root, -1)) for number in part]
@@ -109,21 +128,20 @@ def _frame_of(
     if read is not None:
         places = torch.isin(read, tokens).nonzero()[:, 0]
         own_read = torch.searchsorted(tokens, read[places])
-    spans = spans_of(own, cosine.dtype)
+    spans = spans_of(own, cosine.dtype, shared)
     return Frame(tokens, places, cosine[tokens], sine[tokens], spans, checkpointing, own_read)
 
 
-def _cut(
-    blocks: Sequence[Block], cut: int, cosine: Tensor, sine: Tensor, checkpointing: bool, read: Tensor | None
-) -> list[Frame]:
+def _cut(whole: _Pass, cut: int) -> list[Frame]:
     """A frame of the tokens before the cut and one of those behind it, which meet for attention."""
+    blocks, cosine, sine, shared, checkpointing, read = whole
     meeting, frames = Meeting(WAYS), []
     for number, tokens in enumerate((slice(0, cut), slice(cut, len(cosine)))):
         places, own = tokens, None
         if read is not None:
             begin, end = torch.searchsorted(read, torch.tensor([tokens.start, tokens.stop])).tolist()
             places, own = slice(begin, end), read[begin:end] - tokens.start
-        spans = spans_of(blocks, cosine.dtype, tokens)
+        spans = spans_of(blocks, cosine.dtype, shared, tokens)
         frames.append(Frame(tokens, places, cosine[tokens], sine[tokens], spans, checkpointing, own, meeting, number))
     return frames
 

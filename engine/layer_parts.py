@@ -56,6 +56,7 @@ class LayerParts:
     width: int  # W, of a head
     scaling: float  # of the scores
     rotary: bool  # SmolLM 3 has layers without
+    shared: int  # query heads of a key head
 
     @property
     def groups(self) -> tuple[tuple[Lora, ...], ...]:
@@ -99,6 +100,7 @@ def parts_of(layer: Any, lora: Callable[[nn.Module], Lora]) -> LayerParts:
         width=attention.head_dim,
         scaling=attention.scaling,
         rotary=bool(getattr(attention, "use_rope", True)),
+        shared=attention.num_key_value_groups,
     )
 
 

@@ -14,12 +14,12 @@ from engine.packing import Block
 
 F64 = torch.float64
 HEADS, KEY_HEADS, WIDTH = 4, 2, 8
+SHARED = HEADS // KEY_HEADS
 
 
 def by_definition(query: Tensor, key: Tensor, value: Tensor, sees: Tensor, scaling: float) -> Tensor:
     """softmax(scaling Q K^T) V over the keys that a token sees, head by head."""
-    shared = HEADS // KEY_HEADS
-    key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
+    key, value = key.repeat_interleave(SHARED, 1), value.repeat_interleave(SHARED, 1)
     scores = torch.einsum("qhw,khw->hqk", query, key) * scaling
     return torch.einsum("hqk,khw->qhw", scores.masked_fill(~sees, -torch.inf).softmax(-1), value)
 
@@ -42,7 +42,7 @@ def both_ways(blocks: list[Block]) -> tuple[list[Tensor], list[Tensor]]:
     source = torch.Generator().manual_seed(tokens)
     query, grad = (torch.randn(tokens, HEADS, WIDTH, dtype=F64, generator=source) for _ in range(2))
     key, value = (torch.randn(tokens, KEY_HEADS, WIDTH, dtype=F64, generator=source) for _ in range(2))
-    spans = spans_of(blocks, F64)
+    spans = spans_of(blocks, F64, SHARED)
     out, log_sum = attend(query, key, value, spans, 0.3)
     ours = [out, *attend_backward(grad, query, key, value, out, log_sum, spans, 0.3)]
     leaves = [one.clone().requires_grad_() for one in (query, key, value)]
@@ -63,8 +63,7 @@ def blocks_of(lengths: list[int], roots: list[bool]) -> list[Block]:
 def test_pieces_attend_as_the_definition_says(lengths: list[int], roots: list[bool]) -> None:
     blocks = blocks_of(lengths, roots)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "PIECE", 3)
-        patch.setattr(attention, "LONG", 20)
+        patch.setattr(attention, "PIECE", 6)
         for ours, whole in zip(*both_ways(blocks), strict=True):
             torch.testing.assert_close(ours, whole, rtol=1e-10, atol=1e-12)
 
@@ -76,27 +75,26 @@ def test_blocks_of_real_lengths_attend_so_too(length: int) -> None:
             torch.testing.assert_close(ours, whole, rtol=1e-10, atol=1e-12)
 
 
-def test_a_block_is_cut_into_like_pieces_of_about_128_tokens_and_left_whole_where_short_or_long() -> None:
-    def cuts(*blocks: Block) -> list[tuple[int, int]]:
-        return [(span.place.start, span.place.stop) for span in spans_of(blocks, F64)]
+def test_a_block_is_cut_into_like_pieces_of_about_288_rows() -> None:
+    def cuts(*blocks: Block, shared: int = 3) -> list[tuple[int, int]]:
+        return [(span.place.start, span.place.stop) for span in spans_of(blocks, F64, shared)]
 
-    assert cuts(Block(190)) == [(0, 190)]
-    assert cuts(Block(300)) == [(0, 150), (150, 300)]
-    assert cuts(Block(512)) == [(0, 128), (128, 256), (256, 384), (384, 512)]
-    assert cuts(Block(768)) == [(0, 768)]
-    assert cuts(Block(10), Block(256, 0)) == [(0, 10), (10, 138), (138, 266)]
+    assert cuts(Block(140)) == [(0, 140)]
+    assert cuts(Block(190)) == [(0, 95), (95, 190)]
+    assert cuts(Block(300)) == [(0, 100), (100, 200), (200, 300)]
+    assert cuts(Block(300), shared=1) == [(0, 300)]
+    assert cuts(Block(10), Block(200, 0)) == [(0, 10), (10, 110), (110, 210)]
+    assert cuts(Block(3), shared=500) == [(0, 1), (1, 2), (2, 3)]
 
 
 def test_a_piece_sees_the_keys_up_to_its_own_end() -> None:
-    first, second = spans_of([Block(256)], F64)
-    assert first.mask is None
-    assert second.keys == (slice(0, 256),)
-    assert second.mask is not None
-    assert second.mask.shape == (128, 256)
-    assert [int((row == 0).sum()) for row in second.mask] == list(range(129, 257))
-    _, answer = spans_of([Block(4), Block(2, 0)], F64)
+    _, second = spans_of([Block(288)], F64, SHARED)
+    assert second.keys == (slice(0, 288),)
+    assert second.mask.shape == (SHARED * 144, 288)
+    assert [int((row == 0).sum()) for row in second.mask] == [count for count in range(145, 289) for _ in range(SHARED)]
+    root, answer = spans_of([Block(4), Block(2, 0)], F64, 1)
+    assert [int((row == 0).sum()) for row in root.mask] == [1, 2, 3, 4]
     assert answer.keys == (slice(0, 4), slice(4, 6))
-    assert answer.mask is not None
     assert answer.mask.tolist() == [[0.0] * 5 + [-torch.inf], [0.0] * 6]
 
 
@@ -116,14 +114,13 @@ def test_queries_before_and_behind_a_cut_attend_as_the_whole_does(
     query, grad = (torch.randn(total, HEADS, WIDTH, dtype=F64, generator=source) for _ in range(2))
     key, value = (torch.randn(total, KEY_HEADS, WIDTH, dtype=F64, generator=source) for _ in range(2))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "PIECE", 3)
-        patch.setattr(attention, "LONG", 20)
-        spans = spans_of(blocks, F64)
+        patch.setattr(attention, "PIECE", 6)
+        spans = spans_of(blocks, F64, SHARED)
         out, log_sum = attend(query, key, value, spans, 0.3)
         whole = attend_backward(grad, query, key, value, out, log_sum, spans, 0.3)
         outs, query_grads, sums = [], [], [torch.zeros_like(key), torch.zeros_like(value)]
         for part in (slice(0, cut), slice(cut, total)):
-            own = spans_of(blocks, F64, part)
+            own = spans_of(blocks, F64, SHARED, part)
             half, half_sum = attend(query[part], key, value, own, 0.3)
             mine, *others = attend_backward(grad[part], query[part], key, value, half, half_sum, own, 0.3)
             outs.append(half)
@@ -135,12 +132,7 @@ def test_queries_before_and_behind_a_cut_attend_as_the_whole_does(
 
 
 def test_masks_of_a_long_block_take_no_more_than_a_piece_beside_all_keys() -> None:
-    masks = [span.mask for span in spans_of([Block(4096)], F64, slice(2048, 4096)) if span.mask is not None]
-    assert len(masks) == 16
+    masks = [span.mask for span in spans_of([Block(4608)], F64, 3, slice(2304, 4608))]
+    assert len(masks) == 24
     storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in masks}
-    assert sum(storages.values()) == 8 * 128 * (4096 - 128 + 128)
-
-
-def test_a_long_block_that_needs_no_mask_makes_none_large() -> None:
-    masks = [span.mask for span in spans_of([Block(4096), Block(256)], F64) if span.mask is not None]
-    assert [one.untyped_storage().nbytes() for one in masks] == [8 * 128 * 256]
+    assert sum(storages.values()) == 8 * 288 * 4608

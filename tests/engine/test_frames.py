@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("two_threads")
 
 def parted(*blocks: Block, read: Tensor | None = None) -> list[Frame]:
     angles = torch.zeros(sum(block.length for block in blocks), 1, WIDTH)
-    return frames_of(blocks, angles, angles, read=read)
+    return frames_of(blocks, angles, angles, shared=2, read=read)
 
 
 def tokens(frame: Frame) -> list[int]:
