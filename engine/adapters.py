@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from engine.base_model import LoadedBase
 from engine.decoder_layer import run_layers
 from engine.frames import frames_of
-from engine.half_weights import hold_halves, is_wide
+from engine.half_weights import half_for, hold_halves, is_wide
 from engine.heads import HEAD_KEY, mean_head, save_heads
 from engine.layer_parts import LayerParts, parts_of
 from engine.logps import token_stats
@@ -210,23 +210,25 @@ class Adapters:
         """
         with self.use(name):
             hidden = self.flat(layout, layout.states)
-        return token_stats(hidden, layout.targets, self.base.head_weight, temperature, self.base.head_rows)
+        half = half_for([self.base.model.get_output_embeddings()], len(hidden))
+        return token_stats(hidden, layout.targets, self.base.head_weight, temperature, self.base.head_rows, half)
 
     def lay_out(self, examples: Sequence[Example]) -> Layout:
         """Lay sequences out for one forward pass of this base."""
         return lay_out(examples, self.base.device, packed=self.base.packs)
 
-    def hold_halves(self, *, sampling: bool = False, as_before: str = "") -> str:
+    def hold_halves(self, *, sampling: bool = False, head: bool = True, as_before: str = "") -> str:
         """Hold layers in fp16 as well where that is faster (:mod:`engine.half_weights`), once and for all.
 
-        Those that are much wider than their input; for a process that samples much, all of them and the LM head, if
-        memory has room for so many. With ``as_before``, what an earlier call returned, just those are held whatever
-        is free: sums come out in another order, so that the last digits are others. Returns "all", "wide" or "none".
+        Those that are much wider than their input, the LM head among them unless nothing is read through the ``head``;
+        for a process that samples much, all of them, if memory has room for so many. With ``as_before``, what an
+        earlier call returned, just those are held whatever is free: sums come out in another order, so that the last
+        digits are others. Returns "all", "wide" or "none".
         """
         if self.base.packs:
             groups = [[one.base for one in group] for parts in active_layers(self.base) for group in parts.groups]
-            head = [self.base.model.get_output_embeddings()]
-            kinds = {"all": [*groups, head], "wide": list(filter(is_wide, groups))}
+            groups += [[self.base.model.get_output_embeddings()]] if head else []
+            kinds = {"all": groups, "wide": list(filter(is_wide, groups))}
             wanted = [as_before] if as_before else ["all", "wide"] if sampling else ["wide"]
             free = sys.maxsize if as_before else free_bytes(self.base.device)
             self.base.halves = next((kind for kind in wanted if hold_halves(kinds.get(kind, []), free)), "none")

@@ -13,7 +13,7 @@ of its time with ``W x^T`` in fp32; a training pass over 512 tokens, with gate a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -26,6 +26,8 @@ MOST_ROWS = 64
 """As many as decoding has at most on a CPU; more are bound by arithmetic."""
 _WIDE = 4
 """Times its input: from there on FBGEMM is the faster with any number of rows."""
+BLOCK = 4096
+"""Outputs of a layer alone, an LM head, that are one product: their logits stay in the cache."""
 _NAME = "held_in_fp16"  # of the attribute of a group's first layer
 Group = Sequence[nn.Module]
 """Layers that read the same input."""
@@ -34,7 +36,7 @@ Group = Sequence[nn.Module]
 class Half(NamedTuple):
     """A group in fp16, its layers under one another."""
 
-    packed: Any  # FBGEMM's
+    packed: tuple[Any, ...]  # FBGEMM's, of neighbouring outputs; of a layer alone BLOCK each
     scale: float  # of the rows: what the weights were divided by
     widths: list[int]  # of the layers' outputs
     wide: bool
@@ -76,10 +78,16 @@ def half_for(group: Group, rows: int) -> Half | None:
 
 def half_linear(half: Half, rows: Tensor) -> Tensor:
     """Multiply rows [N, I] in fp32 with the layers of a group. Returns their outputs side by side, [N, O]."""
+    outs = list(half_blocks(half, rows))
+    return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
+
+
+def half_blocks(half: Half, rows: Tensor) -> Iterator[Tensor]:
+    """As :func:`half_linear`, block after block, [N, outputs of the block]."""
     if half.scale != 1.0:
         rows = rows * half.scale
-    out: Tensor = torch.ops.quantized.linear_dynamic_fp16(rows, half.packed)
-    return out
+    for packed in half.packed:
+        yield torch.ops.quantized.linear_dynamic_fp16(rows, packed)
 
 
 def _packed(group: Group) -> Half | None:
@@ -94,11 +102,16 @@ def _packed(group: Group) -> Half | None:
         bias = torch.cat([
             torch.zeros(width) if one is None else one.detach() for width, one in zip(widths, biases, strict=True)
         ])  # fmt: skip
-    try:
-        packed = torch.ops.quantized.linear_prepack_fp16(weight / scale, bias)
-    except (RuntimeError, AttributeError):  # no FBGEMM in this build of torch, or none for this processor
-        return None
-    return Half(packed, scale, widths, is_wide(group))
+    size = BLOCK if len(group) == 1 else len(weight)
+    packed = []
+    for begin in range(0, len(weight), size):
+        part = slice(begin, begin + size)
+        try:
+            made = torch.ops.quantized.linear_prepack_fp16(weight[part] / scale, None if bias is None else bias[part])
+        except (RuntimeError, AttributeError):  # no FBGEMM in this build of torch, or none for this processor
+            return None
+        packed.append(made)
+    return Half(tuple(packed), scale, widths, is_wide(group))
 
 
 def _weight(layer: nn.Module) -> Tensor:

@@ -136,7 +136,8 @@ def open_start(session: Session, name: str, *, sampling: bool = False) -> Adapte
 def _hold_halves(session: Session, adapters: Adapters, *, sampling: bool) -> None:
     """Hold layers in fp16 as well, as what is free allows, and say so; a resumed run does as it did before."""
     before = session.choices.get(_HALVES, "")
-    chosen = session.choices[_HALVES] = adapters.hold_halves(sampling=sampling, as_before=before)
+    head = session.spec.method != "reward"
+    chosen = session.choices[_HALVES] = adapters.hold_halves(sampling=sampling, head=head, as_before=before)
     if not before and adapters.base.packs and adapters.base.dtype == torch.float32:
         session.note(_HALVES, _HELD[chosen])
 

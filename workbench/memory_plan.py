@@ -23,7 +23,7 @@ from workbench.terminal import in_bytes
 MIB = 1024**2
 CPU_MICRO_TOKENS = 1024  # as engine.batching
 HEAD_ROWS = 512  # rows of logits at once, as engine.logps
-HEAD_BLOCK = 2048  # of the vocabulary at once on a CPU
+HEAD_BLOCK = 4096  # of the vocabulary at once on a CPU
 LIBRARIES_BYTES = 380 * MIB  # torch, transformers and peft as they are imported; measured
 KERNELS_BYTES = 40 * MIB  # what they load at the first pass; measured
 TOKENIZER_BYTES = 1024  # an entry of the vocabulary
@@ -268,16 +268,19 @@ class _Reckoner:
 
     @property
     def halves(self) -> float:
-        """Layers that are held in fp16 as well (``engine.half_weights``): gate and up; to sample with, all of them."""
+        """Layers that are held in fp16 as well (``engine.half_weights``): gate and up and the head, or all of them.
+
+        A process that samples holds all; to a reward model the head is nothing.
+        """
         if self.gpu or self.width == 2:
             return 0.0
         if self.recipe.quantisation not in ("bf16", "nf4"):  # what is held finer than that would be rounded
             return 0.0
         dense = self.recipe.quantisation == "bf16"
-        wanted = [4.0 * self.shape.layers * self.shape.hidden * self.shape.intermediate * dense]
+        head = 0 if self.method == "reward" else self.shape.vocabulary * self.shape.hidden
+        wanted = [2.0 * (2 * self.shape.layers * self.shape.hidden * self.shape.intermediate * dense + head)]
         if self.method == "ppo":  # all of them, and where these have no room the wide ones
-            everything = self.shape.linear_parameters * dense + self.shape.vocabulary * self.shape.hidden
-            wanted.insert(0, 2.0 * everything)
+            wanted.insert(0, 2.0 * (self.shape.linear_parameters * dense + head))
         free = self.available - self.libraries - self.weights
         return next((one for one in wanted if not self.available or free >= HALVES_SPARE * one), 0.0)
 
@@ -361,12 +364,12 @@ class _Reckoner:
         return dense if self.recipe.quantisation == "nf4" else 0.0
 
     def _head(self, tokens: int) -> float:
-        """Logits of a chunk (three of their size), and three tensors [N, D]; a reward model's head is a vector."""
+        """Logits of a chunk (of their size two, a GPU three) and three tensors [N, D]; a reward head is a vector."""
         if self.method == "reward":
             return 0.0
         rows = min(tokens, self.head_rows)
         block = self.shape.vocabulary if self.gpu else min(HEAD_BLOCK, self.shape.vocabulary)
-        return rows * block * 4.0 * 3 + tokens * self.shape.hidden * 4.0 * 3
+        return rows * block * 4.0 * (3 if self.gpu else 2) + tokens * self.shape.hidden * 4.0 * 3
 
     @property
     def activations(self) -> float:

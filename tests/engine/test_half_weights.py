@@ -13,6 +13,7 @@ from engine.adapters import Adapters, active_layers
 from engine.base_model import LoadedBase
 from engine.generate import generate
 from engine.half_weights import MOST_ROWS, half_for, half_linear, hold_halves
+from engine.logps import token_stats
 from engine.masking import Example
 from engine.packing import lay_out
 from tests.engine.test_decoder_layer import FAMILIES, ROWS, adapters_of
@@ -103,13 +104,8 @@ def test_a_process_that_samples_holds_what_is_wide_where_all_has_no_room_and_wha
 ) -> None:
     broad = FAMILIES["llama"].to_dict() | {"intermediate_size": 64}
     made = [in_bf16(adapters_of(type(FAMILIES["llama"])(**broad), torch.float32)) for _ in range(4)]
-    wide = sum(
-        2 * one.weight.numel()
-        for groups in (groups_of(made[0].base),)
-        for group in groups
-        if half_weights.is_wide(group)
-        for one in group
-    )
+    groups = [*groups_of(made[0].base), [made[0].base.model.get_output_embeddings()]]
+    wide = sum(2 * one.weight.numel() for group in groups if half_weights.is_wide(group) for one in group)
     monkeypatch.setattr("engine.adapters.free_bytes", lambda _: 3 * wide)
     assert [made[0].hold_halves(sampling=True), made[0].hold_halves()] == ["wide", "wide"]
     monkeypatch.setattr("engine.adapters.free_bytes", lambda _: 3 * wide - 1)
@@ -117,6 +113,37 @@ def test_a_process_that_samples_holds_what_is_wide_where_all_has_no_room_and_wha
     assert [made[2].hold_halves(sampling=True, as_before=kind) for kind in ("none", "wide")] == ["none", "wide"]
     assert made[3].hold_halves(as_before="all") == made[3].base.halves == "all"
     assert half_for([made[3].base.model.get_output_embeddings()], 1) is not None
+
+
+def test_a_head_is_held_in_blocks_and_gives_the_log_probabilities_and_slopes_of_its_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    head, hidden, targets = layer(300, 16), rows(9, 16), torch.arange(0, 297, 33)
+    upstream = torch.linspace(-1, 2, 9)
+    monkeypatch.setattr(half_weights, "BLOCK", 128)
+    hold_halves([[head]], PLENTY)
+    half = half_for([head], 9)
+    assert half is not None
+    assert [one.shape[1] for one in half_weights.half_blocks(half, hidden)] == [128, 128, 44]
+    torch.testing.assert_close(half_linear(half, hidden), head(hidden), rtol=1e-5, atol=1e-5)
+    found = []
+    for held in (None, half):
+        states = hidden.clone().requires_grad_()
+        logps, entropy, correct = token_stats(states, targets, head.weight, 0.7, 4, held)
+        (logps * upstream).sum().backward()
+        measured = token_stats(hidden, targets, head.weight, 0.7, 4, held)
+        found.append([logps.detach(), entropy, correct.float(), states.grad, *measured])
+    for plain, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[0][1], found[0][5], rtol=1e-4, atol=1e-5)  # the entropy by both its ways
+
+
+def test_the_head_is_held_in_training_unless_nothing_is_read_through_it() -> None:
+    broad = FAMILIES["llama"].to_dict() | {"vocab_size": 128}
+    for head in (True, False):
+        adapters = in_bf16(adapters_of(type(FAMILIES["llama"])(**broad), torch.float32))
+        adapters.hold_halves(head=head)
+        assert (half_for([adapters.base.model.get_output_embeddings()], 1) is not None) == head
 
 
 def test_only_a_wide_layer_is_worth_it_for_many_rows() -> None:

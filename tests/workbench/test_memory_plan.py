@@ -114,7 +114,8 @@ def test_weights_are_four_bytes_on_a_cpu_without_bf16_two_with_it_and_half_of_on
     monkeypatch.setattr(memory_plan, "cpu_has_bf16", lambda: True)
     narrow = update(plain)
     halves = 2 * 2 * EIGHT.layers * EIGHT.hidden * EIGHT.intermediate  # gate and up, held in fp16 as well
-    assert wide - narrow == pytest.approx(2 * EIGHT.parameters + halves, rel=0.02)
+    head = 2 * EIGHT.vocabulary * EIGHT.hidden
+    assert wide - narrow == pytest.approx(2 * EIGHT.parameters + halves + head, rel=0.02)
     without = (4 - memory_plan.NF4_BYTES) * EIGHT.linear_parameters
     assert wide - packed == pytest.approx(without + halves, rel=0.02)
 
@@ -123,18 +124,22 @@ def test_layers_are_held_in_fp16_as_well_on_a_cpu_without_bf16_that_has_room(mon
     plain, sampling = SftRecipe(quantisation="bf16"), PpoRecipe(quantisation="bf16", rule="contains:a")
 
     def load(recipe, **given):
-        method = "sft" if isinstance(recipe, SftRecipe) else "ppo"
+        method = {SftRecipe: "sft", RewardRecipe: "reward", PpoRecipe: "ppo"}[type(recipe)]
         return by_name(plan_memory(method, recipe, SMALL, [[8]], gpu=False, **given))["load"]
 
     short = 4 * SMALL.parameters  # bytes: the model alone
-    wide = 2 * SMALL.layers * SMALL.hidden * 2 * SMALL.intermediate
+    head = 2 * SMALL.vocabulary * SMALL.hidden
+    mlps = 2 * SMALL.layers * SMALL.hidden * 2 * SMALL.intermediate
+    wide = mlps + head
+    reward = RewardRecipe(quantisation="bf16")  # nothing of it reads the LM head
+    assert load(reward) - load(reward, available=short) == mlps
     assert load(plain) - load(plain, available=short) == wide
-    every = 2 * (SMALL.linear_parameters + SMALL.vocabulary * SMALL.hidden)
+    every = 2 * SMALL.linear_parameters + head
     assert load(sampling) - load(sampling, available=short) == every
-    between = int(load(sampling, available=short)) + 3 * wide + 1  # room for gate and up, three times, and no more
+    between = int(load(sampling, available=short)) + 3 * wide + 1  # room for what is wide alone
     assert load(sampling, available=between) - load(sampling, available=short) == wide
     packed = dataclasses.replace(sampling, quantisation="nf4")
-    assert load(packed) - load(packed, available=short) == 2 * SMALL.vocabulary * SMALL.hidden  # the head alone
+    assert load(packed) - load(packed, available=short) == head
     finer = dataclasses.replace(plain, quantisation="fp32")
     assert load(finer) == load(plain) - wide
     monkeypatch.setattr(memory_plan, "cpu_has_bf16", lambda: True)
