@@ -221,15 +221,15 @@ class Adapters:
         """Hold layers in fp16 as well where that is faster (:mod:`engine.half_weights`), once and for all.
 
         Those that are much wider than their input, the LM head among them unless nothing is read through the ``head``;
-        for a process that samples much, all of them, if memory has room for so many. With ``as_before``, what an
-        earlier call returned, just those are held whatever is free: sums come out in another order, so that the last
-        digits are others. Returns "all", "wide" or "none".
+        for a process that samples much, all of them; fewer where memory has no room for so many. With ``as_before``,
+        what an earlier call returned, just those are held whatever is free: sums come out in another order, so that
+        the last digits are others. Returns "all", "wide", "wide layers" (without the head) or "none".
         """
         if self.base.packs:
             groups = [[one.base for one in group] for parts in active_layers(self.base) for group in parts.groups]
-            groups += [[self.base.model.get_output_embeddings()]] if head else []
-            kinds = {"all": groups, "wide": list(filter(is_wide, groups))}
-            wanted = [as_before] if as_before else ["all", "wide"] if sampling else ["wide"]
+            whole = [*groups, [self.base.model.get_output_embeddings()]] if head else groups
+            kinds = {"all": whole, "wide": list(filter(is_wide, whole)), "wide layers": list(filter(is_wide, groups))}
+            wanted = [as_before] if as_before else list(kinds)[not sampling :]
             free = sys.maxsize if as_before else free_bytes(self.base.device)
             self.base.halves = next((kind for kind in wanted if hold_halves(kinds.get(kind, []), free)), "none")
         return self.base.halves

@@ -33,7 +33,7 @@ class LoadedBase:
     path: str = ""
     packs: bool = False  # sequences pass end to end without padding (:mod:`engine.packing`)
     active: str | None = None  # the adapter in use (:mod:`engine.adapters`); None for the bare base
-    halves: str = "none"  # which layers are held in fp16 as well (:mod:`engine.half_weights`): "all", "wide" or "none"
+    halves: str = "none"  # which layers are held in fp16 as well: see ``Adapters.hold_halves``
     head_rows: int = CHUNK_ROWS  # positions whose logits are held at once in training
     cast: dict[tuple[int, str | None], Any] | None = None  # by layer and adapter, see ``adapters.masters_cast_once``
 

@@ -20,12 +20,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from workbench.memory_plan import HALVES_SPARE
+from workbench.memory_plan import HALVES_SPARE, WIDE
 
 MOST_ROWS = 64
 """As many as decoding has at most on a CPU; more are bound by arithmetic."""
-_WIDE = 4
-"""Times its input: from there on FBGEMM is the faster with any number of rows."""
 BLOCK = 4096
 """Outputs of a layer alone, an LM head, that are one product: their logits stay in the cache."""
 _NAME = "held_in_fp16"  # of the attribute of a group's first layer
@@ -44,7 +42,7 @@ class Half(NamedTuple):
 
 def is_wide(group: Group) -> bool:
     """Whether a group is worth holding in fp16 for any number of rows."""
-    return sum(_weight(layer).shape[0] for layer in group) >= _WIDE * _weight(group[0]).shape[1]
+    return sum(_weight(layer).shape[0] for layer in group) >= WIDE * _weight(group[0]).shape[1]
 
 
 def hold_halves(groups: Sequence[Group], free: int) -> bool:

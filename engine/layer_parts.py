@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from engine.lora_linear import GatedMlp, Lora
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 """Models whose layers are what :class:`LayerParts` says; others run as transformers has them."""
 
 
@@ -67,20 +66,6 @@ class LayerParts:
     def linears(self) -> tuple[Lora, ...]:
         """The linear layers in the order of their masters' gradients."""
         return (self.query, self.key, self.value, self.output, *self.mlp)
-
-
-def has_plain_layers(config: Any) -> bool:
-    """Whether a model's layers are of the Llama family to the letter: full causal attention and a SwiGLU MLP."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    partial = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
-    kinds = getattr(config, "layer_types", None) or []
-    return (
-        config.model_type in FAMILIES
-        and config.hidden_act == "silu"
-        and partial == 1.0
-        and not (getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True))
-        and all(kind == "full_attention" for kind in kinds)
-    )
 
 
 def parts_of(layer: Any, lora: Callable[[nn.Module], Lora]) -> LayerParts:

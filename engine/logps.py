@@ -124,7 +124,8 @@ def _softmax_stats(
         energy = (mean * hidden).sum(1) / temperature + torch.exp(chosen - top) * chosen
     log_norm = top + norm.log()
     spread = None if mean is None else (rest / norm, mean / norm[:, None])
-    return chosen - log_norm, log_norm - energy / norm, chosen >= top, spread
+    entropy = (log_norm - energy / norm).clamp_(min=0)  # below it by rounding alone
+    return chosen - log_norm, entropy, chosen >= top, spread
 
 
 def _logits(hidden: Tensor, weight: Tensor, half: Half | None) -> Iterator[Tensor]:

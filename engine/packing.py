@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.layer_parts import has_plain_layers
 from engine.masking import Example
+from workbench.model_shape import has_plain_layers
 
 _PAD = 0  # any id would do: nothing is ever read from padding, and no mask from ids (pad may equal EOS)
 
@@ -166,4 +166,4 @@ def _shared_prompts(examples: Sequence[Example]) -> set[tuple[int, ...]]:
 
 def can_pack(config: Any, device: torch.device) -> bool:
     """Whether a model's attention can be done block by block, and whether that pays on this device."""
-    return device.type == "cpu" and has_plain_layers(config)
+    return device.type == "cpu" and has_plain_layers(config.to_dict())

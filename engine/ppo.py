@@ -43,7 +43,7 @@ from engine.mini_batches import in_order, longest_group_first, mini_batches, of_
 from engine.optim import Group, Optimiser
 from engine.ppo_losses import kl_loss, policy_loss, value_loss
 from engine.ppo_models import POLICY, Episode, Players, open_players
-from engine.ppo_report import UpdateMeters, evaluation_metrics, rollout_metrics, samples_of
+from engine.ppo_report import UpdateMeters, evaluation_metrics, rollout_metrics, samples_of, scores_by_prompt
 from engine.session import Session
 from engine.templates import encode_prompt
 from engine.text_stream import decode
@@ -107,6 +107,7 @@ class Trainer:
     demonstrations: list[Example] = field(default_factory=list)  # mixed into the updates; none without ptx
     over_max_kl: bool = False
     ratio_warned: bool = False
+    first_scores: dict[str, float] = field(default_factory=dict)  # of held-out prompts, before the first rollout
 
     @property
     def optimisers(self) -> list[Optimiser]:
@@ -122,6 +123,7 @@ class Trainer:
             "kl_coefficient": self.kl_coefficient,
             "num_tokens": self.throughput.num_tokens,
             "over_max_kl": self.over_max_kl,
+            "first_scores": self.first_scores,
             "micro_batch": self.micro_batch.state(),
         }
         save_state(folder / _STATE, state)
@@ -136,7 +138,8 @@ class Trainer:
         self.kl_coefficient = float(state["kl_coefficient"])
         self.throughput.num_tokens = int(state["num_tokens"])
         self.over_max_kl = bool(state["over_max_kl"])
-        if "micro_batch" in state:  # not in a checkpoint of an earlier version
+        self.first_scores = state.get("first_scores", {})  # neither is in a checkpoint of an earlier version
+        if "micro_batch" in state:
             self.micro_batch.restore(session, state["micro_batch"])
         return int(folder.name)
 
@@ -410,7 +413,9 @@ def evaluate(
     batch = rollout(session, trainer, prompts, step_seed(trainer.players.recipe.seed, 0), with_values=False)
     score(session, trainer, batch)
     if measures:
-        session.metrics(step, evaluation_metrics(batch))
+        session.metrics(step, evaluation_metrics(batch, trainer.first_scores))
+        if step == 0:
+            trainer.first_scores = scores_by_prompt(batch)
     if keep:
         session.write_samples(step, samples_of(step, batch, None, trainer.players.base.tokenizer))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from engine.ppo_losses import PolicyLoss, ValueLoss
 from engine.text_stream import token_texts
 from workbench.protocol import Sample
 from workbench.recipes import PpoRecipe
+from workbench.statistics import FEWEST, mean_interval
 
 if TYPE_CHECKING:
     from engine.ppo import Rollout
@@ -147,15 +148,31 @@ def rollout_metrics(batch: Rollout, targets: Advantages, kl_coefficient: float, 
     }
 
 
-def evaluation_metrics(batch: Rollout) -> dict[str, float]:
-    """Metrics of responses to held-out prompts."""
+def evaluation_metrics(batch: Rollout, before: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Metrics of responses to held-out prompts; ``before``: the scores by prompt before the first rollout."""
     mask = response_mask(batch.lengths, batch.logps.shape[1])
     more = {} if batch.score_stds is None else {"eval_objective/score_std_heads": float(batch.score_stds.mean())}
+    if before:
+        more |= _gain(scores_by_prompt(batch), before)
     return more | {
         "eval_objective/scores": float(batch.scores.mean()),
         "eval_objective/kl": float(torch.where(mask, batch.kl, 0).sum()) / len(batch.episodes),
         "eval_ppo/mean_length": float(batch.lengths.double().mean()),
     }
+
+
+def scores_by_prompt(batch: Rollout) -> dict[str, float]:
+    """The score of the response to each prompt."""
+    return {one.prompt_id: float(score) for one, score in zip(batch.episodes, batch.scores, strict=True)}
+
+
+def _gain(scores: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
+    """What the same prompts, drawn from the same seeds, score more than before: chance is in the differences alone."""
+    gains = [score - before[prompt] for prompt, score in scores.items() if prompt in before]
+    if len(gains) < FEWEST:
+        return {}
+    names = ("eval_objective/scores_gain", "eval_objective/scores_gain_low", "eval_objective/scores_gain_high")
+    return dict(zip(names, mean_interval(gains), strict=True))
 
 
 def repetition(ids: Sequence[int]) -> float:

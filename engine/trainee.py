@@ -26,6 +26,7 @@ _HALVES = "halves"
 _HELD = {
     "all": "All layers that are not in 4 bits are held in fp16 as well, which is faster and rounds nothing",
     "wide": "The widest layers are held in fp16 as well, which is faster and rounds nothing",
+    "wide layers": "The widest layers but the LM head are held in fp16 as well, which is faster and rounds nothing",
     "none": "No layer is held in fp16 as well: memory has no room, weights would be rounded, or torch has no FBGEMM",
 }
 NOTHING_TO_TRAIN = "they have nothing to train"

@@ -105,20 +105,29 @@ def _reward_verdict(history: History, rankings: int) -> str:
 
 
 def _ppo_verdict(history: History) -> str:
+    """By the held-out prompts where they were answered twice: every rollout has other ones, easier or harder."""
     scores, kl = _series(history, "objective/scores"), _series(history, "objective/kl")
     lengths, missing = _series(history, "ppo/mean_length"), _series(history, "ppo/eos_missing")
     if len(scores) < 2:
         return "there were too few rollouts to say anything."
     span = max(1, len(scores) // 4)
     first, last = sum(scores[:span]) / span, sum(scores[-span:]) / span
+    of, interval, chance = "the mean score of its rollouts", "", ""
+    held_out = _series(history, "eval_objective/scores")
+    if len(held_out) > 1:
+        of, first, last = "the mean score on the same held-out prompts", held_out[0], held_out[-1]
+    low, high = (_series(history, f"eval_objective/scores_gain_{end}") for end in ("low", "high"))
+    if low and high:
+        interval = f", 95 % {low[-1]:+.2f} to {high[-1]:+.2f}"
+        chance = " So few prompts cannot tell that from chance." if low[-1] <= 0 <= high[-1] else ""
     moved = "rose" if last > first + 0.05 else "fell" if last < first - 0.05 else "did not change"
-    text = f"the mean score {moved} ({first:.2f} to {last:.2f}) at a KL of {kl[-1]:.2f} nats a response"
+    text = f"{of} {moved} ({first:.2f} to {last:.2f}{interval}) at a KL of {kl[-1]:.2f} nats a response"
     text += (
         f"; mean length {lengths[0]:.0f} to {lengths[-1]:.0f} tokens, cut off {missing[0]:.0%} to {missing[-1]:.0%}."
     )
     if moved == "rose" and lengths[-1] > 1.5 * lengths[0]:
         text += " The length ran with the score: read the answers before believing it."
-    return text
+    return text if moved == "did not change" else text + chance
 
 
 def write_report(folder: Path, outcomes: list[Outcome], answers: list[Answer], seconds: float) -> Path:

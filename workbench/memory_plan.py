@@ -33,6 +33,7 @@ GPU_ALLOCATOR = 1.1
 NF4_BYTES = 0.53  # a weight, with double quantisation
 TRAINED_BYTES = 16  # a trained number: fp32 value, gradient and Adam's two moments
 CACHE_ROOM = 1.25  # key-value buffers grow by a quarter
+WIDE = 4  # times its input: from there on a layer is held in fp16 as well, whatever passes
 HALVES_SPARE = 3  # layers are held in fp16 as well (engine.half_weights) where so many times what that takes is free
 KEPT_BYTES = 1536 * MIB  # of graphs that PPO keeps from rollout to update at most (engine.kept_passes); on a CPU
 GPU_KEPT_BYTES = 8 * 1024 * MIB  # the same on a GPU
@@ -272,15 +273,18 @@ class _Reckoner:
 
         A process that samples holds all; to a reward model the head is nothing.
         """
-        if self.gpu or self.width == 2:
+        if self.gpu or self.width == 2 or not self.shape.packs:
             return 0.0
         if self.recipe.quantisation not in ("bf16", "nf4"):  # what is held finer than that would be rounded
             return 0.0
         dense = self.recipe.quantisation == "bf16"
-        head = 0 if self.method == "reward" else self.shape.vocabulary * self.shape.hidden
-        wanted = [2.0 * (2 * self.shape.layers * self.shape.hidden * self.shape.intermediate * dense + head)]
+        shape = self.shape
+        head = 0 if self.method == "reward" else shape.vocabulary * shape.hidden
+        outputs = (2 * shape.intermediate, (shape.heads + 2 * shape.kv_heads) * shape.head_dim)
+        wide = dense * shape.layers * shape.hidden * sum(one for one in outputs if one >= WIDE * shape.hidden)
+        wanted = [2.0 * (wide + head), 2.0 * wide]
         if self.method == "ppo":  # all of them, and where these have no room the wide ones
-            wanted.insert(0, 2.0 * (self.shape.linear_parameters * dense + head))
+            wanted.insert(0, 2.0 * (shape.linear_parameters * dense + head))
         free = self.available - self.libraries - self.weights
         return next((one for one in wanted if not self.available or free >= HALVES_SPARE * one), 0.0)
 
@@ -325,6 +329,8 @@ class _Reckoner:
         sequences = self.recipe.micro_batch * sides
         if self.gpu:
             return sequences * longest
+        if not self.shape.packs:  # padded, and a row that is longer than a micro-batch stands alone
+            return max(min(sequences, CPU_MICRO_TOKENS // max(1, longest)) * longest, sides * longest)
         every = sum(sorted(passed, reverse=True)[: self.recipe.micro_batch])
         return max(min(every, CPU_MICRO_TOKENS), *passed)  # a row that is longer stands alone
 
@@ -347,7 +353,7 @@ class _Reckoner:
         count = max(1, self.recipe.batch // self.recipe.mini_batches)
         rows = sorted((max(row) for row in self.rows), reverse=True)
         rows = [row for row in rows for _ in range(-(-count // len(rows)))][:count]  # a prompt comes again
-        tokens = count * rows[0] if self.gpu else sum(rows)  # padding has a graph too
+        tokens = count * rows[0] if self.gpu or not self.shape.packs else sum(rows)  # padding has a graph too
         most = tokens * self.graph * self.trained
         free = int(self.left) if self.available else 2**60
         return self._allocated(min(most, kept_room(free, gpu=self.gpu)))
@@ -364,12 +370,12 @@ class _Reckoner:
         return dense if self.recipe.quantisation == "nf4" else 0.0
 
     def _head(self, tokens: int) -> float:
-        """Logits of a chunk (of their size two, a GPU three) and three tensors [N, D]; a reward head is a vector."""
+        """Logits of a chunk (three of their size), and three tensors [N, D]; a reward model's head is a vector."""
         if self.method == "reward":
             return 0.0
         rows = min(tokens, self.head_rows)
         block = self.shape.vocabulary if self.gpu else min(HEAD_BLOCK, self.shape.vocabulary)
-        return rows * block * 4.0 * (3 if self.gpu else 2) + tokens * self.shape.hidden * 4.0 * 3
+        return rows * block * 4.0 * 3 + tokens * self.shape.hidden * 4.0 * 3
 
     @property
     def activations(self) -> float:

@@ -51,6 +51,9 @@ _SHOWN = (
     "eval_rewards/margins",
     "objective/scores",
     "eval_objective/scores",
+    "eval_objective/scores_gain",
+    "eval_objective/scores_gain_low",
+    "eval_objective/scores_gain_high",
     "objective/kl",
     "ppo/mean_length",
 )

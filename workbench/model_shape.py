@@ -11,6 +11,9 @@ from typing import Any
 from workbench.errors import UserError
 from workbench.model_folders import count_parameters
 
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+"""Whose layers the engine has written out for a CPU (``engine.decoder_layer``)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -25,6 +28,7 @@ class Shape:
     head_dim: int
     vocabulary: int
     context: int
+    packs: bool = True  # whether a CPU passes its sequences end to end
 
     @property
     def linear_parameters(self) -> int:
@@ -64,6 +68,20 @@ def shape_of(config: Mapping[str, Any], parameters: int) -> Shape:
         head_dim=int(config.get("head_dim") or hidden // heads),
         vocabulary=int(config["vocab_size"]),
         context=int(config.get("max_position_embeddings") or 0),
+        packs=has_plain_layers(config),
+    )
+
+
+def has_plain_layers(config: Mapping[str, Any]) -> bool:
+    """Whether a model's layers are of the Llama family to the letter: full causal attention and a SwiGLU MLP."""
+    rope = config.get("rope_parameters") or {}
+    partial = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    return (
+        config.get("model_type") in FAMILIES
+        and config.get("hidden_act", "silu") == "silu"
+        and partial == 1.0
+        and not (config.get("sliding_window") and config.get("use_sliding_window", True))
+        and all(kind == "full_attention" for kind in config.get("layer_types") or [])
     )
 
 

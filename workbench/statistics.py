@@ -6,6 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 
+FEWEST = 5
+"""Values whose spread says anything of how far their mean may be off."""
+
 
 def wilson(successes: float, trials: float, z: float = 1.959964) -> tuple[float, float]:
     """Return the Wilson score interval of a share (95 % by default). ``(0, 1)`` without trials.
@@ -46,3 +49,20 @@ def wilson_of_groups(judged: Sequence[tuple[Hashable, bool]]) -> tuple[float, fl
     share = sum(right for _, right in judged) / max(1, len(judged))
     trials = effective_trials(group for group, _ in judged)
     return (share, *wilson(share * trials, trials))
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return a mean and its 95 % interval by Student's t. Raises ValueError below FEWEST values.
+
+    The quantile is its expansion about the normal one, within 1 % from 4 degrees of freedom on.
+    Source: Abramowitz and Stegun, "Handbook of mathematical functions", 1964, 26.7.5.
+    """
+    count = len(values)
+    if count < FEWEST:
+        raise ValueError(f"{count} values say too little of their spread")
+    z, free = 1.959964, count - 1
+    quantile = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
+    quantile += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * free**3)
+    mean = math.fsum(values) / count
+    reach = quantile * math.sqrt(math.fsum((one - mean) ** 2 for one in values) / free / count)
+    return mean, mean - reach, mean + reach

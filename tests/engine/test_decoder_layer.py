@@ -12,10 +12,11 @@ from transformers.models.smollm3 import SmolLM3Config
 from engine import decoder_layer
 from engine.adapters import Adapters
 from engine.base_model import prepare
-from engine.layer_parts import Norm, has_plain_layers
+from engine.layer_parts import Norm
 from engine.masking import Example
 from engine.packing import lay_out
 from tests.engine.conftest import build_tokenizer, norms_in_fp64, randomise
+from workbench.model_shape import has_plain_layers
 
 CPU, F64 = torch.device("cpu"), torch.float64
 SIZES: dict[str, Any] = {
@@ -192,7 +193,12 @@ def test_the_gradient_of_a_norm_is_right_even_for_a_row_of_zeros() -> None:
 
 
 def test_other_layers_are_left_to_transformers() -> None:
-    assert not has_plain_layers(LlamaConfig(**SIZES, hidden_act="gelu"))
-    assert not has_plain_layers(MistralConfig(**SIZES, sliding_window=64))
-    assert not has_plain_layers(Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=8, max_window_layers=2))
-    assert not has_plain_layers(PretrainedConfig(model_type="gpt2"))
+    windowed = Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=8, max_window_layers=2)
+    others = [
+        LlamaConfig(**SIZES, hidden_act="gelu"),
+        MistralConfig(**SIZES, sliding_window=64),
+        windowed,
+        PretrainedConfig(model_type="gpt2"),
+    ]
+    assert not any(has_plain_layers(one.to_dict()) for one in others)
+    assert has_plain_layers(LlamaConfig(**SIZES).to_dict())

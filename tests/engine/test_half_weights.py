@@ -102,14 +102,18 @@ def test_weights_are_held_twice_only_where_three_times_as_much_is_free() -> None
 def test_a_process_that_samples_holds_what_is_wide_where_all_has_no_room_and_what_it_held_before_anyway(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    broad = FAMILIES["llama"].to_dict() | {"intermediate_size": 64}
+    broad = FAMILIES["llama"].to_dict() | {"intermediate_size": 64, "vocab_size": 128}
     made = [in_bf16(adapters_of(type(FAMILIES["llama"])(**broad), torch.float32)) for _ in range(4)]
     groups = [*groups_of(made[0].base), [made[0].base.model.get_output_embeddings()]]
     wide = sum(2 * one.weight.numel() for group in groups if half_weights.is_wide(group) for one in group)
     monkeypatch.setattr("engine.adapters.free_bytes", lambda _: 3 * wide)
     assert [made[0].hold_halves(sampling=True), made[0].hold_halves()] == ["wide", "wide"]
+    head = sum(2 * one.weight.numel() for one in groups[-1]) * half_weights.is_wide(groups[-1])
+    assert 0 < head < wide
     monkeypatch.setattr("engine.adapters.free_bytes", lambda _: 3 * wide - 1)
-    assert made[1].hold_halves(sampling=True) == "none"
+    assert made[1].hold_halves() == "wide layers"
+    monkeypatch.setattr("engine.adapters.free_bytes", lambda _: 3 * (wide - head) - 1)
+    assert made[2].hold_halves(sampling=True) == "none"
     assert [made[2].hold_halves(sampling=True, as_before=kind) for kind in ("none", "wide")] == ["none", "wide"]
     assert made[3].hold_halves(as_before="all") == made[3].base.halves == "all"
     assert half_for([made[3].base.model.get_output_embeddings()], 1) is not None

@@ -82,3 +82,36 @@ def test_nothing_to_predict_gives_nothing():
     found, entropy = token_logps(hidden[:0], torch.zeros(0, dtype=torch.long), weight)
     assert found.shape == entropy.shape == (0,)
     found.sum().backward()
+
+
+@pytest.mark.parametrize("chunk", [4, 100])
+def test_halves_on_two_threads_give_what_one_thread_gives(two_threads, chunk):
+    hidden, weight, targets = setup()
+    both = token_stats(hidden, targets, weight, 0.7, chunk)
+    both[0].sum().backward()
+    slope = hidden.grad.clone()
+    torch.set_num_threads(1)
+    hidden.grad = None
+    one = token_stats(hidden, targets, weight, 0.7, chunk)
+    one[0].sum().backward()
+    for found, expected in zip((*both, slope), (*one, hidden.grad), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_half_that_fails_is_told(two_threads):
+    hidden, weight, targets = setup()
+    targets[-1] = 11  # no token: the second half's slope looks for its row
+    with pytest.raises(IndexError):
+        token_stats(hidden, targets, weight)
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_the_entropy_in_fp32_is_that_of_the_definition_where_a_token_is_nearly_certain(scale):
+    hidden, weight, targets = setup(rows=64, width=32, vocabulary=40, dtype=torch.float32)
+    hidden = (hidden.detach() * scale).requires_grad_()
+    table = torch.log_softmax(hidden.detach().double() @ weight.double().T, 1)
+    exact = -(table.exp() * table).nan_to_num().sum(1)
+    for states in (hidden, hidden.detach()):
+        _, entropy, _ = token_stats(states, targets, weight)
+        assert (entropy >= 0).all()
+        assert (entropy.double() - exact).abs().max() < 2e-4 * scale

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 import pytest
 import torch
 
@@ -69,7 +71,7 @@ def opened(folder):
 
 @pytest.mark.parametrize("method", ["gae", "rloo", "grpo"])
 def test_every_metric_is_in_the_glossary_and_the_first_ratio_is_exactly_1(runs, metric, method):
-    folder = runs.create("ppo", prompts(), prompts(3), eval_every=1, **(QUICK | advantage_of(method)))
+    folder = runs.create("ppo", prompts(), prompts(5), eval_every=1, **(QUICK | advantage_of(method)))
     runs.run(folder)
     sent = {key for one in folder.events() if isinstance(one, Metrics) for key in one.values}
     assert sent <= set(GLOSSARY)
@@ -537,6 +539,36 @@ def test_the_demo_models_rollout_has_the_reference_numbers(golden, demo_model_di
     found = evaluation_metrics(batch)
     assert found["eval_objective/kl"] == pytest.approx(sum(g["kl_k1_sum"]) / len(episodes), abs=near)
     assert found["eval_ppo/mean_length"] == float(lengths.double().mean())
+
+
+@pytest.mark.parametrize("stop_at", [0, 1])
+def test_the_gain_is_that_of_the_same_prompts_over_before_the_first_rollout(runs, metric, stop_at):
+    changes = {"rule": "longer-than:6", "episodes": 24, "eval_every": 1, "save_every": 1, "learning_rate": 1e-2}
+    folder = runs.create("ppo", prompts(), prompts(6), **(QUICK | changes))
+    if stop_at:
+        runs.run(folder, stop_at)
+    runs.run(folder)
+    scores, gains = (dict(metric(folder, f"eval_objective/scores{end}")) for end in ("", "_gain"))
+    lows, highs = (dict(metric(folder, f"eval_objective/scores_gain_{end}")) for end in ("low", "high"))
+    assert sorted(gains) == sorted(lows) == sorted(highs) == [1, 2, 3]
+    for step, gain in gains.items():
+        assert gain == pytest.approx(scores[step] - scores[0], abs=1e-6)
+        assert lows[step] <= gain <= highs[step]
+
+
+def test_few_prompts_have_no_gain_and_unknown_ones_do_not_count(runs):
+    session, _, trainer, rows = opened(runs.create("ppo", prompts(8), **QUICK))
+    batch = ppo.rollout(session, trainer, rows, 9, with_values=False)
+    batch.scores = torch.arange(float(len(batch.episodes)))
+    names = [one.prompt_id for one in batch.episodes]
+    before = {name: 0.0 for name in names[:5]} | {"another": 100.0}
+    found = evaluation_metrics(batch, before)
+    assert found["eval_objective/scores_gain"] == pytest.approx(2.0)
+    reach = 2.776 * statistics.stdev(range(5)) / 5**0.5  # Student's t of 4 degrees of freedom
+    assert found["eval_objective/scores_gain_high"] == pytest.approx(2 + reach, rel=0.01)
+    del before[names[0]]
+    assert not [key for key in evaluation_metrics(batch, before) if "gain" in key]
+    assert not [key for key in evaluation_metrics(batch) if "gain" in key]
 
 
 def test_generation_and_training_agree_on_the_tokens_they_drew(runs):

@@ -265,6 +265,23 @@ def test_a_score_that_rose_with_the_length_is_doubted() -> None:
     assert "read the answers before believing it" in verdict_of("ppo", values, 0)
 
 
+def test_ppo_is_judged_by_the_same_held_out_prompts_before_and_after() -> None:
+    def judged(after: float, low: float, high: float) -> str:
+        rollout = {"objective/kl": 1.0, "ppo/mean_length": 20.0, "ppo/eos_missing": 0.1}
+        gain = {"eval_objective/scores_gain_low": low, "eval_objective/scores_gain_high": high}
+        values = [(0, {"eval_objective/scores": 0.2}), (1, {"objective/scores": 0.0} | rollout)]
+        values += [(2, {"objective/scores": -1.0} | rollout), (2, {"eval_objective/scores": after} | gain)]
+        return verdict_of("ppo", values, 18)
+
+    chance = "So few prompts cannot tell that from chance."
+    assert "on the same held-out prompts rose (0.20 to 0.80, 95 % +0.30 to +0.90) at" in judged(0.8, 0.3, 0.9)
+    assert chance not in judged(0.8, 0.3, 0.9)
+    assert judged(0.8, -0.1, 1.3).endswith(chance)
+    assert judged(-0.4, -1.3, 0.1).endswith(chance)
+    assert "did not change (0.20 to 0.22, 95 % -0.10 to +0.14)" in judged(0.22, -0.1, 0.14)
+    assert chance not in judged(0.22, -0.1, 0.14)
+
+
 def test_the_page_escapes_what_models_said(tmp_path: Path) -> None:
     from workbench.demo_report import Answer, write_report
     from workbench.records import Message, Prompt

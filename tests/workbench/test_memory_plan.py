@@ -140,10 +140,28 @@ def test_layers_are_held_in_fp16_as_well_on_a_cpu_without_bf16_that_has_room(mon
     assert load(sampling, available=between) - load(sampling, available=short) == wide
     packed = dataclasses.replace(sampling, quantisation="nf4")
     assert load(packed) - load(packed, available=short) == head
+    between = int(load(plain, available=short)) + 3 * mlps + 1  # the head has no room
+    assert load(plain, available=between) - load(plain, available=short) == mlps
     finer = dataclasses.replace(plain, quantisation="fp32")
     assert load(finer) == load(plain) - wide
     monkeypatch.setattr(memory_plan, "cpu_has_bf16", lambda: True)
     assert load(plain) == load(plain, available=short)
+
+
+def test_a_model_that_does_not_pack_passes_its_padding_on_a_cpu_and_holds_nothing_twice():
+    other = dataclasses.replace(SMALL, packs=False)
+    recipe = SftRecipe(quantisation="bf16", micro_batch=4, batch=4)
+
+    def of(shape, rows, name="update"):
+        return by_name(plan_memory("sft", recipe, shape, rows, gpu=False))[name]
+
+    assert of(SMALL, [[8]], "load") - of(other, [[8]], "load") == 2 * (
+        SMALL.layers * SMALL.hidden * 2 * SMALL.intermediate + SMALL.vocabulary * SMALL.hidden
+    )
+    even, uneven = [[200]] * 4, [[200], [10], [10], [10]]
+    assert of(other, even) == of(other, uneven)
+    assert of(SMALL, even) > of(SMALL, uneven)
+    assert of(other, [[600]] * 4) < of(other, [[1000]] * 4)  # as many whole rows as 1,024 tokens hold: one
 
 
 def test_ppo_keeps_the_graphs_of_its_first_mini_batch_where_there_is_room():

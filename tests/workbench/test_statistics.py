@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.statistics import effective_trials, wilson, wilson_of_groups
+from workbench.statistics import FEWEST, effective_trials, mean_interval, wilson, wilson_of_groups
 
 
 def test_a_ranking_of_36_pairs_beside_36_of_one_pair_is_worth_four_trials_and_not_37() -> None:
@@ -43,3 +43,18 @@ def test_the_share_of_groups_that_go_together_varies_as_that_of_so_many_independ
         variance += likely * (share - chance) ** 2
     trials = effective_trials(group for group, size in enumerate(sizes) for _ in range(size))
     assert variance == pytest.approx(chance * (1 - chance) / trials)
+
+
+@pytest.mark.parametrize(("count", "quantile"), [(5, 2.776), (10, 2.262), (30, 2.045), (1000, 1.962)])
+def test_the_interval_of_a_mean_is_students(count: int, quantile: float) -> None:
+    values = [float(one) for one in range(count)]
+    mean, low, high = mean_interval(values)
+    deviation = math.sqrt(sum((one - mean) ** 2 for one in values) / (count - 1))
+    assert mean == pytest.approx((count - 1) / 2)
+    assert high - mean == pytest.approx(mean - low) == pytest.approx(quantile * deviation / math.sqrt(count), rel=0.01)
+
+
+def test_too_few_values_have_no_interval() -> None:
+    with pytest.raises(ValueError, match="4 values"):
+        mean_interval([1.0] * (FEWEST - 1))
+    assert mean_interval([2.0] * FEWEST) == (2.0, 2.0, 2.0)
