@@ -146,6 +146,12 @@ def make_run(project: Project, method: Method, name: str, start: ModelRecord, ba
                 "ppo/ratio_first": 1.0,
                 "val/ratio": 1.0 + 0.01 * noise,
             }
+            if step % 8 == 0:
+                gain = 1.3 * (1 - math.exp(-2 * t))
+                values |= {"eval_objective/scores": 0.1 + gain, "eval_objective/scores_gain": gain}
+                values |= {
+                    f"eval_objective/scores_gain_{end}": gain + way for end, way in (("low", -0.4), ("high", 0.4))
+                }
         else:
             values |= {"loss": (0.69 if method != "sft" else 2.1) * math.exp(-0.8 * t) + 0.03 * noise}
             if step % 8 == 0:
