@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from workbench.memory_plan import HALVES_SPARE, WIDE
+from workbench.memory_plan import HALVES_SPARE, HEAD_BLOCK, WIDE
 
 MOST_ROWS = 64
 """As many as decoding has at most on a CPU; more are bound by arithmetic."""
-BLOCK = 4096
+BLOCK = HEAD_BLOCK
 """Outputs of a layer alone, an LM head, that are one product: their logits stay in the cache."""
 _NAME = "held_in_fp16"  # of the attribute of a group's first layer
 Group = Sequence[nn.Module]

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from engine.lora_linear import GatedMlp, Lora
 
-"""Models whose layers are what :class:`LayerParts` says; others run as transformers has them."""
-
 
 @dataclass(frozen=True, slots=True)
 class Norm:

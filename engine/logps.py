@@ -12,7 +12,6 @@ On a CPU the two halves of a chunk are done on a thread each, with the head in f
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -56,10 +55,10 @@ class _TokenLogps(torch.autograd.Function):
                 share, mean = others
                 slope[part] = (weight[targets[part]] * share[:, None] - mean) / temperature
 
-        for start, end in _even(0, rows, chunk):
-            ways = WAYS if hidden.device.type == "cpu" and torch.get_num_threads() >= WAYS else 1
-            parts = _even(start, end, -(-(end - start) // ways))
-            side_by_side([partial(measure, slice(*part)) for part in parts])
+        ways = WAYS if hidden.device.type == "cpu" and torch.get_num_threads() >= WAYS else 1
+        for together in _even(range(rows), -(-rows // chunk)):
+            parts = _even(together, min(ways, len(together)))
+            side_by_side([partial(measure, slice(part.start, part.stop)) for part in parts])
         if slope is not None:
             ctx.save_for_backward(slope)
         ctx.mark_non_differentiable(entropy, correct)
@@ -71,11 +70,9 @@ class _TokenLogps(torch.autograd.Function):
         return slope * grad_logps[:, None].to(slope.dtype), None, None, None, None, None, None
 
 
-def _even(start: int, end: int, most: int) -> list[tuple[int, int]]:
-    """Part rows evenly, at most so many together: a short last part multiplies badly."""
-    count = max(1, -(-(end - start) // most)) if end > start else 0
-    edges = [start + (end - start) * number // count for number in range(count + 1)] if count else []
-    return list(itertools.pairwise(edges))
+def _even(rows: range, count: int) -> list[range]:
+    """Part rows evenly: a short last part multiplies badly."""
+    return [rows[len(rows) * number // count : len(rows) * (number + 1) // count] for number in range(count)]
 
 
 def _softmax_stats(

@@ -330,7 +330,7 @@ class _Reckoner:
         if self.gpu:
             return sequences * longest
         if not self.shape.packs:  # padded, and a row that is longer than a micro-batch stands alone
-            return max(min(sequences, CPU_MICRO_TOKENS // max(1, longest)) * longest, sides * longest)
+            return longest * max(sides, min(sequences, CPU_MICRO_TOKENS // max(1, longest)))
         every = sum(sorted(passed, reverse=True)[: self.recipe.micro_batch])
         return max(min(every, CPU_MICRO_TOKENS), *passed)  # a row that is longer stands alone
 

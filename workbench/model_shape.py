@@ -12,7 +12,7 @@ from workbench.errors import UserError
 from workbench.model_folders import count_parameters
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
-"""Whose layers the engine has written out for a CPU (``engine.decoder_layer``)."""
+"""Whose layers the engine has written out for a CPU (``engine.layer_parts``); others run as transformers has them."""
 
 
 @dataclass(frozen=True, slots=True)
