@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from engine import base_model
 from engine.adapters import Adapters
 from engine.base_model import LoadedBase, load_base, prepare
 from engine.control import Stopped
@@ -63,6 +64,17 @@ def build_base(*, dtype: torch.dtype = torch.float32, seed: int = 0, path: str =
     quantisation = {torch.float64: "fp64", torch.float32: "fp32"}.get(dtype, "bf16")
     model = build_model(dtype=dtype, seed=seed, hidden=hidden)
     return prepare(model, build_tokenizer(), torch.device("cpu"), dtype, quantisation=quantisation, path=path)
+
+
+@pytest.fixture(autouse=True)
+def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute a "bf16" base in fp32, whatever this CPU has: what is compared to five digits here has them everywhere.
+
+    ``test_bf16_arithmetic.py`` computes in bf16, on every CPU too. With the mark ``native_arithmetic`` a test computes
+    as this CPU does, like the processes that it starts.
+    """
+    if not request.node.get_closest_marker("native_arithmetic"):
+        monkeypatch.setattr(base_model, "compute_dtype", lambda _: torch.float32)
 
 
 @pytest.fixture

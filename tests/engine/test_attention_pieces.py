@@ -75,6 +75,29 @@ def test_blocks_of_real_lengths_attend_so_too(length: int) -> None:
             torch.testing.assert_close(ours, whole, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("blocks", [[Block(300)], [Block(70), Block(90, 0), Block(1, 0)]], ids=["alone", "root"])
+def test_gradients_made_of_products_are_the_kernels(monkeypatch: pytest.MonkeyPatch, blocks: list[Block]) -> None:
+    monkeypatch.setattr(attention, "_flash_grads", attention._product_grads)
+    for ours, whole in zip(*both_ways(blocks), strict=True):
+        torch.testing.assert_close(ours, whole, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [0.3, 3.0, 12.0], ids=["even", "usual", "nearly one key alone"])
+def test_in_bf16_they_are_as_near_as_its_rounding_allows_however_large_the_scores(size: float) -> None:
+    """The definition in fp64 on the same bf16 numbers; scores rounded to bf16 by themselves would be 1 to 5 % off."""
+    blocks = [Block(60), Block(120, 0)]
+    source = torch.Generator().manual_seed(0)
+    query, grad = (torch.randn(180, HEADS, 64, generator=source).bfloat16() for _ in range(2))
+    key, value = (torch.randn(180, KEY_HEADS, 64, generator=source).bfloat16() for _ in range(2))
+    query *= size
+    spans = spans_of(blocks, torch.bfloat16, SHARED)
+    ours = attend_backward(grad, query, key, value, *attend(query, key, value, spans, 0.125), spans, 0.125)
+    leaves = [one.double().requires_grad_() for one in (query, key, value)]
+    exact = torch.autograd.grad(by_definition(*leaves, seen(blocks), 0.125), leaves, grad.double())
+    for found, wanted in zip(ours, exact, strict=True):
+        assert (found.double() - wanted).norm() < 0.01 * wanted.norm()
+
+
 def test_a_block_is_cut_into_like_pieces_of_about_288_rows() -> None:
     def cuts(*blocks: Block, shared: int = 3) -> list[tuple[int, int]]:
         return [(span.place.start, span.place.stop) for span in spans_of(blocks, F64, shared)]

@@ -33,6 +33,7 @@ from workbench.records import Message, ModelRecord, Prompt, Ranking, Rater, Resp
 from workbench.rows import PromptRow
 from workbench.run_folder import RunFolder
 
+pytestmark = pytest.mark.native_arithmetic  # one of the paths is a process of its own
 END, OTHER_END = 2, 0  # <|im_end|>, the template's own; <|endoftext|>, another EOS of the model's folder
 TEXTS = {"finished": "the hat", "cut": "an ant in the he", "other end": "then tea"}
 SAME = 1e-5 if compute_dtype(torch.device("cpu")) == torch.float32 else 0.05  # 0.05 where products are made in bf16
@@ -97,7 +98,7 @@ def test_a_cut_off_response_is_read_at_its_last_word_and_every_other_at_the_temp
         words = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert judged.ids(kind)[-len(words) - 1 :][-1] == (words[-1] if kind == "cut" else END)
     whole = judged.model.score_ids([[*judged.ids("cut"), END]])
-    assert abs(float(whole) - judged.scores["cut"]) > 100 * SAME  # the end is no trifle
+    assert abs(float(whole) - judged.scores["cut"]) > 2 * 0.05 >= 2 * SAME  # the end is no trifle
 
 
 def test_reward_training_and_its_judgement_give_that_score(judged: Judged) -> None:

@@ -13,11 +13,6 @@ EIGHT = LLAMAS["Llama 8B"]
 GIB = 1024**3
 
 
-@pytest.fixture(autouse=True)
-def plain_cpu(monkeypatch):
-    monkeypatch.setattr(memory_plan, "cpu_has_bf16", lambda: False)
-
-
 def by_name(plan):
     return {one.name: one.bytes for one in plan.phases}
 
