@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from engine.base_model import LoadedBase
 from engine.decoder_layer import run_layers
 from engine.frames import frames_of
-from engine.half_weights import half_for, hold_halves, is_wide
+from engine.half_weights import half_for, has_room, hold_halves, is_wide, unpacked
 from engine.heads import HEAD_KEY, mean_head, save_heads
 from engine.layer_parts import LayerParts, parts_of
 from engine.logps import token_stats
@@ -218,21 +218,26 @@ class Adapters:
         return lay_out(examples, self.base.device, packed=self.base.packs)
 
     def hold_halves(self, *, sampling: bool = False, head: bool = True, as_before: str = "") -> str:
-        """Hold layers in fp16 as well where that is faster (:mod:`engine.half_weights`), once and for all.
+        """Hold layers in 16 bits as well where that is faster (:mod:`engine.half_weights`), once and for all.
 
         Those that are much wider than their input, the LM head among them unless nothing is read through the ``head``;
-        for a process that samples much, all of them; fewer where memory has no room for so many. With ``as_before``,
-        what an earlier call returned, just those are held whatever is free: sums come out in another order, so that
-        the last digits are others. Returns "all", "wide", "wide layers" (without the head) or "none".
+        for a process that samples much, all of them, those in 4 bits while it samples; fewer where memory has no room
+        for so many. With ``as_before``, what an earlier call returned, just those are held whatever is free: sums come
+        out in another order, so that the last digits are others. Returns "all", "wide", "wide layers" (without the
+        head) or "none".
         """
         if self.base.packs:
-            groups = [[one.base for one in group] for parts in active_layers(self.base) for group in parts.groups]
+            groups = _groups(self.base)
             whole = [*groups, [self.base.model.get_output_embeddings()]] if head else groups
             kinds = {"all": whole, "wide": list(filter(is_wide, whole)), "wide layers": list(filter(is_wide, groups))}
             wanted = [as_before] if as_before else list(kinds)[not sampling :]
             free = sys.maxsize if as_before else free_bytes(self.base.device)
-            self.base.halves = next((kind for kind in wanted if hold_halves(kinds.get(kind, []), free)), "none")
+            self.base.halves = next((kind for kind in wanted if self._holds(kinds.get(kind, []), free)), "none")
         return self.base.halves
+
+    def _holds(self, groups: list[list[nn.Module]], free: int) -> bool:
+        """Hold groups in 16 bits where there is room for all of them. Returns whether any is held."""
+        return has_room(groups, free) and hold_halves(groups, self.base.dtype)
 
     def checkpointing(self, on: bool) -> None:
         """Recompute activations in the backward pass, from now on. Sampling must switch it off: it has no KV cache."""
@@ -340,6 +345,13 @@ def active_layers(base: LoadedBase) -> Iterator[LayerParts]:
 
 
 @contextlib.contextmanager
+def unpacked_for_sampling(base: LoadedBase) -> Iterator[None]:
+    """Hold what is in 4 bits in 16 for as long as this lasts, where ``Adapters.hold_halves`` found room for all."""
+    with unpacked(_groups(base) if base.packs and base.halves == "all" else [], base.dtype):
+        yield
+
+
+@contextlib.contextmanager
 def masters_cast_once(base: LoadedBase) -> Iterator[None]:
     """While nothing is learnt: cast a layer's fp32 LoRA masters at its first use, not at every token.
 
@@ -351,6 +363,11 @@ def masters_cast_once(base: LoadedBase) -> Iterator[None]:
         yield
     finally:
         base.cast = None
+
+
+def _groups(base: LoadedBase) -> list[list[nn.Module]]:
+    """The frozen linear layers of a base that packs, those together that read the same input."""
+    return [[one.base for one in group] for parts in active_layers(base) for group in parts.groups]
 
 
 def _lora_forward(layer: Any, base: LoadedBase, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -16,6 +16,7 @@ from engine.packing import can_pack
 from engine.templates import ensure_template
 from workbench.errors import UserError
 
+_PAGE = 4096  # bytes
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 
 
@@ -33,7 +34,7 @@ class LoadedBase:
     path: str = ""
     packs: bool = False  # sequences pass end to end without padding (:mod:`engine.packing`)
     active: str | None = None  # the adapter in use (:mod:`engine.adapters`); None for the bare base
-    halves: str = "none"  # which layers are held in fp16 as well: see ``Adapters.hold_halves``
+    halves: str = "none"  # which layers are held in 16 bits as well: see ``Adapters.hold_halves``
     head_rows: int = CHUNK_ROWS  # positions whose logits are held at once in training
     cast: dict[tuple[int, str | None], Any] | None = None  # by layer and adapter, see ``adapters.masters_cast_once``
 
@@ -125,6 +126,8 @@ def load_base(path: str | Path, *, quantisation: str, device: torch.device) -> L
         _keep_plain_packing(model)
     else:
         model = _placed(model, device, options["dtype"], dtype)
+    if device.type == "cpu":
+        _read_in(model)
     return prepare(model, tokenizer, device, dtype, note=note, quantisation=quantisation, path=str(folder))
 
 
@@ -176,6 +179,15 @@ def _placed(model: Any, device: torch.device, held: torch.dtype, dtype: torch.dt
     they turn a head at position 1000 by up to a radian too much.
     """
     return model.to(device) if held == dtype else model.to(device=device, dtype=dtype)
+
+
+def _read_in(model: nn.Module) -> None:
+    """Touch every page of the weights: what is neither packed nor widened is mapped from its file until it is used.
+
+    So a run's memory has the model in it from the beginning, and a file that cannot be read ends the loading.
+    """
+    for one in model.parameters():
+        one.detach().reshape(-1)[:: _PAGE // one.element_size()].sum()
 
 
 def _set(config: Any, key: str) -> bool:

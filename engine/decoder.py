@@ -73,7 +73,7 @@ class Decoder:
         return logits
 
     def _project(self, layers: Sequence[Lora], rows: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """As :func:`engine.lora_linear.project`, with the LoRA of layers held in fp16 in one product of its own."""
+        """As :func:`engine.lora_linear.project`, with the LoRA of layers held in 16 bits in one product of its own."""
         half = half_for([layer.base for layer in layers], len(rows))
         if half is None:
             return project(layers, rows)
@@ -85,7 +85,7 @@ class Decoder:
         return list(out.split(half.widths, 1)), None
 
     def _lora(self, layers: Sequence[Lora], widths: Sequence[int]) -> tuple[Tensor, Tensor] | None:
-        """A of all layers side by side [I, R] and their scaled B on a diagonal [R, O], made once."""
+        """A of all layers side by side [I, R] and their scaled B on a diagonal [R, O], in the base's dtype, once."""
         key = layers[0].base
         if key not in self._loras:
             firsts = [layer.first.detach() for layer in layers if layer.first is not None]
@@ -93,8 +93,11 @@ class Decoder:
                 torch.empty(width, 0) if layer.second is None else layer.second.detach() * layer.scaling
                 for layer, width in zip(layers, widths, strict=True)
             ]
-            whole = (torch.cat(firsts).T.contiguous(), torch.block_diag(*seconds).T.contiguous()) if firsts else None
-            self._loras[key] = whole
+            self._loras[key] = None
+            if firsts:
+                first, second = torch.cat(firsts), torch.block_diag(*seconds)
+                dtype = self._base.dtype
+                self._loras[key] = first.T.contiguous().to(dtype), second.T.contiguous().to(dtype)
         return self._loras[key]
 
 

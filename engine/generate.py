@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.adapters import masters_cast_once
+from engine.adapters import masters_cast_once, unpacked_for_sampling
 from engine.base_model import LoadedBase
 from engine.decoder import Decoder
 from engine.kv_cache import RowsCache, new_cache
@@ -138,8 +138,8 @@ def generate(
     waiting = [_Waiting(ids, rows[index * count : (index + 1) * count]) for index, ids in enumerate(prompts) if count]
     waiting.sort(key=lambda one: len(one.ids))  # popped from the end: the longest first
     longest = max((len(one.ids) for one in waiting), default=0)
-    room = max_rows or rows_that_fit(base, longest + sampling.max_new_tokens)
-    with _eval_mode(base.model), masters_cast_once(base):
+    with _eval_mode(base.model), masters_cast_once(base), unpacked_for_sampling(base):
+        room = max_rows or rows_that_fit(base, longest + sampling.max_new_tokens)
         while waiting or batch.rows:
             if cancelled is not None and cancelled():
                 raise Cancelled

@@ -1,69 +1,84 @@
-"""Frozen linear layers held in fp16 as well, on a CPU that computes in fp32.
+"""Frozen linear layers held a second time, in 16 bits and the layout that a CPU multiplies fastest.
 
-FBGEMM multiplies fp32 rows with weights in fp16, which it widens as it reads them. A few rows are bound by reading the
-weights, and half of the bytes take little more than half of the time; on AVX2 its kernel is also a fifth faster than
-MKL's where a layer is much wider than its input, with any number of rows. Nothing is rounded: a bf16 weight has eight
-significant bits and fp16 eleven, and a power of two brings a layer's largest number near fp16's largest. Where a number
-would be rounded all the same (an fp32 checkpoint held in fp32), a layer stays as it is.
+- **Where it computes in fp32**, FBGEMM multiplies fp32 rows with weights in fp16, which it widens as it reads them. A
+  few rows are bound by reading the weights, and half of the bytes take little more than half of the time; on AVX2 its
+  kernel is also a fifth faster than MKL's where a layer is much wider than its input, with any number of rows. A bf16
+  weight has eight significant bits and fp16 eleven, and a power of two brings a layer's largest number near fp16's
+  largest: nothing is rounded. Where a number would be (an fp32 checkpoint held in fp32), a layer stays as it is.
+- **Where it computes in bf16**, oneDNN multiplies with weights in blocks, which it otherwise arranges anew in every
+  product. With many rows that is nothing, with few it is most of the time.
+- **4-bit layers** are held so only while something is sampled (:func:`unpacked`), instead of being unpacked at every
+  token. In fp16 what 4 bits hold is rounded to eleven bits, where a GPU computes with eight.
 
-Measured on two cores with AVX2, SmolLM2-135M: a decoding step of 1, 8 and 32 rows takes a half, a third and two thirds
-of its time with ``W x^T`` in fp32; a training pass over 512 tokens, with gate and up in fp16, a twentieth less.
+Measured on two cores, SmolLM2-135M. AVX2: a decoding step of 1, 8 and 32 rows takes a half, a third and two thirds of
+its time with ``W x^T`` in fp32; a training pass over 512 tokens, with gate and up in fp16, a twentieth less.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from engine.dense_weights import dense_weight, is_packed, weight_shape
 from workbench.memory_plan import HALVES_SPARE, HEAD_BLOCK, WIDE
 
 MOST_ROWS = 64
 """As many as decoding has at most on a CPU; more are bound by arithmetic."""
 BLOCK = HEAD_BLOCK
 """Outputs of a layer alone, an LM head, that are one product: their logits stay in the cache."""
-_NAME = "held_in_fp16"  # of the attribute of a group's first layer
+_NAME = "held_in_16_bits"  # of the attribute of a group's first layer
 Group = Sequence[nn.Module]
 """Layers that read the same input."""
 
 
 class Half(NamedTuple):
-    """A group in fp16, its layers under one another."""
+    """A group in 16 bits, its layers under one another."""
 
-    packed: tuple[Any, ...]  # FBGEMM's, of neighbouring outputs; of a layer alone BLOCK each
+    products: tuple[Callable[[Tensor], Tensor], ...]  # rows [N, I] to neighbouring outputs; of a layer alone BLOCK each
     scale: float  # of the rows: what the weights were divided by
     widths: list[int]  # of the layers' outputs
     wide: bool
 
 
 def is_wide(group: Group) -> bool:
-    """Whether a group is worth holding in fp16 for any number of rows."""
-    return sum(_weight(layer).shape[0] for layer in group) >= WIDE * _weight(group[0]).shape[1]
+    """Whether a dense group is worth holding for any number of rows: in fp16, where much is made of little."""
+    return all(_holdable(layer, torch.float32) for layer in group) and _wide(group)
 
 
-def hold_halves(groups: Sequence[Group], free: int) -> bool:
-    """Hold groups in fp16 too: 2 bytes a weight, where ``free`` bytes leave room for it.
+def has_room(groups: Sequence[Group], free: int) -> bool:
+    """Whether ``free`` bytes leave room for what of these is not held yet: 2 bytes a weight, three times over."""
+    return free >= HALVES_SPARE * sum(2 * math.prod(weight_shape(one)) for group in _not_held(groups) for one in group)
 
-    Groups that are held already, are not dense or not in fp32 are passed over; so are all of them on a machine for
-    which FBGEMM is not built. Returns whether there was room, and any is held now.
+
+def hold_halves(groups: Sequence[Group], dtype: torch.dtype) -> bool:
+    """Hold groups in 16 bits too, of a model that computes in ``dtype``.
+
+    Groups that are held already, are in 4 bits or in neither fp32 nor bf16 are passed over; so are all of them on a
+    machine for which the kernels are not built. Returns whether any is held now, or will be by :func:`unpacked`.
     """
-    fitting = [
-        group
-        for group in groups
-        if not hasattr(group[0], _NAME)
-        and all(type(layer) is nn.Linear and layer.weight.dtype == torch.float32 for layer in group)
-    ]
-    needed = sum(2 * _weight(layer).numel() for group in fitting for layer in group)
-    if free < HALVES_SPARE * needed:
-        return False
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for group, half in zip(fitting, pool.map(_packed, fitting), strict=True):
-            setattr(group[0], _NAME, half)
-    return any(getattr(group[0], _NAME, None) is not None for group in groups)
+    _hold([group for group in _not_held(groups) if all(_holdable(layer, dtype) for layer in group)], dtype)
+    held = any(getattr(group[0], _NAME, None) is not None for group in groups)
+    return held or any(_kernel(dtype)(group) is not None for group in groups if is_packed(group[0]))
+
+
+@contextlib.contextmanager
+def unpacked(groups: Sequence[Group], dtype: torch.dtype) -> Iterator[None]:
+    """Hold groups in 4 bits in 16 as well for as long as this lasts, for a model that computes in ``dtype``."""
+    packed = [group for group in _not_held(groups) if all(is_packed(layer) for layer in group)]
+    try:
+        _hold(packed, dtype)
+        yield
+    finally:
+        for group in packed:
+            if hasattr(group[0], _NAME):
+                delattr(group[0], _NAME)
 
 
 def half_for(group: Group, rows: int) -> Half | None:
@@ -75,7 +90,7 @@ def half_for(group: Group, rows: int) -> Half | None:
 
 
 def half_linear(half: Half, rows: Tensor) -> Tensor:
-    """Multiply rows [N, I] in fp32 with the layers of a group. Returns their outputs side by side, [N, O]."""
+    """Multiply rows [N, I] with the layers of a group. Returns their outputs side by side, [N, O]."""
     outs = list(half_blocks(half, rows))
     return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
 
@@ -84,46 +99,96 @@ def half_blocks(half: Half, rows: Tensor) -> Iterator[Tensor]:
     """As :func:`half_linear`, block after block, [N, outputs of the block]."""
     if half.scale != 1.0:
         rows = rows * half.scale
-    for packed in half.packed:
-        yield torch.ops.quantized.linear_dynamic_fp16(rows, packed)
+    for product in half.products:
+        yield product(rows)
 
 
-def _packed(group: Group) -> Half | None:
-    weight = torch.cat([_weight(layer) for layer in group])
-    scale = _exact_scale(weight)
+def _hold(groups: Sequence[Group], dtype: torch.dtype) -> None:
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for group, half in zip(groups, pool.map(_kernel(dtype), groups), strict=True):
+            setattr(group[0], _NAME, half)
+
+
+def _kernel(dtype: torch.dtype) -> Callable[[Group], Half | None]:
+    return _in_fp16 if dtype == torch.float32 else _in_bf16
+
+
+def _not_held(groups: Sequence[Group]) -> list[Group]:
+    return [group for group in groups if not hasattr(group[0], _NAME)]
+
+
+def _holdable(layer: nn.Module, dtype: torch.dtype) -> bool:
+    weight: Any = layer.weight
+    return type(layer) is nn.Linear and weight.dtype == dtype and dtype in (torch.float32, torch.bfloat16)
+
+
+def _wide(group: Group) -> bool:
+    return sum(weight_shape(layer)[0] for layer in group) >= WIDE * weight_shape(group[0])[1]
+
+
+def _in_fp16(group: Group) -> Half | None:
+    """A group as FBGEMM has it; None where that would round it or there is no FBGEMM."""
+    weight, bias, widths = _stacked(group, torch.float32)
+    scale = _scale(weight, exactly=not is_packed(group[0]))
     if scale is None:
         return None
-    widths = [len(_weight(layer)) for layer in group]
+    size = BLOCK if len(group) == 1 else len(weight)
+    products = []
+    for begin in range(0, len(weight), size):
+        part = slice(begin, begin + size)
+        try:
+            packed = torch.ops.quantized.linear_prepack_fp16(weight[part] / scale, None if bias is None else bias[part])
+        except (RuntimeError, AttributeError):  # no FBGEMM in this build of torch, or none for this processor
+            return None
+        products.append(partial(_fbgemm, packed))
+    return Half(tuple(products), scale, widths, _wide(group))
+
+
+def _in_bf16(group: Group) -> Half | None:
+    """A group in oneDNN's own layout; None where oneDNN has none for this processor."""
+    weight, bias, widths = _stacked(group, torch.bfloat16)
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), MOST_ROWS // 2)
+        product = partial(_onednn, packed, bias)
+        product(weight.new_zeros(1, weight.shape[1]))
+    except (RuntimeError, AttributeError):
+        return None
+    return Half((product,), 1.0, widths, wide=False)
+
+
+def _fbgemm(packed: Any, rows: Tensor) -> Tensor:
+    out: Tensor = torch.ops.quantized.linear_dynamic_fp16(rows, packed)
+    return out
+
+
+def _onednn(packed: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+    return out
+
+
+def _stacked(group: Group, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, list[int]]:
+    """The weights of a group under one another [O, I], their biases [O] if any has one, and each one's outputs."""
+    weights = [dense_weight(layer, dtype).detach() for layer in group]
+    widths = [len(one) for one in weights]
     biases = [getattr(layer, "bias", None) for layer in group]
     bias = None
     if any(one is not None for one in biases):
         bias = torch.cat([
-            torch.zeros(width) if one is None else one.detach() for width, one in zip(widths, biases, strict=True)
+            torch.zeros(width, dtype=dtype) if one is None else one.detach().to(dtype)
+            for width, one in zip(widths, biases, strict=True)
         ])  # fmt: skip
-    size = BLOCK if len(group) == 1 else len(weight)
-    packed = []
-    for begin in range(0, len(weight), size):
-        part = slice(begin, begin + size)
-        try:
-            made = torch.ops.quantized.linear_prepack_fp16(weight[part] / scale, None if bias is None else bias[part])
-        except (RuntimeError, AttributeError):  # no FBGEMM in this build of torch, or none for this processor
-            return None
-        packed.append(made)
-    return Half(tuple(packed), scale, widths, is_wide(group))
+    return weights[0] if len(weights) == 1 else torch.cat(weights), bias, widths
 
 
-def _weight(layer: nn.Module) -> Tensor:
-    weight: Any = layer.weight
-    found: Tensor = weight.detach()
-    return found
-
-
-def _exact_scale(weight: Tensor) -> float | None:
-    """A power of two by which a weight divided is fp16 without loss; None if there is none."""
+def _scale(weight: Tensor, *, exactly: bool) -> float | None:
+    """A power of two by which a weight divided is fp16 without loss, or nearly; None if there is none."""
     largest = weight.abs().amax().item()
     if not math.isfinite(largest):
         return None
-    for scale in (1.0, 2.0 ** (math.frexp(largest)[1] - 15)):
+    near_the_largest = 2.0 ** (math.frexp(largest)[1] - 15)
+    if not exactly:
+        return near_the_largest
+    for scale in (1.0, near_the_largest):
         scaled = weight / scale
         if torch.equal(scaled.half().float(), scaled):
             return scale

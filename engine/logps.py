@@ -6,7 +6,7 @@ recomputing the logits costs, and the same memory. The target is left out of the
 the others: for a token that is nearly certain ``W_y - sum_v p_v W_v`` would be the difference of two equal vectors.
 Softmax and logsumexp are fp32 (fp64 for an fp64 model).
 
-On a CPU the two halves of a chunk are done on a thread each, with the head in fp16 where it is held so
+On a CPU the two halves of a chunk are done on a thread each, with the head in 16 bits where it is held so
 (:mod:`engine.half_weights`): together a sixth to a quarter less time (measured on two cores).
 """
 
@@ -128,7 +128,8 @@ def _softmax_stats(
 def _logits(hidden: Tensor, weight: Tensor, half: Half | None) -> Iterator[Tensor]:
     """Logits [N, its tokens] of one block of the vocabulary after the other."""
     if half is not None:
-        yield from half_blocks(half, hidden)
+        for logits in half_blocks(half, hidden):
+            yield logits.float()
         return
     size = len(weight) if hidden.is_cuda else VOCABULARY_BLOCK
     for part in weight.split(size):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from engine.dense_weights import dense_weight
 from engine.half_weights import half_for, half_linear
 
 FEW_ROWS = 96
@@ -45,7 +46,7 @@ Project = Callable[[Sequence[Lora], Tensor], tuple[list[Tensor], Tensor | None]]
 
 
 def linears(bases: Sequence[nn.Module], rows: Tensor) -> list[Tensor]:
-    """Frozen layers on the same input [N, I]: in one product where they are held in fp16 and that pays."""
+    """Frozen layers on the same input [N, I]: in one product where they are held in 16 bits and that pays."""
     half = half_for(bases, len(rows))
     if half is None:
         return [_linear(base, rows) for base in bases]
@@ -208,18 +209,3 @@ def lora_gated_mlp(mlp: GatedMlp, x: Tensor) -> Tensor:
 def trains(x: Tensor, layers: Sequence[Lora]) -> bool:
     """Whether a pass over these layers needs a backward pass."""
     return torch.is_grad_enabled() and (x.requires_grad or any(one.requires_grad for one in masters_of(layers)))
-
-
-def dense_weight(base: nn.Module, dtype: torch.dtype) -> Tensor:
-    """The weight [O, I] of a frozen layer as a dense matrix; a 4-bit one is unpacked."""
-    weight: Any = base.weight
-    state = getattr(weight, "quant_state", None)
-    if state is not None:
-        if getattr(state, "packing_format_for_cpu", False):
-            raise RuntimeError("this 4-bit weight was repacked for inference; load the base with load_base")
-        from bitsandbytes.functional import dequantize_4bit
-
-        weight = dequantize_4bit(weight.data, state).to(dtype)
-    elif not isinstance(base, nn.Linear):
-        weight = weight.T  # Conv1D keeps [I, O]
-    return weight

@@ -24,10 +24,10 @@ from workbench.model_folders import refuse_changed_model
 _STATE = "state_training.pt"
 _HALVES = "halves"
 _HELD = {
-    "all": "All layers that are not in 4 bits are held in fp16 as well, which is faster and rounds nothing",
-    "wide": "The widest layers are held in fp16 as well, which is faster and rounds nothing",
-    "wide layers": "The widest layers but the LM head are held in fp16 as well, which is faster and rounds nothing",
-    "none": "No layer is held in fp16 as well: memory has no room, weights would be rounded, or torch has no FBGEMM",
+    "all": "All layers are held in 16 bits as well, which is faster; those in 4 bits while something is sampled",
+    "wide": "The widest layers are held in 16 bits as well, which is faster and rounds nothing",
+    "wide layers": "The widest layers but the LM head are held in 16 bits as well, which is faster and rounds nothing",
+    "none": "No layer is held in 16 bits as well: memory has no room, weights would be rounded, or torch has no kernel",
 }
 NOTHING_TO_TRAIN = "they have nothing to train"
 EVAL_ROWS = 256
@@ -135,11 +135,11 @@ def open_start(session: Session, name: str, *, sampling: bool = False) -> Adapte
 
 
 def _hold_halves(session: Session, adapters: Adapters, *, sampling: bool) -> None:
-    """Hold layers in fp16 as well, as what is free allows, and say so; a resumed run does as it did before."""
+    """Hold layers in 16 bits as well, as what is free allows, and say so; a resumed run does as it did before."""
     before = session.choices.get(_HALVES, "")
     head = session.spec.method != "reward"
     chosen = session.choices[_HALVES] = adapters.hold_halves(sampling=sampling, head=head, as_before=before)
-    if not before and adapters.base.packs and adapters.base.dtype == torch.float32:
+    if not before and adapters.base.packs and (sampling or adapters.base.dtype == torch.float32):
         session.note(_HALVES, _HELD[chosen])
 
 

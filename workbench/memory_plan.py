@@ -26,15 +26,20 @@ HEAD_ROWS = 512  # rows of logits at once, as engine.logps
 HEAD_BLOCK = 4096  # of the vocabulary at once on a CPU
 LIBRARIES_BYTES = 380 * MIB  # torch, transformers and peft as they are imported; measured
 KERNELS_BYTES = 40 * MIB  # what they load at the first pass; measured
+BF16_KERNELS_BYTES = (
+    20 * MIB,
+    60 * MIB,
+)  # on a CPU with bf16: before the first backward pass, and more in it; measured
 TOKENIZER_BYTES = 1024  # an entry of the vocabulary
 CUDA_CONTEXT_BYTES = 512 * MIB  # what a process takes on a GPU before its first tensor
 CPU_ALLOCATOR = 1.1  # blocks of changing size leave gaps in the heap; fitted
+CPU_BF16_ALLOCATOR = 1.4  # larger ones where norms and logits of fp32 lie among what is kept in bf16; fitted
 GPU_ALLOCATOR = 1.1
 NF4_BYTES = 0.53  # a weight, with double quantisation
 TRAINED_BYTES = 16  # a trained number: fp32 value, gradient and Adam's two moments
 CACHE_ROOM = 1.25  # key-value buffers grow by a quarter
-WIDE = 4  # times its input: from there on a layer is held in fp16 as well, whatever passes
-HALVES_SPARE = 3  # layers are held in fp16 as well (engine.half_weights) where so many times what that takes is free
+WIDE = 4  # times its input: from there on a layer is held in fp16 as well, whatever passes (where fp32 is computed)
+HALVES_SPARE = 3  # layers are held in 16 bits as well (engine.half_weights) where so many times that is free
 KEPT_BYTES = 1536 * MIB  # of graphs that PPO keeps from rollout to update at most (engine.kept_passes); on a CPU
 GPU_KEPT_BYTES = 8 * 1024 * MIB  # the same on a GPU
 PHASES = ("load", "rollout", "score", "update")
@@ -269,24 +274,32 @@ class _Reckoner:
 
     @property
     def halves(self) -> float:
-        """Layers that are held in fp16 as well (``engine.half_weights``): gate and up and the head, or all of them.
+        """Layers that are held in 16 bits as well: see :meth:`_halves`."""
+        return self._halves()[0]
 
-        A process that samples holds all; to a reward model the head is nothing.
+    def _halves(self) -> tuple[float, float]:
+        """Layers in 16 bits as well (``engine.half_weights``): those always held, and those held while it samples.
+
+        A process that samples holds all, of 4 bits while it does so. Others hold gate and up and the head, where fp32
+        is computed; to a reward model the head is nothing.
         """
-        if self.gpu or self.width == 2 or not self.shape.packs:
-            return 0.0
+        if self.gpu or not self.shape.packs:
+            return 0.0, 0.0
         if self.recipe.quantisation not in ("bf16", "nf4"):  # what is held finer than that would be rounded
-            return 0.0
+            return 0.0, 0.0
         dense = self.recipe.quantisation == "bf16"
         shape = self.shape
         head = 0 if self.method == "reward" else shape.vocabulary * shape.hidden
         outputs = (2 * shape.intermediate, (shape.heads + 2 * shape.kv_heads) * shape.head_dim)
         wide = dense * shape.layers * shape.hidden * sum(one for one in outputs if one >= WIDE * shape.hidden)
-        wanted = [2.0 * (wide + head), 2.0 * wide]
+        wanted: list[tuple[float, float]] = []
         if self.method == "ppo":  # all of them, and where these have no room the wide ones
-            wanted.insert(0, 2.0 * (shape.linear_parameters * dense + head))
+            linear = shape.linear_parameters
+            wanted.append((2.0 * (linear * dense + head), 2.0 * linear * (not dense)))
+        if self.width == 4:
+            wanted += [(2.0 * (wide + head), 0.0), (2.0 * wide, 0.0)]
         free = self.available - self.libraries - self.weights
-        return next((one for one in wanted if not self.available or free >= HALVES_SPARE * one), 0.0)
+        return next((one for one in wanted if not self.available or free >= HALVES_SPARE * sum(one)), (0.0, 0.0))
 
     @property
     def adapters(self) -> float:
@@ -356,7 +369,7 @@ class _Reckoner:
         tokens = count * rows[0] if self.gpu or not self.shape.packs else sum(rows)  # padding has a graph too
         most = tokens * self.graph * self.trained
         free = int(self.left) if self.available else 2**60
-        return self._allocated(min(most, kept_room(free, gpu=self.gpu)))
+        return self._allocated(min(most, kept_room(free, gpu=self.gpu)), graph=True)
 
     @property
     def passing(self) -> float:
@@ -382,7 +395,7 @@ class _Reckoner:
         """All that a forward and backward pass of one micro-batch holds."""
         kept = self.graph + (self.layer if self.recipe.gradient_checkpointing else 0)
         tokens = self.updated_tokens
-        return self._allocated(tokens * (kept + self.passing) + self._head(tokens)) + self.unpacked
+        return self._allocated(tokens * (kept + self.passing) + self._head(tokens), graph=True) + self.unpacked
 
     @property
     def scoring(self) -> float:
@@ -400,7 +413,8 @@ class _Reckoner:
         """Episodes that are sampled together: as ``engine.generate.rows_that_fit`` has it from what is free."""
         if not self.available:
             return self.recipe.batch
-        budget, most = (self.left / 2, 256) if self.gpu else (min(3.0 * 1024**3, self.left / 4), 64)
+        left = max(0.0, self.left - self._halves()[1])
+        budget, most = (left / 2, 256) if self.gpu else (min(3.0 * 1024**3, left / 4), 64)
         fitting = int(budget / (2 * self.episode + 24 * self.shape.vocabulary))
         return max(1, min(self.recipe.batch, most, fitting))
 
@@ -409,8 +423,11 @@ class _Reckoner:
         """Keys and values of the episodes that are sampled at once."""
         return self.drawn_at_once * self.episode * CACHE_ROOM
 
-    def _allocated(self, size: float) -> float:
-        return size * (GPU_ALLOCATOR if self.gpu else CPU_ALLOCATOR)
+    def _allocated(self, size: float, *, graph: bool = False) -> float:
+        """What an allocator takes for blocks of together this size; ``graph``: some of them stay for long."""
+        if self.gpu:
+            return size * GPU_ALLOCATOR
+        return size * (CPU_BF16_ALLOCATOR if graph and self.width == 2 else CPU_ALLOCATOR)
 
     # ---- together ----
 
@@ -419,17 +436,22 @@ class _Reckoner:
         held = self.loaded
         made_anew = self.recipe.quantisation == "nf4" or self.width == 4
         found = [("load", held + self.unpacked, 2.0 * self.shape.parameters * (made_anew and not self.gpu))]
-        held += 0 if self.gpu else KERNELS_BYTES
+        kernels, more = (0, 0) if self.gpu else BF16_KERNELS_BYTES if self.width == 2 else (KERNELS_BYTES, 0)
+        held += kernels
         if self.method == "ppo":
             found += [
-                ("rollout", held + self.optimiser + max(self.cache, self.kept) + self.scoring, 0.0),
+                (
+                    "rollout",
+                    held + self.optimiser + max(self.cache + self._halves()[1], self.kept) + self.scoring,
+                    0.0,
+                ),
                 ("score", held + self.optimiser + self.kept + self.scoring, 0.0),
             ]
         elif self.method in ("dpo", "kto", "reward"):  # the reference's log-probabilities; the zero of the scores
             found.append(("score", held + self.scoring, 0.0))
         # Kept graphs are used up one after the other before any other pass is made.
         most = max(self.activations, self.kept + self.scoring)
-        return [*found, ("update", held + self.optimiser + most, 0.0)]
+        return [*found, ("update", held + self.optimiser + most + more, 0.0)]
 
     def lines(self) -> list[str]:
         """How it was reckoned."""
@@ -448,10 +470,12 @@ class _Reckoner:
             f"activations: {self.updated_tokens:,} tokens at once, {kept}, {in_bytes(self.activations)}",
         ]
         if self.halves:
-            found.append(f"layers held in fp16 as well: {in_bytes(self.halves)}")
+            found.append(f"layers held in 16 bits as well: {in_bytes(self.halves)}")
         if isinstance(recipe, PpoRecipe):
+            unpacked = self._halves()[1]
             found += [
                 f"key-value cache of {self.drawn_at_once} episodes at once: {in_bytes(self.cache)}",
+                *([f"4-bit layers unpacked while sampling: {in_bytes(unpacked)}"] if unpacked else []),
                 f"graphs kept from a rollout to its first update: {in_bytes(self.kept)}",
             ]
         return [*found, f"{'GPU context' if self.gpu else 'libraries'}: {in_bytes(self.libraries)}"]

@@ -1,7 +1,8 @@
 """Measure what the methods hold, each in its own process, beside what the plan foretells: a line of JSON each.
 
-``python measure_memory.py FOLDER [METHOD ...] [--layers N] [--hidden N] [--tokens N] [--checkpointing]`` on a random
-Llama whose activations outweigh it. The libraries are imported once; every run is a fork that has only those.
+``python measure_memory.py FOLDER [METHOD ...] [--layers N] [--hidden N] [--tokens N] [--checkpointing] [--fp32]`` on a
+random Llama whose activations outweigh it; ``--fp32`` computes in it where this CPU has bf16. The libraries are
+imported once; every run is a fork that has only those.
 """
 
 from __future__ import annotations
@@ -22,14 +23,18 @@ from engine.__main__ import prepare_environment
 
 prepare_environment()
 
+import torch  # noqa: E402
+
 import engine.dpo  # noqa: E402
 import engine.kto  # noqa: E402
 import engine.ppo  # noqa: E402
 import engine.reward  # noqa: E402
 import engine.sft  # noqa: E402, F401
+from engine import base_model  # noqa: E402
 from engine.job import train  # noqa: E402
 from engine.masking import pair_examples, sft_example  # noqa: E402
 from engine.templates import encode_prompt  # noqa: E402
+from workbench import memory_plan  # noqa: E402
 from workbench.memory_plan import PHASE_OF, plan_memory  # noqa: E402
 from workbench.model_shape import read_shape  # noqa: E402
 from workbench.protocol import Ended, Memory, ModelRef, RunSpec  # noqa: E402
@@ -135,7 +140,11 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=1000)
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--fp32", action="store_true")
     options = parser.parse_args()
+    if options.fp32:
+        base_model.compute_dtype = lambda _: torch.float32
+        memory_plan.cpu_has_bf16 = lambda: False
     base = options.folder / "base"
     tokenizer = tiny_model().build_tokenizer()
     in_fork(lambda: write_model(base, options.hidden, options.layers))

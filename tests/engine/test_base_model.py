@@ -10,7 +10,7 @@ import torch
 from engine import base_model
 from engine.adapters import Adapters
 from engine.base_model import compute_dtype, load_base
-from engine.lora_linear import dense_weight
+from engine.dense_weights import dense_weight
 from engine.masking import Example
 from tests.engine.conftest import randomise
 from workbench.errors import UserError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,16 +11,15 @@ from torch import nn
 
 from engine import half_weights
 from engine.adapters import Adapters, active_layers
-from engine.base_model import LoadedBase
-from engine.generate import generate
-from engine.half_weights import MOST_ROWS, half_for, half_linear, hold_halves
+from engine.base_model import LoadedBase, load_base
+from engine.dense_weights import dense_weight
+from engine.generate import Cancelled, generate
+from engine.half_weights import MOST_ROWS, half_for, half_linear, has_room, hold_halves, unpacked
 from engine.logps import token_stats
 from engine.masking import Example
 from engine.packing import lay_out
 from tests.engine.test_decoder_layer import FAMILIES, ROWS, adapters_of
 from workbench.records import Sampling
-
-PLENTY = 2**40
 
 
 def layer(outputs: int, inputs: int, *, bias: bool = False, scale: float = 0.1, seed: int = 0) -> nn.Linear:
@@ -60,7 +60,7 @@ def groups_of(base: LoadedBase) -> list[list[Any]]:
 @pytest.mark.parametrize("count", [1, 8, 70])
 def test_a_product_is_as_near_to_the_true_one_as_in_fp32(count: int, scale: float) -> None:
     group = [layer(40, 96, scale=scale), layer(24, 96, bias=True, scale=scale, seed=2)]
-    hold_halves([group], PLENTY)
+    hold_halves([group], torch.float32)
     half, x = half_for(group, 1), rows(count, 96)
     assert half is not None
     assert half.widths == [40, 24]
@@ -78,13 +78,13 @@ def test_a_product_is_as_near_to_the_true_one_as_in_fp32(count: int, scale: floa
 def test_a_layer_that_would_be_rounded_is_left_alone(spoilt: float) -> None:
     one = layer(8, 4)
     one.weight[3, 2] = spoilt
-    hold_halves([[one]], PLENTY)
+    hold_halves([[one]], torch.float32)
     assert half_for([one], 1) is None
 
 
 def test_zeros_are_held() -> None:
     one = layer(8, 4, scale=0.0)
-    hold_halves([[one]], PLENTY)
+    hold_halves([[one]], torch.float32)
     half = half_for([one], 1)
     assert half is not None
     assert torch.equal(half_linear(half, rows(3, 4)), torch.zeros(3, 8))
@@ -93,10 +93,10 @@ def test_zeros_are_held() -> None:
 def test_weights_are_held_twice_only_where_three_times_as_much_is_free() -> None:
     one = layer(8, 4)
     needed = 2 * one.weight.numel()
-    assert not hold_halves([[one]], 3 * needed - 1)
-    assert half_for([one], 1) is None
-    assert hold_halves([[one]], 3 * needed)
-    assert half_for([one], 1) is not None
+    assert not has_room([[one]], 3 * needed - 1)
+    assert has_room([[one]], 3 * needed)
+    assert hold_halves([[one]], torch.float32)
+    assert has_room([[one]], 0)  # it is held already
 
 
 def test_a_process_that_samples_holds_what_is_wide_where_all_has_no_room_and_what_it_held_before_anyway(
@@ -125,7 +125,7 @@ def test_a_head_is_held_in_blocks_and_gives_the_log_probabilities_and_slopes_of_
     head, hidden, targets = layer(300, 16), rows(9, 16), torch.arange(0, 297, 33)
     upstream = torch.linspace(-1, 2, 9)
     monkeypatch.setattr(half_weights, "BLOCK", 128)
-    hold_halves([[head]], PLENTY)
+    hold_halves([[head]], torch.float32)
     half = half_for([head], 9)
     assert half is not None
     assert [one.shape[1] for one in half_weights.half_blocks(half, hidden)] == [128, 128, 44]
@@ -152,7 +152,7 @@ def test_the_head_is_held_in_training_unless_nothing_is_read_through_it() -> Non
 
 def test_only_a_wide_layer_is_worth_it_for_many_rows() -> None:
     wide, narrow = layer(32, 8), layer(31, 8)
-    hold_halves([[wide], [narrow]], PLENTY)
+    hold_halves([[wide], [narrow]], torch.float32)
     assert half_for([wide], MOST_ROWS + 1) is not None
     assert half_for([narrow], MOST_ROWS) is not None
     assert half_for([narrow], MOST_ROWS + 1) is None
@@ -170,11 +170,10 @@ def test_a_machine_without_fbgemm_computes_as_before(monkeypatch: pytest.MonkeyP
     assert drawn(bare) == drawn(plain)
 
 
-def test_what_does_not_pack_or_is_not_fp32_is_left_alone() -> None:
-    for dtype in (torch.float64, torch.bfloat16):
-        other = adapters_of(FAMILIES["llama"], dtype)
-        other.hold_halves(sampling=True)
-        assert not any(half_for(group, 1) for group in groups_of(other.base))
+def test_what_does_not_pack_or_is_finer_than_fp32_is_left_alone() -> None:
+    finer = adapters_of(FAMILIES["llama"], torch.float64)
+    assert finer.hold_halves(sampling=True) == "none"
+    assert not any(half_for(group, 1) for group in groups_of(finer.base))
     padded = in_bf16(adapters_of(FAMILIES["llama"], torch.float32))
     padded.base.packs = False
     padded.hold_halves(sampling=True)
@@ -245,7 +244,7 @@ def test_a_new_adapter_is_seen_by_the_next_batch(twins: tuple[Adapters, Adapters
 
 def test_a_layer_of_a_group_alone_is_not_the_group() -> None:
     group = [layer(8, 4), layer(8, 4, seed=2)]
-    hold_halves([group], PLENTY)
+    hold_halves([group], torch.float32)
     assert half_for(group, 1) is not None
     assert half_for(group[:1], 1) is None
 
@@ -254,3 +253,105 @@ def test_examples_of_a_step_share_a_layout() -> None:
     """The rows above do have a shared prompt and a lone one, or the tests say less than they seem to."""
     assert len({one.input_ids[: one.prompt_length] for one in ROWS}) < len(ROWS)
     assert all(isinstance(one, Example) for one in ROWS)
+
+
+# ---- where products are made in bf16 -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def onednn() -> None:
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("oneDNN multiplies no bf16 on this processor")
+
+
+@pytest.mark.usefixtures("onednn")
+@pytest.mark.parametrize("count", [1, 8, MOST_ROWS])
+def test_bf16_layers_are_multiplied_as_they_are_and_only_by_few_rows(count: int) -> None:
+    group: list[nn.Module] = [layer(40, 96).bfloat16(), layer(24, 96, bias=True, seed=2).bfloat16()]
+    assert hold_halves([group], torch.bfloat16)
+    half, x = half_for(group, count), rows(count, 96).bfloat16()
+    assert half is not None
+    assert half_for(group, MOST_ROWS + 1) is None
+    exact = torch.cat([one.double()(x.double()).detach() for one in group], 1)
+    torch.testing.assert_close(half_linear(half, x).double(), exact, rtol=2**-8, atol=2**-10)
+
+
+@pytest.mark.usefixtures("onednn")
+def test_a_bf16_model_that_samples_holds_all_and_draws_the_same_and_one_that_trains_none() -> None:
+    plain, held, training = (in_bf16(adapters_of(FAMILIES["llama"], torch.bfloat16)) for _ in range(3))
+    assert held.hold_halves(sampling=True) == "all"
+    assert all(half_for(group, 1) for group in groups_of(held.base))
+    assert training.hold_halves() == "none"
+    same = [one == other for one, other in zip(drawn(held), drawn(plain), strict=True)]
+    assert sum(same) >= len(same) - 1  # random weights: two tokens may be as likely as one another up to rounding
+
+
+@pytest.mark.usefixtures("onednn")
+def test_log_probabilities_of_few_targets_come_from_the_held_head_in_fp32() -> None:
+    head, hidden, targets = layer(300, 16).bfloat16(), rows(9, 16).bfloat16(), torch.arange(0, 297, 33)
+    hold_halves([[head]], torch.bfloat16)
+    plain, held = (token_stats(hidden, targets, head.weight, 0.7, 4, half) for half in (None, half_for([head], 9)))
+    assert held[0].dtype == torch.float32
+    for one, other in zip(held[:2], plain[:2], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0.02)
+
+
+# ---- 4 bits --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def in_four_bits(request: pytest.FixtureRequest, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Adapters:
+    """A tiny model in NF4 under an adapter, computing in fp32 or in bf16."""
+    if request.param == torch.bfloat16:
+        request.getfixturevalue("onednn")
+    monkeypatch.setattr("engine.base_model.compute_dtype", lambda _: request.param)
+    made = Adapters(load_base(tiny_model_dir, quantisation="nf4", device=torch.device("cpu")))
+    made.add("policy", rank=4, alpha=8, trainable=True)
+    with torch.no_grad():
+        for one in made.parameters("policy"):
+            one.normal_(std=0.1, generator=torch.Generator().manual_seed(3))
+    return made
+
+
+def test_four_bits_are_unpacked_once_for_all_that_is_sampled_and_only_so_long(in_four_bits: Adapters) -> None:
+    groups, seen = groups_of(in_four_bits.base), []
+    before = drawn(in_four_bits)
+    assert in_four_bits.hold_halves(sampling=True) == "all"
+    assert not any(half_for(group, 1) for group in groups)
+    with in_four_bits.use("policy"):
+
+        def look(*_: int) -> None:
+            seen.append(all(half_for(group, 1) for group in groups))
+
+        generate(in_four_bits.base, [[5, 9, 30]], Sampling(0.0, 1.0, 0, 3, 0), on_token=look)
+        with pytest.raises(Cancelled):
+            generate(in_four_bits.base, [[5, 9, 30]], Sampling(0.0, 1.0, 0, 3, 0), cancelled=lambda: True)
+    assert seen
+    assert all(seen)
+    assert not any(half_for(group, 1) for group in groups)
+    same = [one == other for one, other in zip(drawn(in_four_bits), before, strict=True)]
+    assert sum(same) >= len(same) - 1
+
+
+def test_without_room_for_them_four_bits_are_unpacked_layer_by_layer(
+    in_four_bits: Adapters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.adapters.free_bytes", lambda _: 1000)
+    assert in_four_bits.hold_halves(sampling=True) == "none"
+    seen = []
+    with in_four_bits.use("policy"):
+        look = lambda *_: seen.append(any(half_for(group, 1) for group in groups_of(in_four_bits.base)))  # noqa: E731
+        generate(in_four_bits.base, [[5, 9, 30]], Sampling(0.0, 1.0, 0, 3, 0), on_token=look)
+    assert seen
+    assert not any(seen)
+
+
+def test_what_four_bits_hold_loses_less_in_fp16_than_in_bf16(in_four_bits: Adapters) -> None:
+    groups, dtype = groups_of(in_four_bits.base), in_four_bits.base.dtype
+    with unpacked(groups, dtype):
+        for group in groups:
+            half = half_for(group, 1)
+            assert half is not None
+            whole = torch.cat([dense_weight(one, torch.float32) for one in group])
+            found = half_linear(half, torch.eye(whole.shape[1], dtype=dtype)[:MOST_ROWS]).float()
+            torch.testing.assert_close(found, whole.T[: len(found)], rtol=2**-11, atol=2**-24)

@@ -98,7 +98,7 @@ def test_a_cut_off_response_is_read_at_its_last_word_and_every_other_at_the_temp
         words = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert judged.ids(kind)[-len(words) - 1 :][-1] == (words[-1] if kind == "cut" else END)
     whole = judged.model.score_ids([[*judged.ids("cut"), END]])
-    assert abs(float(whole) - judged.scores["cut"]) > 2 * 0.05 >= 2 * SAME  # the end is no trifle
+    assert abs(float(whole) - judged.scores["cut"]) > 0.1  # the end is no trifle
 
 
 def test_reward_training_and_its_judgement_give_that_score(judged: Judged) -> None:

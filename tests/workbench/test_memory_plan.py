@@ -7,6 +7,7 @@ from workbench import memory_plan
 from workbench.memory_plan import Peak, graph_per_token, kept_room, plan_memory
 from workbench.model_shape import LLAMAS, Shape
 from workbench.recipes import DpoRecipe, KtoRecipe, PpoRecipe, RewardRecipe, SftRecipe
+from workbench.terminal import in_bytes
 
 SMALL = Shape(43_787_776, 512, 12, 1408, 8, 4, 64, 16_384, 2048)  # a random Llama of some size
 EIGHT = LLAMAS["Llama 8B"]
@@ -115,7 +116,7 @@ def test_weights_are_four_bytes_on_a_cpu_without_bf16_two_with_it_and_half_of_on
     assert wide - packed == pytest.approx(without + halves, rel=0.02)
 
 
-def test_layers_are_held_in_fp16_as_well_on_a_cpu_without_bf16_that_has_room(monkeypatch):
+def test_layers_are_held_in_16_bits_as_well_on_a_cpu_that_has_room(monkeypatch):
     plain, sampling = SftRecipe(quantisation="bf16"), PpoRecipe(quantisation="bf16", rule="contains:a")
 
     def load(recipe, **given):
@@ -141,6 +142,25 @@ def test_layers_are_held_in_fp16_as_well_on_a_cpu_without_bf16_that_has_room(mon
     assert load(finer) == load(plain) - wide
     monkeypatch.setattr(memory_plan, "cpu_has_bf16", lambda: True)
     assert load(plain) == load(plain, available=short)
+    assert load(sampling) - load(sampling, available=short) == every
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_what_is_in_4_bits_lies_unpacked_beside_the_cache_while_ppo_samples_if_it_has_room(monkeypatch, bf16):
+    monkeypatch.setattr(memory_plan, "cpu_has_bf16", lambda: bf16)
+    recipe = PpoRecipe(quantisation="nf4", rule="contains:a", batch=2, micro_batch=1)
+
+    def of(available):
+        plan = plan_memory("ppo", recipe, EIGHT, [[8]], gpu=False, available=available)
+        return by_name(plan), [line for line in plan.lines if line.startswith("4-bit layers unpacked")]
+
+    (rich, said), (poor, unsaid) = of(200 * GIB), of(10 * GIB)
+    every = 2 * EIGHT.linear_parameters
+    assert rich["rollout"] - rich["load"] > every
+    assert poor["rollout"] - poor["load"] < every / 2
+    assert rich["update"] - rich["load"] < every / 2
+    assert said == [f"4-bit layers unpacked while sampling: {in_bytes(every)}"]
+    assert unsaid == []
 
 
 def test_a_model_that_does_not_pack_passes_its_padding_on_a_cpu_and_holds_nothing_twice():
