@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from engine.base_model import LoadedBase
 from engine.decoder_layer import run_layers
+from engine.dense_weights import is_packed
 from engine.frames import frames_of
 from engine.half_weights import half_for, has_room, hold_halves, is_wide, unpacked
 from engine.heads import HEAD_KEY, mean_head, save_heads
@@ -39,6 +40,7 @@ from engine.memory import free_bytes
 from engine.packing import Layout, lay_out
 from workbench.errors import UserError
 
+UNPACKED = "all unpacked"  # of what ``Adapters.hold_halves`` may say
 _SWIGLU_FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3")
 _PREFIX = "base_model.model."
 _SCALING = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "fan_in_fan_out")
@@ -223,14 +225,20 @@ class Adapters:
         Those that are much wider than their input, the LM head among them unless nothing is read through the ``head``;
         for a process that samples much, all of them, those in 4 bits while it samples; fewer where memory has no room
         for so many. With ``as_before``, what an earlier call returned, just those are held whatever is free: sums come
-        out in another order, so that the last digits are others. Returns "all", "wide", "wide layers" (without the
-        head) or "none".
+        out in another order, so that the last digits are others. Returns "all unpacked" (those in 4 bits too), "all",
+        "wide", "wide layers" (without the head) or "none".
         """
         if self.base.packs:
-            groups = _groups(self.base)
+            every = _groups(self.base)
+            groups = [group for group in every if not is_packed(group[0])]
             whole = [*groups, [self.base.model.get_output_embeddings()]] if head else groups
-            kinds = {"all": whole, "wide": list(filter(is_wide, whole)), "wide layers": list(filter(is_wide, groups))}
-            wanted = [as_before] if as_before else list(kinds)[not sampling :]
+            four_bits = {} if len(groups) == len(every) else {UNPACKED: [*every, *whole[len(groups) :]]}
+            kinds = four_bits | {
+                "all": whole,
+                "wide": list(filter(is_wide, whole)),
+                "wide layers": list(filter(is_wide, groups)),
+            }
+            wanted = [as_before] if as_before else [kind for kind in kinds if sampling or not kind.startswith("all")]
             free = sys.maxsize if as_before else free_bytes(self.base.device)
             self.base.halves = next((kind for kind in wanted if self._holds(kinds.get(kind, []), free)), "none")
         return self.base.halves
@@ -347,7 +355,7 @@ def active_layers(base: LoadedBase) -> Iterator[LayerParts]:
 @contextlib.contextmanager
 def unpacked_for_sampling(base: LoadedBase) -> Iterator[None]:
     """Hold what is in 4 bits in 16 for as long as this lasts, where ``Adapters.hold_halves`` found room for all."""
-    with unpacked(_groups(base) if base.packs and base.halves == "all" else [], base.dtype):
+    with unpacked(_groups(base) if base.packs and base.halves == UNPACKED else [], base.dtype):
         yield
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.logps import CHUNK_ROWS
+from engine.memory import one_heap
 from engine.packing import can_pack
 from engine.templates import ensure_template
 from workbench.errors import UserError
@@ -128,6 +129,8 @@ def load_base(path: str | Path, *, quantisation: str, device: torch.device) -> L
         model = _placed(model, device, options["dtype"], dtype)
     if device.type == "cpu":
         _read_in(model)
+        if dtype == torch.bfloat16:
+            one_heap()
     return prepare(model, tokenizer, device, dtype, note=note, quantisation=quantisation, path=str(folder))
 
 
@@ -184,7 +187,7 @@ def _placed(model: Any, device: torch.device, held: torch.dtype, dtype: torch.dt
 def _read_in(model: nn.Module) -> None:
     """Touch every page of the weights: what is neither packed nor widened is mapped from its file until it is used.
 
-    So a run's memory has the model in it from the beginning, and a file that cannot be read ends the loading.
+    So a run's memory has the model in it from the beginning, and its first step does not wait for the disk.
     """
     for one in model.parameters():
         one.detach().reshape(-1)[:: _PAGE // one.element_size()].sum()

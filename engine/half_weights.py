@@ -8,7 +8,7 @@
 - **Where it computes in bf16**, oneDNN multiplies with weights in blocks, which it otherwise arranges anew in every
   product. With many rows that is nothing, with few it is most of the time.
 - **4-bit layers** are held so only while something is sampled (:func:`unpacked`), instead of being unpacked at every
-  token. In fp16 what 4 bits hold is rounded to eleven bits, where a GPU computes with eight.
+  token. In fp16 what 4 bits hold is rounded to eleven bits, where a GPU computes with eight; training does not see it.
 
 Measured on two cores, SmolLM2-135M. AVX2: a decoding step of 1, 8 and 32 rows takes a half, a third and two thirds of
 its time with ``W x^T`` in fp32; a training pass over 512 tokens, with gate and up in fp16, a twentieth less.
@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.dense_weights import dense_weight, is_packed, weight_shape
+from engine.memory import is_out_of_memory
 from workbench.memory_plan import HALVES_SPARE, HEAD_BLOCK, WIDE
 
 MOST_ROWS = 64
@@ -36,12 +36,14 @@ BLOCK = HEAD_BLOCK
 _NAME = "held_in_16_bits"  # of the attribute of a group's first layer
 Group = Sequence[nn.Module]
 """Layers that read the same input."""
+Product = Callable[[Tensor], Tensor]
+"""Rows [N, I] to outputs [N, O]."""
 
 
 class Half(NamedTuple):
     """A group in 16 bits, its layers under one another."""
 
-    products: tuple[Callable[[Tensor], Tensor], ...]  # rows [N, I] to neighbouring outputs; of a layer alone BLOCK each
+    products: tuple[Product, ...]  # each to neighbouring outputs; of a layer alone BLOCK each
     scale: float  # of the rows: what the weights were divided by
     widths: list[int]  # of the layers' outputs
     wide: bool
@@ -63,22 +65,38 @@ def hold_halves(groups: Sequence[Group], dtype: torch.dtype) -> bool:
     Groups that are held already, are in 4 bits or in neither fp32 nor bf16 are passed over; so are all of them on a
     machine for which the kernels are not built. Returns whether any is held now, or will be by :func:`unpacked`.
     """
+    if not has_kernel(dtype):
+        return False
     _hold([group for group in _not_held(groups) if all(_holdable(layer, dtype) for layer in group)], dtype)
-    held = any(getattr(group[0], _NAME, None) is not None for group in groups)
-    return held or any(_kernel(dtype)(group) is not None for group in groups if is_packed(group[0]))
+    return any(getattr(group[0], _NAME, None) is not None or is_packed(group[0]) for group in groups)
 
 
 @contextlib.contextmanager
 def unpacked(groups: Sequence[Group], dtype: torch.dtype) -> Iterator[None]:
-    """Hold groups in 4 bits in 16 as well for as long as this lasts, for a model that computes in ``dtype``."""
+    """Hold groups in 4 bits in 16 as well for as long as this lasts, for a model that computes in ``dtype``.
+
+    Where memory has run out for all of them by now, none is.
+    """
     packed = [group for group in _not_held(groups) if all(is_packed(layer) for layer in group)]
     try:
-        _hold(packed, dtype)
+        try:
+            _hold(packed, dtype)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            _let_go(packed)
         yield
     finally:
-        for group in packed:
-            if hasattr(group[0], _NAME):
-                delattr(group[0], _NAME)
+        _let_go(packed)
+
+
+def has_kernel(dtype: torch.dtype) -> bool:
+    """Whether this build of torch has the kernel for a model that computes in ``dtype``, on this processor."""
+    try:
+        _product(torch.zeros(16, 16, dtype=dtype), None, dtype)(torch.zeros(1, 16, dtype=dtype))
+    except (RuntimeError, AttributeError):
+        return False
+    return True
 
 
 def half_for(group: Group, rows: int) -> Half | None:
@@ -104,13 +122,15 @@ def half_blocks(half: Half, rows: Tensor) -> Iterator[Tensor]:
 
 
 def _hold(groups: Sequence[Group], dtype: torch.dtype) -> None:
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for group, half in zip(groups, pool.map(_kernel(dtype), groups), strict=True):
-            setattr(group[0], _NAME, half)
+    """Make them one after the other: what each needs on the way is gone before the next."""
+    for group in groups:
+        setattr(group[0], _NAME, _half_of(group, dtype))
 
 
-def _kernel(dtype: torch.dtype) -> Callable[[Group], Half | None]:
-    return _in_fp16 if dtype == torch.float32 else _in_bf16
+def _let_go(groups: Sequence[Group]) -> None:
+    for group in groups:
+        if hasattr(group[0], _NAME):
+            delattr(group[0], _NAME)
 
 
 def _not_held(groups: Sequence[Group]) -> list[Group]:
@@ -126,34 +146,27 @@ def _wide(group: Group) -> bool:
     return sum(weight_shape(layer)[0] for layer in group) >= WIDE * weight_shape(group[0])[1]
 
 
-def _in_fp16(group: Group) -> Half | None:
-    """A group as FBGEMM has it; None where that would round it or there is no FBGEMM."""
-    weight, bias, widths = _stacked(group, torch.float32)
-    scale = _scale(weight, exactly=not is_packed(group[0]))
+def _half_of(group: Group, dtype: torch.dtype) -> Half | None:
+    """A group in 16 bits; None where that would round a dense layer."""
+    weight, bias, widths = _stacked(group, dtype)
+    scale: float | None = 1.0
+    if dtype == torch.float32:
+        scale = _scale(weight, exactly=not is_packed(group[0]))
     if scale is None:
         return None
+    if scale != 1.0:
+        weight = weight / scale
     size = BLOCK if len(group) == 1 else len(weight)
-    products = []
-    for begin in range(0, len(weight), size):
-        part = slice(begin, begin + size)
-        try:
-            packed = torch.ops.quantized.linear_prepack_fp16(weight[part] / scale, None if bias is None else bias[part])
-        except (RuntimeError, AttributeError):  # no FBGEMM in this build of torch, or none for this processor
-            return None
-        products.append(partial(_fbgemm, packed))
-    return Half(tuple(products), scale, widths, _wide(group))
+    parts = [slice(begin, begin + size) for begin in range(0, len(weight), size)]
+    products = tuple(_product(weight[part], None if bias is None else bias[part], dtype) for part in parts)
+    return Half(products, scale, widths, dtype == torch.float32 and _wide(group))
 
 
-def _in_bf16(group: Group) -> Half | None:
-    """A group in oneDNN's own layout; None where oneDNN has none for this processor."""
-    weight, bias, widths = _stacked(group, torch.bfloat16)
-    try:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), MOST_ROWS // 2)
-        product = partial(_onednn, packed, bias)
-        product(weight.new_zeros(1, weight.shape[1]))
-    except (RuntimeError, AttributeError):
-        return None
-    return Half((product,), 1.0, widths, wide=False)
+def _product(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Product:
+    """The product with a weight [O, I]: FBGEMM's with it in fp16 for fp32 rows, oneDNN's with its blocks for bf16."""
+    if dtype == torch.float32:
+        return partial(_fbgemm, torch.ops.quantized.linear_prepack_fp16(weight, bias))
+    return partial(_onednn, torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), MOST_ROWS // 2), bias)
 
 
 def _fbgemm(packed: Any, rows: Tensor) -> Tensor:

@@ -178,7 +178,7 @@ def token_stats(
     chunk: int = CHUNK_ROWS,
     half: Half | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`token_logps`, and whether each target is the argmax ([N] bool). ``half``: the head in fp16."""
+    """As :func:`token_logps`, and whether each target is the argmax ([N] bool). ``half``: the head held so."""
     wants_grad = hidden.requires_grad and torch.is_grad_enabled()
     logps, entropy, correct = _TokenLogps.apply(hidden, targets, weight.detach(), half, temperature, chunk, wants_grad)
     return logps, entropy, correct

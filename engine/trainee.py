@@ -23,11 +23,13 @@ from workbench.model_folders import refuse_changed_model
 
 _STATE = "state_training.pt"
 _HALVES = "halves"
+_TWICE = "are held a second time as this processor multiplies them fastest; that rounds nothing"
 _HELD = {
-    "all": "All layers are held in 16 bits as well, which is faster; those in 4 bits while something is sampled",
-    "wide": "The widest layers are held in 16 bits as well, which is faster and rounds nothing",
-    "wide layers": "The widest layers but the LM head are held in 16 bits as well, which is faster and rounds nothing",
-    "none": "No layer is held in 16 bits as well: memory has no room, weights would be rounded, or torch has no kernel",
+    "all unpacked": "The layers in 4 bits are unpacked once for all that is sampled, not at every token",
+    "all": f"All layers that are not in 4 bits {_TWICE}",
+    "wide": f"The widest layers {_TWICE}",
+    "wide layers": f"The widest layers but the LM head {_TWICE}",
+    "none": "No layer is held twice: memory has no room, weights would be rounded, or torch has no kernel here",
 }
 NOTHING_TO_TRAIN = "they have nothing to train"
 EVAL_ROWS = 256
@@ -135,7 +137,7 @@ def open_start(session: Session, name: str, *, sampling: bool = False) -> Adapte
 
 
 def _hold_halves(session: Session, adapters: Adapters, *, sampling: bool) -> None:
-    """Hold layers in 16 bits as well, as what is free allows, and say so; a resumed run does as it did before."""
+    """Hold layers a second time, as what is free allows, and say so; a resumed run does as it did before."""
     before = session.choices.get(_HALVES, "")
     head = session.spec.method != "reward"
     chosen = session.choices[_HALVES] = adapters.hold_halves(sampling=sampling, head=head, as_before=before)

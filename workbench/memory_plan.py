@@ -38,7 +38,7 @@ GPU_ALLOCATOR = 1.1
 NF4_BYTES = 0.53  # a weight, with double quantisation
 TRAINED_BYTES = 16  # a trained number: fp32 value, gradient and Adam's two moments
 CACHE_ROOM = 1.25  # key-value buffers grow by a quarter
-WIDE = 4  # times its input: from there on a layer is held in fp16 as well, whatever passes (where fp32 is computed)
+WIDE = 4  # times its input: from there on a layer is held in fp16 as well where fp32 is computed, whatever passes
 HALVES_SPARE = 3  # layers are held in 16 bits as well (engine.half_weights) where so many times that is free
 KEPT_BYTES = 1536 * MIB  # of graphs that PPO keeps from rollout to update at most (engine.kept_passes); on a CPU
 GPU_KEPT_BYTES = 8 * 1024 * MIB  # the same on a GPU
@@ -294,8 +294,8 @@ class _Reckoner:
         wide = dense * shape.layers * shape.hidden * sum(one for one in outputs if one >= WIDE * shape.hidden)
         wanted: list[tuple[float, float]] = []
         if self.method == "ppo":  # all of them, and where these have no room the wide ones
-            linear = shape.linear_parameters
-            wanted.append((2.0 * (linear * dense + head), 2.0 * linear * (not dense)))
+            every = 2.0 * (shape.linear_parameters * dense + head)
+            wanted += [(every, 2.0 * shape.linear_parameters * (not dense)), (every, 0.0)]
         if self.width == 4:
             wanted += [(2.0 * (wide + head), 0.0), (2.0 * wide, 0.0)]
         free = self.available - self.libraries - self.weights
@@ -470,7 +470,7 @@ class _Reckoner:
             f"activations: {self.updated_tokens:,} tokens at once, {kept}, {in_bytes(self.activations)}",
         ]
         if self.halves:
-            found.append(f"layers held in 16 bits as well: {in_bytes(self.halves)}")
+            found.append(f"layers held a second time, as the CPU multiplies them fastest: {in_bytes(self.halves)}")
         if isinstance(recipe, PpoRecipe):
             unpacked = self._halves()[1]
             found += [

@@ -29,7 +29,7 @@ from typing import Any
 
 from curves import curves_table, measure_curves
 from flops import needed_flops, shape_of
-from measure import matrix_rate, prepare
+from measure import has_bf16, matrix_rate, prepare
 from random_llama import write_random_llama
 from work import METHODS, Work, make_work
 
@@ -164,7 +164,7 @@ def compare_all(options: argparse.Namespace, model: Path, folder: Path, name: st
         for quant in options.quants.split(","):
             found = compare(options, work, path, model, quant, settings)
             flops = needed_flops(work, shape_of(model), found[0].ours[-1]["tokens"], tokenizer)
-            rows = [{"model": name} | one.row(rate, flops, device) for one in found]
+            rows = [{"model": name} | one.row(rate, flops, device) | {"measured": stamp(options)} for one in found]
             print(table(rows, header=not printed), flush=True)
             printed = True
             write_results(options.out, rows, options)
@@ -196,15 +196,24 @@ def measured(command: list[str]) -> dict[str, Any]:
     return found
 
 
+def stamp(options: argparse.Namespace) -> str:
+    """When, and with what."""
+    from importlib.metadata import version
+
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "bitsandbytes", "trl"))
+    return f"{datetime.now(UTC):%Y-%m-%d}, {options.threads} threads, {packages}"
+
+
 def device_name() -> str:
-    """The GPU's name, or the processor's."""
+    """The GPU's name, or the processor's and whether it multiplies bf16."""
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
     names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()} ({len(os.sched_getaffinity(0))} cores)"
+    low = ", bf16" if has_bf16() else ""
+    return f"{names[0] if names else platform.processor()} ({len(os.sched_getaffinity(0))} cores{low})"
 
 
 COLUMNS = (
@@ -264,9 +273,7 @@ def _both(row: dict[str, Any], key: str, shape: str) -> str:
 
 
 def write_results(folder: Path, rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
-    """Write ``results.json``, and the table into ``RESULTS.md`` between its marks."""
-    from importlib.metadata import version
-
+    """Write ``results.json``, and into ``RESULTS.md`` a table a device, with when it was last measured."""
     folder.mkdir(parents=True, exist_ok=True)
     kept_file = folder / "results.json"
     kept = json.loads(kept_file.read_text(encoding="utf-8")) if kept_file.is_file() else []
@@ -276,11 +283,11 @@ def write_results(folder: Path, rows: list[dict[str, Any]], options: argparse.Na
     order = [*METHODS, "generate"]
     rows.sort(key=lambda row: (row["device"], row["model"], row["quant"], row["setting"], order.index(row["method"])))
     kept_file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "bitsandbytes", "trl"))
-    device = device_name()
-    stamp = f"{datetime.now(UTC):%Y-%m-%d}, {device}, {options.threads} threads, {packages}"
-    shown = f"{stamp}.\n\n{table([r for r in rows if r['device'] == device])}"
-    write_between(folder, "table", shown)
+    tables = []
+    for device in dict.fromkeys(row["device"] for row in rows):
+        own = [row for row in rows if row["device"] == device]
+        tables.append(f"{device}, {max(row['measured'] for row in own)}.\n\n{table(own)}")
+    write_between(folder, "table", "\n\n".join(tables))
 
 
 def write_curves(folder: Path, rows: list[dict[str, Any]]) -> None:

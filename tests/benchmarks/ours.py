@@ -15,6 +15,8 @@ from typing import Any
 from measure import MIB, Meter, means, prepare
 from work import Work
 
+from engine.__main__ import prepare_environment
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -25,6 +27,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     prepare(options.threads)
+    prepare_environment()  # what the engine's own process sets beyond that
     work = Work.read(options.work)
     if work.method == "generate":
         generate(work, options)

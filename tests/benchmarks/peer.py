@@ -161,6 +161,8 @@ def ppo(work: Work, options: argparse.Namespace, folder: str) -> None:
         kl_coef=work.kl_coefficient,
         num_sample_generations=0,
     )
+    for model in (policy, judge, value):
+        read_in(model)
     meter = Meter()
     trainer = PPOTrainer(
         args=config,
@@ -256,6 +258,12 @@ def nf4(quant: str) -> Any:
     )
 
 
+def read_in(model: Any) -> None:
+    """Touch every page of the weights, which may be mapped from their file: they count as the model, as ours do."""
+    for one in model.parameters():
+        one.detach().reshape(-1)[:: 4096 // one.element_size()].sum()
+
+
 def lora_config(task: str, **more: Any) -> Any:
     from peft import LoraConfig
 
@@ -266,7 +274,9 @@ def watcher(meter: Meter) -> Any:
     from transformers import TrainerCallback
 
     class Watcher(TrainerCallback):
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
+        def on_train_begin(self, *_: Any, model: Any = None, **__: Any) -> None:
+            if model is not None:
+                read_in(model)
             meter.start()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:

@@ -74,7 +74,8 @@ def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     as this CPU does, like the processes that it starts.
     """
     if not request.node.get_closest_marker("native_arithmetic"):
-        monkeypatch.setattr(base_model, "compute_dtype", lambda _: torch.float32)
+        real = base_model.compute_dtype
+        monkeypatch.setattr(base_model, "compute_dtype", lambda on: torch.float32 if on.type == "cpu" else real(on))
 
 
 @pytest.fixture

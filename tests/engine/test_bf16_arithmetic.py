@@ -79,8 +79,9 @@ def test_the_first_ratio_of_a_rollouts_update_is_exactly_1(runs: Any) -> None:
 def test_packed_log_probabilities_and_sampled_tokens_are_those_of_transformers_modules(
     tiny_model_dir: Path, quantisation: str
 ) -> None:
-    """Within bf16's rounding; greedily, as long as the likeliest token is so by more than that."""
-    found = []
+    """Within bf16's rounding: to transformers no token is likelier by more than that than one drawn greedily."""
+    found: list[tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]] = []
+    prompts = [[5, 9, 30], [7] * 11]
     for packs in (True, False):
         adapters = Adapters(load_base(tiny_model_dir, quantisation=quantisation, device=torch.device("cpu")))
         assert (adapters.base.dtype, adapters.base.packs) == (torch.bfloat16, True)
@@ -92,9 +93,16 @@ def test_packed_log_probabilities_and_sampled_tokens_are_those_of_transformers_m
         logps.sum().backward()  # type: ignore[no-untyped-call]
         grads = [one.grad for one in adapters.parameters("policy") if one.grad is not None]
         with adapters.use("policy"):
-            drawn = generate(adapters.base, [[5, 9, 30], [7] * 11], Sampling(0.0, 1.0, 0, 6, 0), ends=[2])
-        found.append((logps.detach(), torch.cat([one.flatten() for one in grads]), [one.ids for [one] in drawn]))
-    (logps, grads, ids), (wanted, their_grads, their_ids) = found
+            drawn = generate(adapters.base, prompts, Sampling(0.0, 1.0, 0, 6, 0), ends=[-1])
+            ids = [torch.tensor([[*prompt, *one.ids]]) for prompt, [one] in zip(prompts, drawn, strict=True)]
+            found.append((logps.detach(), torch.cat([one.flatten() for one in grads]), ids))
+            if packs:
+                continue
+            for whole, prompt in zip(found[0][2], prompts, strict=True):
+                logits = adapters.base.model(whole).logits[0, len(prompt) - 1 : -1].float()
+                lost = logits.amax(1) - logits.gather(1, whole[0, len(prompt) :, None])[:, 0]
+                assert lost.numel() == 6
+                assert lost.max() < 0.1 < (logits.amax(1) - logits.mean(1)).min()
+    (logps, grads, _), (wanted, their_grads, _) = found
     torch.testing.assert_close(logps, wanted, atol=0.1, rtol=0)
     assert torch.nn.functional.cosine_similarity(grads, their_grads, dim=0) > 0.99
-    assert [len(one) for one in ids] == [len(one) for one in their_ids]

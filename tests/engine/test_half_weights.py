@@ -1,7 +1,8 @@
-"""Layers held in fp16 give the products of the same numbers, in decoding and in training, or are left alone."""
+"""Layers held in 16 bits give the products of the same numbers, in decoding and in training, or are left alone."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -316,7 +317,7 @@ def in_four_bits(request: pytest.FixtureRequest, tiny_model_dir: Path, monkeypat
 def test_four_bits_are_unpacked_once_for_all_that_is_sampled_and_only_so_long(in_four_bits: Adapters) -> None:
     groups, seen = groups_of(in_four_bits.base), []
     before = drawn(in_four_bits)
-    assert in_four_bits.hold_halves(sampling=True) == "all"
+    assert in_four_bits.hold_halves(sampling=True) == "all unpacked"
     assert not any(half_for(group, 1) for group in groups)
     with in_four_bits.use("policy"):
 
@@ -346,12 +347,50 @@ def test_without_room_for_them_four_bits_are_unpacked_layer_by_layer(
     assert not any(seen)
 
 
-def test_what_four_bits_hold_loses_less_in_fp16_than_in_bf16(in_four_bits: Adapters) -> None:
+def test_what_four_bits_hold_is_exact_in_bf16_and_has_eleven_bits_in_fp16(in_four_bits: Adapters) -> None:
     groups, dtype = groups_of(in_four_bits.base), in_four_bits.base.dtype
+    rounding = 0.0 if dtype == torch.bfloat16 else 2**-11
     with unpacked(groups, dtype):
         for group in groups:
             half = half_for(group, 1)
             assert half is not None
-            whole = torch.cat([dense_weight(one, torch.float32) for one in group])
-            found = half_linear(half, torch.eye(whole.shape[1], dtype=dtype)[:MOST_ROWS]).float()
-            torch.testing.assert_close(found, whole.T[: len(found)], rtol=2**-11, atol=2**-24)
+            whole = torch.cat([dense_weight(one, dtype) for one in group])
+            found = half_linear(half, torch.eye(whole.shape[1], dtype=dtype)[:MOST_ROWS])
+            torch.testing.assert_close(found, whole.T[: len(found)], rtol=rounding, atol=rounding * 2**-13)
+
+
+def test_memory_that_runs_out_while_unpacking_ends_nothing(
+    in_four_bits: Adapters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = drawn(in_four_bits)
+    assert in_four_bits.hold_halves(sampling=True) == "all unpacked"
+    real, calls = half_weights._product, itertools.count()
+
+    def short(*given: Any) -> Any:
+        if next(calls) == 3:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return real(*given)
+
+    monkeypatch.setattr(half_weights, "_product", short)
+    assert drawn(in_four_bits) == before
+    assert next(calls) == 4
+    assert not any(half_for(group, 1) for group in groups_of(in_four_bits.base))
+
+
+def test_without_a_kernel_four_bits_are_never_unpacked_for_nothing(
+    in_four_bits: Adapters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(half_weights, "has_kernel", lambda _: False)
+    monkeypatch.setattr(half_weights, "_half_of", lambda *_: pytest.fail("unpacked"))
+    assert in_four_bits.hold_halves(sampling=True) == "none"
+    assert len(drawn(in_four_bits)) == 6
+
+
+def test_a_run_of_a_version_that_unpacked_nothing_goes_on_so(in_four_bits: Adapters) -> None:
+    in_four_bits.hold_halves(sampling=True, as_before="all")
+    seen = []
+    with in_four_bits.use("policy"):
+        look = lambda *_: seen.append(any(half_for(group, 1) for group in groups_of(in_four_bits.base)))  # noqa: E731
+        generate(in_four_bits.base, [[5, 9, 30]], Sampling(0.0, 1.0, 0, 3, 0), on_token=look)
+    assert seen
+    assert not any(seen)

@@ -13,6 +13,8 @@ from workbench.records import Message
 from workbench.rows import PairRow, PromptRow, SftRow
 from workbench.run_folder import join_segments
 
+pytestmark = pytest.mark.native_arithmetic  # the uninterrupted run is made here, the killed one in a process of its own
+
 
 @pytest.fixture(autouse=True)
 def own_runtime(tmp_path, monkeypatch):

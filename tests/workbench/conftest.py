@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench import memory_plan
+from workbench import estimate, memory_plan
 from workbench.ids import new_id
 from workbench.project import Project
 from workbench.records import Demonstration, Message, Prompt, Ranking, Rater, Response, Split
@@ -19,7 +19,8 @@ from workbench.store import Store
 @pytest.fixture(autouse=True)
 def plain_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plan for a CPU without bf16, whatever this one has."""
-    monkeypatch.setattr(memory_plan, "cpu_has_bf16", lambda: False)
+    for module in (memory_plan, estimate):
+        monkeypatch.setattr(module, "cpu_has_bf16", lambda: False)
 
 
 @pytest.fixture

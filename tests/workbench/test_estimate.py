@@ -162,6 +162,12 @@ def test_the_gpus_free_memory_is_asked_where_there_is_one(monkeypatch):
     assert foretold_pace("sft", SftRecipe(), SMOL) > 10 * foretold_pace("sft", SftRecipe(device="cpu"), SMOL)
 
 
+def test_a_cpu_that_multiplies_bf16_is_twice_as_fast(monkeypatch):
+    plain = foretold_pace("sft", SftRecipe(device="cpu"), SMOL)
+    monkeypatch.setattr(estimating, "cpu_has_bf16", lambda: True)
+    assert foretold_pace("sft", SftRecipe(device="cpu"), SMOL) == 2 * plain
+
+
 def test_long_scripts_count_more_tokens():
     assert estimating.tokens_of("x" * 400) == 100 + estimating.TEMPLATE_TOKENS
     assert estimating.tokens_of("語" * 400) == 200 + estimating.TEMPLATE_TOKENS
