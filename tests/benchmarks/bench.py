@@ -55,15 +55,16 @@ class Comparison:
     ours: list[dict[str, Any]] = field(default_factory=list)
     peer: list[dict[str, Any]] = field(default_factory=list)
 
-    def ratios(self, key: str) -> list[float]:
-        """Ours over the peer's, alternation by alternation."""
-        return [one[key] / other[key] for one, other in zip(self.ours, self.peer, strict=True) if other.get(key)]
+    def ratios(self, key: str, least: float = 0.0) -> list[float]:
+        """Ours over the peer's, alternation by alternation, where the peer's is more than ``least``."""
+        both = zip(self.ours, self.peer, strict=True)
+        return [one[key] / other[key] for one, other in both if other.get(key, 0.0) > least]
 
     def row(self, rate: float, flops: float, device: str) -> dict[str, Any]:
         """The comparison as a row of ``results.json``."""
         # Responses end where they like, so sampling is compared by tokens.
         speed = self.ratios("tokens_per_s" if self.method == "generate" else "samples_per_s")
-        memory = self.ratios("above_model_mib")
+        memory = self.ratios("above_model_mib", least=1.0)
         ours = statistics.median(one["samples_per_s"] for one in self.ours)
         sides = {"": self.ours, "peer_": self.peer}
         numbers = ("samples_per_s", "tokens_per_s", "above_model_mib", "peak_mib")
