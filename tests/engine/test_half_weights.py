@@ -314,21 +314,27 @@ def in_four_bits(request: pytest.FixtureRequest, tiny_model_dir: Path, monkeypat
     return made
 
 
+def held_at_each_token(adapters: Adapters) -> list[bool]:
+    """Of three tokens that are drawn, whether each group is held as each of them comes."""
+    seen: list[bool] = []
+
+    def look(*_: int) -> None:
+        seen.extend(half_for(group, 1) is not None for group in groups_of(adapters.base))
+
+    with adapters.use("policy"):
+        generate(adapters.base, [[5, 9, 30]], Sampling(0.0, 1.0, 0, 3, 0), ends=[-1], on_token=look)
+    assert len(seen) == 3 * len(groups_of(adapters.base))
+    return seen
+
+
 def test_four_bits_are_unpacked_once_for_all_that_is_sampled_and_only_so_long(in_four_bits: Adapters) -> None:
-    groups, seen = groups_of(in_four_bits.base), []
+    groups = groups_of(in_four_bits.base)
     before = drawn(in_four_bits)
     assert in_four_bits.hold_halves(sampling=True) == "all unpacked"
     assert not any(half_for(group, 1) for group in groups)
-    with in_four_bits.use("policy"):
-
-        def look(*_: int) -> None:
-            seen.append(all(half_for(group, 1) for group in groups))
-
-        generate(in_four_bits.base, [[5, 9, 30]], Sampling(0.0, 1.0, 0, 3, 0), on_token=look)
-        with pytest.raises(Cancelled):
-            generate(in_four_bits.base, [[5, 9, 30]], Sampling(0.0, 1.0, 0, 3, 0), cancelled=lambda: True)
-    assert seen
-    assert all(seen)
+    assert all(held_at_each_token(in_four_bits))
+    with pytest.raises(Cancelled):
+        generate(in_four_bits.base, [[5, 9, 30]], Sampling(0.0, 1.0, 0, 3, 0), cancelled=lambda: True)
     assert not any(half_for(group, 1) for group in groups)
     same = [one == other for one, other in zip(drawn(in_four_bits), before, strict=True)]
     assert sum(same) >= len(same) - 1
@@ -339,12 +345,7 @@ def test_without_room_for_them_four_bits_are_unpacked_layer_by_layer(
 ) -> None:
     monkeypatch.setattr("engine.adapters.free_bytes", lambda _: 1000)
     assert in_four_bits.hold_halves(sampling=True) == "none"
-    seen = []
-    with in_four_bits.use("policy"):
-        look = lambda *_: seen.append(any(half_for(group, 1) for group in groups_of(in_four_bits.base)))  # noqa: E731
-        generate(in_four_bits.base, [[5, 9, 30]], Sampling(0.0, 1.0, 0, 3, 0), on_token=look)
-    assert seen
-    assert not any(seen)
+    assert not any(held_at_each_token(in_four_bits))
 
 
 def test_what_four_bits_hold_is_exact_in_bf16_and_has_eleven_bits_in_fp16(in_four_bits: Adapters) -> None:
@@ -388,9 +389,4 @@ def test_without_a_kernel_four_bits_are_never_unpacked_for_nothing(
 
 def test_a_run_of_a_version_that_unpacked_nothing_goes_on_so(in_four_bits: Adapters) -> None:
     in_four_bits.hold_halves(sampling=True, as_before="all")
-    seen = []
-    with in_four_bits.use("policy"):
-        look = lambda *_: seen.append(any(half_for(group, 1) for group in groups_of(in_four_bits.base)))  # noqa: E731
-        generate(in_four_bits.base, [[5, 9, 30]], Sampling(0.0, 1.0, 0, 3, 0), on_token=look)
-    assert seen
-    assert not any(seen)
+    assert not any(held_at_each_token(in_four_bits))
