@@ -232,13 +232,10 @@ class Adapters:
             every = _groups(self.base)
             groups = [group for group in every if not is_packed(group[0])]
             whole = [*groups, [self.base.model.get_output_embeddings()]] if head else groups
-            four_bits = {} if len(groups) == len(every) else {UNPACKED: [*every, *whole[len(groups) :]]}
-            kinds = four_bits | {
-                "all": whole,
-                "wide": list(filter(is_wide, whole)),
-                "wide layers": list(filter(is_wide, groups)),
-            }
-            wanted = [as_before] if as_before else [kind for kind in kinds if sampling or not kind.startswith("all")]
+            wide = {"wide": list(filter(is_wide, whole)), "wide layers": list(filter(is_wide, groups))}
+            packed = [group for group in every if is_packed(group[0])]
+            kinds = ({UNPACKED: [*packed, *whole]} if packed else {}) | {"all": whole} | wide
+            wanted = [as_before] if as_before else list(kinds if sampling else wide)
             free = sys.maxsize if as_before else free_bytes(self.base.device)
             self.base.halves = next((kind for kind in wanted if self._holds(kinds.get(kind, []), free)), "none")
         return self.base.halves

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from engine.adapters import Adapters
+from engine.adapters import UNPACKED, Adapters
 from engine.base_model import load_base
 from engine.checkpoints import load_state, save_state
 from engine.heads import ScalarHead, load_head
@@ -25,7 +25,7 @@ _STATE = "state_training.pt"
 _HALVES = "halves"
 _TWICE = "are held a second time as this processor multiplies them fastest; that rounds nothing"
 _HELD = {
-    "all unpacked": "The layers in 4 bits are unpacked once for all that is sampled, not at every token",
+    UNPACKED: "The layers in 4 bits are unpacked once for all that is sampled, not at every token",
     "all": f"All layers that are not in 4 bits {_TWICE}",
     "wide": f"The widest layers {_TWICE}",
     "wide layers": f"The widest layers but the LM head {_TWICE}",

@@ -26,10 +26,8 @@ HEAD_ROWS = 512  # rows of logits at once, as engine.logps
 HEAD_BLOCK = 4096  # of the vocabulary at once on a CPU
 LIBRARIES_BYTES = 380 * MIB  # torch, transformers and peft as they are imported; measured
 KERNELS_BYTES = 40 * MIB  # what they load at the first pass; measured
-BF16_KERNELS_BYTES = (
-    20 * MIB,
-    60 * MIB,
-)  # on a CPU with bf16: before the first backward pass, and more in it; measured
+BF16_KERNELS_BYTES = 20 * MIB  # the same on a CPU with bf16; measured
+BF16_BACKWARD_BYTES = 60 * MIB  # what they load there at the first backward pass; measured
 TOKENIZER_BYTES = 1024  # an entry of the vocabulary
 CUDA_CONTEXT_BYTES = 512 * MIB  # what a process takes on a GPU before its first tensor
 CPU_ALLOCATOR = 1.1  # blocks of changing size leave gaps in the heap; fitted
@@ -274,9 +272,15 @@ class _Reckoner:
 
     @property
     def halves(self) -> float:
-        """Layers that are held in 16 bits as well: see :meth:`_halves`."""
-        return self._halves()[0]
+        """Layers that are held in 16 bits as well."""
+        return self._halves[0]
 
+    @property
+    def unpacked_to_sample(self) -> float:
+        """4-bit layers that are held in 16 bits as well while PPO samples."""
+        return self._halves[1]
+
+    @property
     def _halves(self) -> tuple[float, float]:
         """Layers in 16 bits as well (``engine.half_weights``): those always held, and those held while it samples.
 
@@ -413,7 +417,7 @@ class _Reckoner:
         """Episodes that are sampled together: as ``engine.generate.rows_that_fit`` has it from what is free."""
         if not self.available:
             return self.recipe.batch
-        left = max(0.0, self.left - self._halves()[1])
+        left = max(0.0, self.left - self.unpacked_to_sample)
         budget, most = (left / 2, 256) if self.gpu else (min(3.0 * 1024**3, left / 4), 64)
         fitting = int(budget / (2 * self.episode + 24 * self.shape.vocabulary))
         return max(1, min(self.recipe.batch, most, fitting))
@@ -436,22 +440,20 @@ class _Reckoner:
         held = self.loaded
         made_anew = self.recipe.quantisation == "nf4" or self.width == 4
         found = [("load", held + self.unpacked, 2.0 * self.shape.parameters * (made_anew and not self.gpu))]
-        kernels, more = (0, 0) if self.gpu else BF16_KERNELS_BYTES if self.width == 2 else (KERNELS_BYTES, 0)
-        held += kernels
+        in_bf16 = self.width == 2 and not self.gpu
+        held += 0 if self.gpu else BF16_KERNELS_BYTES if in_bf16 else KERNELS_BYTES
         if self.method == "ppo":
+            drawing = max(self.cache + self.unpacked_to_sample, self.kept)
             found += [
-                (
-                    "rollout",
-                    held + self.optimiser + max(self.cache + self._halves()[1], self.kept) + self.scoring,
-                    0.0,
-                ),
+                ("rollout", held + self.optimiser + drawing + self.scoring, 0.0),
                 ("score", held + self.optimiser + self.kept + self.scoring, 0.0),
             ]
         elif self.method in ("dpo", "kto", "reward"):  # the reference's log-probabilities; the zero of the scores
             found.append(("score", held + self.scoring, 0.0))
         # Kept graphs are used up one after the other before any other pass is made.
         most = max(self.activations, self.kept + self.scoring)
-        return [*found, ("update", held + self.optimiser + most + more, 0.0)]
+        held += BF16_BACKWARD_BYTES if in_bf16 else 0
+        return [*found, ("update", held + self.optimiser + most, 0.0)]
 
     def lines(self) -> list[str]:
         """How it was reckoned."""
@@ -472,7 +474,7 @@ class _Reckoner:
         if self.halves:
             found.append(f"layers held a second time, as the CPU multiplies them fastest: {in_bytes(self.halves)}")
         if isinstance(recipe, PpoRecipe):
-            unpacked = self._halves()[1]
+            unpacked = self.unpacked_to_sample
             found += [
                 f"key-value cache of {self.drawn_at_once} episodes at once: {in_bytes(self.cache)}",
                 *([f"4-bit layers unpacked while sampling: {in_bytes(unpacked)}"] if unpacked else []),

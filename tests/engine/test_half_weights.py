@@ -19,6 +19,7 @@ from engine.half_weights import MOST_ROWS, half_for, half_linear, has_room, hold
 from engine.logps import token_stats
 from engine.masking import Example
 from engine.packing import lay_out
+from tests.engine.conftest import randomise
 from tests.engine.test_decoder_layer import FAMILIES, ROWS, adapters_of
 from workbench.records import Sampling
 
@@ -308,9 +309,7 @@ def in_four_bits(request: pytest.FixtureRequest, tiny_model_dir: Path, monkeypat
     monkeypatch.setattr("engine.base_model.compute_dtype", lambda _: request.param)
     made = Adapters(load_base(tiny_model_dir, quantisation="nf4", device=torch.device("cpu")))
     made.add("policy", rank=4, alpha=8, trainable=True)
-    with torch.no_grad():
-        for one in made.parameters("policy"):
-            one.normal_(std=0.1, generator=torch.Generator().manual_seed(3))
+    randomise(made, "policy", 0.1, seed=3)
     return made
 
 

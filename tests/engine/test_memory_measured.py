@@ -30,7 +30,7 @@ def measured(
         pytest.skip("this processor has no bf16")
     script, folder = Path(__file__).with_name("measure_memory.py"), tmp_path_factory.mktemp("measured")
     command = [sys.executable, str(script), str(folder), *(["--fp32"] if request.param == "fp32" else [])]
-    threads = os.environ | {"OMP_NUM_THREADS": "2"}  # with one alone there are less is held: a pass has no halves
+    threads = os.environ | {"OMP_NUM_THREADS": "2"}  # with one alone less is held: a pass has no halves
     done = subprocess.run(command, env=threads, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     return {one["method"]: one for one in map(json.loads, done.stdout.splitlines())}
@@ -41,7 +41,7 @@ def measured(
 def test_the_peak_of_an_update_is_what_was_foretold(measured, method):
     found = measured[method]
     held, foretold = found["measured"]["update"], found["foretold"]["update"]
-    assert held - found["model"] > 120 * 2**20  # activations dominate: 10 M parameters are 20 or 40 MiB
+    assert held - found["model"] > 150 * 2**20  # activations dominate: 10 M parameters are 20 or 40 MiB
     assert foretold == pytest.approx(held, rel=WHOLE)
     before = found["foretold_model"]
     assert foretold - before == pytest.approx(held - found["model"], rel=ABOVE[method])
